@@ -1,0 +1,3 @@
+//! The kernel half of fwbpf.
+#![no_std]
+#![no_main]

@@ -1,0 +1,2 @@
+//! fwbpf's user space as a library: policy -> compile -> sim | kernel -> command.
+pub mod policy;

@@ -1,0 +1,2 @@
+//! The `fwbpf` command.
+fn main() {}

@@ -1,0 +1,2 @@
+//! `cargo xtask`: all that a person or CI runs.
+fn main() {}
