@@ -1,0 +1,45 @@
+//! Interfaces and local addresses.
+
+use super::Addr;
+use super::pod::pod;
+
+/// What the programs know of one interface.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Device {
+    /// The interface patterns of the policy that this interface's name fits, one word for each
+    /// parity of the generation number: the idle word is written before the flip. Bit 0 is always
+    /// set: it stands for "any interface".
+    pub patterns: [u64; 2],
+    /// The address that MASQUERADE uses for IPv4, or zero: the primary address of the interface
+    /// (`inet_select_addr` in the kernel's net/ipv4/devinet.c).
+    pub masquerade4: u32,
+    /// The same for IPv6, or zero.
+    pub masquerade6: Addr,
+    /// Bytes before the network header: 14 on Ethernet and loopback, 0 on tun and ppp.
+    pub l2_len: u32,
+    /// [`Device::LOOPBACK`] and its siblings.
+    pub flags: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Device {
+    /// The loopback interface: what is sent on it comes in again.
+    pub const LOOPBACK: u32 = 1;
+}
+
+/// Key of the `LOCAL` trie. IPv4 addresses are stored as `::ffff:a.b.c.d` (RFC 4291 2.5.5.2).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LocalKey {
+    /// Prefix length in bits, of the 128.
+    pub prefix_len: u32,
+    /// The address, network byte order.
+    pub address: [u8; 16],
+}
+
+pod! {
+    Device { size: 56, fields: [[u64; 2], u32, Addr, u32, u32, u32] }
+    LocalKey { size: 20, fields: [u32, [u8; 16]] }
+}

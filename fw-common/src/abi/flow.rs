@@ -1,0 +1,219 @@
+//! Connection tracking's records.
+
+use super::pod::{pod, pod_words};
+use super::{Addr, Family};
+use crate::MapCell;
+
+/// Names a flow: its two endpoints, the lower one first, so that both directions have one key.
+///
+/// ICMP queries are tracked as if from port `identifier` to port `type << 8 | code` of the
+/// request (netfilter's tuple holds the same three, net/netfilter/nf_conntrack_proto_icmp.c).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FlowKey {
+    /// Address of the lower endpoint.
+    pub low: Addr,
+    /// Address of the higher endpoint.
+    pub high: Addr,
+    /// Port of the lower endpoint.
+    pub low_port: u16,
+    /// Port of the higher endpoint.
+    pub high_port: u16,
+    /// Protocol number.
+    pub protocol: u8,
+    /// [`FlowKey::PRIMARY`] or [`FlowKey::ALIAS`].
+    pub kind: u8,
+    /// [`Family`] as a number.
+    pub family: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+impl FlowKey {
+    /// The flow itself, under the addresses that the side that opened it uses.
+    pub const PRIMARY: u8 = 0;
+    /// A translated flow's other name: the addresses that the far side sees.
+    pub const ALIAS: u8 = 1;
+
+    /// Whether this is an IPv4 flow.
+    pub const fn is_v4(&self) -> bool {
+        self.family == Family::V4 as u8
+    }
+}
+
+/// [`FlowKey`] without the words that IPv4 leaves zero: the key of the IPv4 maps.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FlowKey4 {
+    /// First word of [`FlowKey::low`].
+    pub low: u32,
+    /// First word of [`FlowKey::high`].
+    pub high: u32,
+    /// As in [`FlowKey`].
+    pub low_port: u16,
+    /// As in [`FlowKey`].
+    pub high_port: u16,
+    /// As in [`FlowKey`].
+    pub protocol: u8,
+    /// As in [`FlowKey`].
+    pub kind: u8,
+    /// Zero.
+    pub reserved: u16,
+}
+
+impl From<&FlowKey> for FlowKey4 {
+    #[inline(always)]
+    fn from(key: &FlowKey) -> Self {
+        Self {
+            low: key.low[0],
+            high: key.high[0],
+            low_port: key.low_port,
+            high_port: key.high_port,
+            protocol: key.protocol,
+            kind: key.kind,
+            reserved: 0,
+        }
+    }
+}
+
+impl From<&FlowKey4> for FlowKey {
+    fn from(key: &FlowKey4) -> Self {
+        Self {
+            low: [key.low, 0, 0, 0],
+            high: [key.high, 0, 0, 0],
+            low_port: key.low_port,
+            high_port: key.high_port,
+            protocol: key.protocol,
+            kind: key.kind,
+            family: Family::V4 as u8,
+            reserved: 0,
+        }
+    }
+}
+
+/// A tracked flow, or (under a key of kind [`FlowKey::ALIAS`]) the pointer to one.
+///
+/// Every mutable word is a [`MapCell`]: two CPUs that see packets of one flow at the same moment
+/// may each lose the other's transition, as if one packet had been missed.
+#[repr(C)]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Flow {
+    /// When the flow ends unless another packet comes.
+    pub expires: MapCell<u64>,
+    /// When it was opened.
+    pub created: u64,
+    /// [`Flow::LOW_OPENED`] and its siblings.
+    pub status: MapCell<u32>,
+    /// TCP: state, last index, last direction, one byte each from the lowest; flags in the highest.
+    pub tcp: MapCell<u32>,
+    /// TCP: sequence number of the last packet noted.
+    pub last_seq: MapCell<u32>,
+    /// TCP: sequence number after the last packet noted.
+    pub last_end: MapCell<u32>,
+    /// TCP: acknowledgement of the last packet noted.
+    pub last_ack: MapCell<u32>,
+    /// TCP: window of the last packet noted (low half), its window scale and options (high half).
+    pub last_window: MapCell<u32>,
+    /// What each side has sent: original direction, then reply.
+    pub sent: [Sent; 2],
+    /// The translated source address, if [`Flow::SNAT`].
+    pub nat_source: Addr,
+    /// The translated source port (ICMP: identifier), if [`Flow::SNAT`].
+    pub nat_port: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// Interface that the flow leaves by, when translated: the flow ends with its address.
+    pub nat_device: u32,
+    /// A primary's alias, an alias's primary; unused in a flow that is not translated.
+    pub other: FlowKey,
+}
+
+/// One direction of a TCP flow, in the terms of netfilter's `ip_ct_tcp_state`.
+#[repr(C)]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sent {
+    /// Highest sequence number sent, plus one.
+    pub end: MapCell<u32>,
+    /// Highest sequence number that the other side's window allows.
+    pub max_end: MapCell<u32>,
+    /// Largest window offered, in bytes.
+    pub max_window: MapCell<u32>,
+    /// Highest acknowledgement sent.
+    pub max_ack: MapCell<u32>,
+    /// Window scale in the low byte, flags above.
+    pub flags: MapCell<u32>,
+}
+
+impl Flow {
+    /// The key's lower endpoint opened the flow.
+    pub const LOW_OPENED: u32 = 1;
+    /// A packet came back.
+    pub const SEEN_REPLY: u32 = 1 << 1;
+    /// Traffic both ways is proven: the flow is worth keeping.
+    pub const ASSURED: u32 = 1 << 2;
+    /// The source is translated.
+    pub const SNAT: u32 = 1 << 3;
+    /// Being deleted: a packet that still finds it takes it for absent.
+    pub const DYING: u32 = 1 << 4;
+    /// In the embryonic tier.
+    pub const EMBRYO: u32 = 1 << 5;
+}
+
+/// Names an IP datagram under reassembly as one hook sees it (RFC 791 3.2, RFC 8200 4.5).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct FragmentKey {
+    /// Source address.
+    pub source: Addr,
+    /// Destination address.
+    pub destination: Addr,
+    /// The datagram's identification.
+    pub id: u32,
+    /// Protocol number.
+    pub protocol: u8,
+    /// 0 at ingress, 1 at egress.
+    pub hook: u8,
+    /// [`Family`] as a number.
+    pub family: u8,
+    /// Zero.
+    pub reserved: u8,
+}
+
+/// What later fragments borrow from the first: the transport header that they lack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Fragment {
+    /// When it is forgotten.
+    pub expires: u64,
+    /// Source port (ICMP: type) in the high half, destination port (ICMP: code) in the low.
+    pub ports: u32,
+    /// The flow's ports, as [`FlowKey`] has them.
+    pub flow_ports: u32,
+    /// TCP flags.
+    pub tcp_flags: u8,
+    /// The packet's ct bits.
+    pub ct: u8,
+    /// The packet's direction: 0 original, 1 reply, 2 none.
+    pub direction: u8,
+    /// Bit 0: the first fragment traversed the nat chains. Bit 1: it was dropped.
+    pub flags: u8,
+    /// Zero.
+    pub reserved: u32,
+}
+
+pod! {
+    FlowKey { size: 40, fields: [Addr, Addr, u16, u16, u8, u8, u8, u8] }
+    FlowKey4 { size: 16, fields: [u32, u32, u16, u16, u8, u8, u16] }
+    FragmentKey { size: 40, fields: [Addr, Addr, u32, u8, u8, u8, u8] }
+    Fragment { size: 24, fields: [u64, u32, u32, u8, u8, u8, u8, u32] }
+}
+
+pod_words! {
+    Flow {
+        words: FLOW_WORDS,
+        fields: [u64, u64, u32, u32, u32, u32, u32, u32, [u32; 5], [u32; 5], Addr, u16, u16, u32, FlowKey],
+    }
+}
+
+/// [`Flow`] as plain words: what user space reads from the flow maps.
+pub const FLOW_WORDS: usize = 18;

@@ -1,0 +1,48 @@
+//! The names and sizes of the maps, and of their pins in the state directory.
+//!
+//! Every map is pinned under its name; `fw-ebpf/src/maps.rs` declares them.
+
+/// ARRAY_OF_MAPS of one slot: the running policy, an array of [`super::blob::Cell`].
+pub const POLICY: &str = "POLICY";
+/// PERCPU_ARRAY of `[u64; 2]`: packets and bytes by counter slot.
+pub const COUNTERS: &str = "COUNTERS";
+/// HASH, u32 interface index -> [`super::device::Device`].
+pub const DEVICES: &str = "DEVICES";
+/// LPM_TRIE of [`super::device::LocalKey`] -> u32: addresses that are this host's, and broadcast.
+pub const LOCAL: &str = "LOCAL";
+/// HASH of confirmed flows, IPv4: key [`super::flow::FlowKey4`].
+pub const FLOWS4: &str = "FLOWS4";
+/// HASH of confirmed flows, IPv6: key [`super::flow::FlowKey`].
+pub const FLOWS6: &str = "FLOWS6";
+/// LRU_HASH of embryonic flows opened from outside, IPv4.
+pub const EMBRYOS4: &str = "EMBRYOS4";
+/// LRU_HASH of embryonic flows opened from outside, IPv6.
+pub const EMBRYOS6: &str = "EMBRYOS6";
+/// LRU_HASH of [`super::flow::FragmentKey`] -> [`super::flow::Fragment`].
+pub const FRAGMENTS: &str = "FRAGMENTS";
+/// PERCPU_ARRAY of u64 by [`super::stat::Stat`].
+pub const STATS: &str = "STATS";
+
+/// Counter slots: rules and policies of the running and the next generation together.
+pub const COUNTER_SLOTS: u32 = 65_536;
+/// Capacity of [`DEVICES`].
+pub const DEVICES_MAX: u32 = 4_096;
+/// Capacity of [`LOCAL`].
+pub const LOCAL_MAX: u32 = 65_536;
+/// Capacity of [`FLOWS4`].
+pub const FLOWS4_MAX: u32 = 262_144;
+/// Capacity of [`FLOWS6`].
+pub const FLOWS6_MAX: u32 = 131_072;
+/// Capacity of [`EMBRYOS4`] and of [`EMBRYOS6`].
+pub const EMBRYOS_MAX: u32 = 65_536;
+/// Capacity of [`FRAGMENTS`].
+pub const FRAGMENTS_MAX: u32 = 16_384;
+
+/// The programs, by the name that they have in the object and as pins.
+pub const PROGRAM_INGRESS: &str = "fwbpf_ingress";
+/// tcx or clsact egress.
+pub const PROGRAM_EGRESS: &str = "fwbpf_egress";
+/// XDP early drop.
+pub const PROGRAM_XDP: &str = "fwbpf_xdp";
+/// Run by user space only: deletes flows that are still expired when it looks.
+pub const PROGRAM_SWEEP: &str = "fwbpf_sweep";

@@ -1,0 +1,62 @@
+//! Why packets were dropped, and other events worth a counter of their own.
+
+macro_rules! stats {
+    ($($(#[$doc:meta])* $variant:ident = $value:literal, $name:literal, $text:literal;)*) => {
+        /// Index into the `STATS` map.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum Stat {
+            $($(#[$doc])* $variant = $value,)*
+        }
+
+        impl Stat {
+            /// Every variant, in index order.
+            pub const ALL: &[Self] = &[$(Self::$variant),*];
+
+            /// The name as metrics and `--json` spell it.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// What it means, for people.
+            pub const fn text(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+
+            /// Whether it counts dropped packets.
+            pub const fn is_drop(self) -> bool {
+                (self as u32) < Self::FlowTableFull as u32
+            }
+        }
+    };
+}
+
+stats! {
+    /// A rule or a policy said DROP.
+    Policy = 0, "policy", "dropped by a rule or a chain's policy";
+    /// The headers do not hold together.
+    Malformed = 1, "malformed", "transport header cut short, or too many extension headers";
+    /// A later fragment whose first fragment was not seen (RFC 791 3.2 gives it no ports).
+    FragmentWithoutFirst = 2, "fragment_without_first", "a later fragment to be forwarded came before its first fragment";
+    /// No free port for masquerading.
+    NoFreePort = 3, "no_free_port", "masquerading found no free source port";
+    /// MASQUERADE matched, but the output interface has no address.
+    NoMasqueradeAddress = 4, "no_masquerade_address", "the output interface has no address to masquerade with";
+    /// Flow could not be stored in either tier.
+    NoFlowEntry = 5, "no_flow_entry", "a new flow could not be stored";
+    /// Chain evaluation did not come to an end within its bound.
+    Unbounded = 6, "unbounded", "chain evaluation exceeded its bound";
+    /// The packet could not be rewritten.
+    Rewrite = 7, "rewrite", "the packet could not be rewritten";
+    /// The interface has programs but no record.
+    UnknownDevice = 8, "unknown_device", "the interface is not known to the firewall";
+    /// The confirmed tier was full; the flow is tracked in the embryonic tier.
+    FlowTableFull = 16, "flow_table_full", "a flow stayed in the embryonic tier because the confirmed tier is full";
+    /// XDP dropped it before the network stack saw it (it is in `policy` as well).
+    XdpDrop = 17, "xdp_drop", "dropped early by XDP (these are among the policy drops)";
+    /// A flow found to be past its time.
+    Expired = 18, "expired", "a packet met a flow past its time";
+}
+
+/// Length of the `STATS` map.
+pub const STATS_MAX: u32 = 32;

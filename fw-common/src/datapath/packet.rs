@@ -1,0 +1,51 @@
+//! What the datapath asks of a packet.
+
+/// A packet at a hook. The BPF programs implement it over an skb or an XDP frame, user space over
+/// a byte slice. Offsets count from the beginning of the frame.
+pub trait Packet {
+    /// Copies `N` bytes out; nothing if the packet ends before.
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
+
+    /// Overwrites `N` bytes.
+    #[must_use]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
+
+    /// Updates the IPv4 header checksum at `offset` for a 32-bit word that changed (RFC 1624).
+    #[must_use]
+    fn replace_l3_sum(&mut self, offset: u32, from: u32, to: u32) -> Option<()>;
+
+    /// Updates the transport checksum at `offset` for words that changed by `difference` (a
+    /// one's-complement sum of `!old + new` in network byte order, folded to 32 bits). `pseudo`: the
+    /// words are part of the pseudo header, so an unfinished (CHECKSUM_PARTIAL) sum changes as
+    /// well. `udp`: a sum of zero means "none" and stays; a result of zero becomes 0xffff.
+    #[must_use]
+    fn replace_l4_sum(
+        &mut self,
+        offset: u32,
+        difference: u32,
+        pseudo: bool,
+        udp: bool,
+        v6: bool,
+    ) -> Option<()>;
+
+    /// Bytes in the frame, link layer included.
+    fn len(&self) -> u32;
+
+    /// The EtherType, host byte order.
+    fn ethertype(&self) -> u16;
+
+    /// Whether the frame is for another host (promiscuous mode): the stack will drop it.
+    fn is_for_other_host(&self) -> bool;
+
+    /// Index of the interface that the hook is on.
+    fn device(&self) -> u32;
+
+    /// Index of the layer-3 interface that the packet came in by; 0 if it was made on this host.
+    fn arrival_device(&self) -> u32;
+
+    /// The note that ingress left for egress on this packet (the skb's `tc_index`); 0 if none.
+    fn note(&self) -> u16;
+
+    /// Leaves the note.
+    fn set_note(&mut self, note: u16);
+}

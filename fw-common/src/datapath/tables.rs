@@ -1,0 +1,109 @@
+//! What the datapath asks of its state.
+
+use core::ops::ControlFlow;
+
+use crate::MapCell;
+use crate::abi::blob::Cell;
+use crate::abi::device::Device;
+use crate::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use crate::abi::stat::Stat;
+use crate::abi::{Addr, Family};
+
+/// The datapath's state: BPF maps in the kernel, collections in the simulator.
+pub trait Tables {
+    /// A handle of one policy, held for a whole packet so that it is judged by one generation.
+    type Generation: Copy;
+
+    /// The policy that runs now; nothing before the first load.
+    fn generation(&self) -> Option<Self::Generation>;
+
+    /// A cell of the policy.
+    fn cell(&self, generation: Self::Generation, index: u32) -> Option<&Cell>;
+
+    /// Counts a packet on a rule or policy. A later fragment adds bytes but no packet.
+    fn hit(&self, slot: u32, packets: u32, bytes: u32);
+
+    /// Counts an event.
+    fn count(&self, stat: Stat);
+
+    /// The record of an interface.
+    fn device(&self, index: u32) -> Option<&Device>;
+
+    /// Where the stack will send a packet that came in by `device`.
+    fn route(&self, query: &RouteQuery) -> Route;
+
+    /// Finds a flow, in either tier.
+    fn flow(&self, key: &FlowKey) -> Option<&Flow>;
+
+    /// Adds a flow, if the key is free.
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError>;
+
+    /// Removes a flow from whichever tier has it.
+    fn remove_flow(&self, key: &FlowKey);
+
+    /// What the first fragment of this datagram left.
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
+
+    /// Notes the first fragment of a datagram.
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment);
+
+    /// One of [`crate::abi::blob::MAX_DEPTH`] return addresses of the chain interpreter.
+    fn frame(&self, depth: u32) -> Option<&MapCell<u64>>;
+
+    /// The coarse monotonic clock, nanoseconds.
+    fn now(&self) -> u64;
+
+    /// Random bits, for port choice.
+    fn random(&self) -> u32;
+
+    /// Runs `step` for 0, 1, .. `count - 1` until it breaks: `bpf_loop` in the kernel, `for` on
+    /// the host.
+    fn run<S: Step>(&self, count: u32, step: &mut S);
+}
+
+/// The body of a loop.
+pub trait Step {
+    /// One turn.
+    fn step(&mut self, turn: u32) -> ControlFlow<()>;
+}
+
+/// What decides a packet's route.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteQuery {
+    /// IP version.
+    pub family: Family,
+    /// Interface that the packet came in by.
+    pub device: u32,
+    /// Source address.
+    pub source: Addr,
+    /// Destination address, after translation.
+    pub destination: Addr,
+}
+
+/// Where a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    /// To this host, including broadcast and multicast. Also whatever cannot be forwarded: were
+    /// the table of local addresses stale, the packet would still meet INPUT.
+    Local,
+    /// To another host.
+    Forward,
+}
+
+/// Which table a flow goes to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tier {
+    /// The table of confirmed flows; the embryonic one if that is full.
+    Confirmed,
+    /// The least-recently-used table of flows that outsiders opened and did not yet complete.
+    Embryo,
+}
+
+/// Why a flow was not added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InsertError {
+    /// The key is taken.
+    Exists,
+    /// There is no room.
+    Full,
+}
