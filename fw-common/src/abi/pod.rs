@@ -27,7 +27,7 @@ pub(crate) use pod;
 /// For records that hold `MapCell`s, which cannot be `Copy` and so not `aya::Pod`: the same proof,
 /// and conversions from and to the plain words that user space reads and writes.
 macro_rules! pod_words {
-    ($type:ident { words: $words:expr, fields: [$($field:ty),* $(,)?] }) => {
+    ($type:ident { words: $words:expr, fields: [$($field:ty),* $(,)?] $(,)? }) => {
         const _: () = {
             assert!(size_of::<$type>() == $words * 8);
             assert!(0 $(+ size_of::<$field>())* == $words * 8, "implicit padding");
