@@ -1,8 +1,4 @@
 //! What makes a record fit to cross into the kernel.
-#![allow(
-    unsafe_code,
-    reason = "`aya::Pod` is an unsafe trait; the macro is the only place that implements it"
-)]
 
 /// Asserts a record's size and, in user space, implements `aya::Pod` for it.
 ///
@@ -19,6 +15,7 @@ macro_rules! pod {
         // integers (transparent), and the assertion above proves that it has no padding, so every
         // byte is initialised and any byte pattern is a value.
         #[cfg(feature = "user")]
+        #[expect(unsafe_code, reason = "aya::Pod is an unsafe trait; proven above")]
         unsafe impl aya::Pod for $type {}
     )*};
 }
@@ -34,6 +31,7 @@ macro_rules! pod_words {
         };
 
         impl From<[u64; $words]> for $type {
+            #[expect(unsafe_code, reason = "proven below")]
             fn from(words: [u64; $words]) -> Self {
                 // SAFETY: equal sizes, no padding (both asserted above), and every field is an
                 // integer or a transparent cell of one, so any bit pattern is a value.
@@ -42,6 +40,7 @@ macro_rules! pod_words {
         }
 
         impl From<&$type> for [u64; $words] {
+            #[expect(unsafe_code, reason = "proven below")]
             fn from(record: &$type) -> Self {
                 // SAFETY: as above, in the other direction: no byte is uninitialised.
                 unsafe { core::mem::transmute(record.clone()) }
