@@ -40,6 +40,6 @@ pub struct LocalKey {
 }
 
 pod! {
-    Device { size: 56, fields: [[u64; 2], u32, Addr, u32, u32, u32] }
+    Device { size: 48, fields: [[u64; 2], u32, Addr, u32, u32, u32] }
     LocalKey { size: 20, fields: [u32, [u8; 16]] }
 }
