@@ -206,30 +206,42 @@ fn apt_get() -> Command {
     command
 }
 
-/// The services of the packages above. Starting dockerd rewrites the host's iptables rules, and
-/// the tests start their own in a namespace.
-const SERVICES: [(&str, &[&str]); 4] = [
-    ("docker.io", &["docker.service", "docker.socket"]),
-    ("docker.io", &["containerd.service"]),
-    ("prometheus", &["prometheus.service"]),
-    ("nftables", &["nftables.service"]),
+/// The services of the packages above: package, systemd's units, System V's script. Starting
+/// dockerd rewrites the host's iptables rules, and the tests start their own in a namespace.
+const SERVICES: [(&str, &[&str], &str); 3] = [
+    (
+        "docker.io",
+        &["docker.service", "docker.socket", "containerd.service"],
+        "docker",
+    ),
+    ("prometheus", &["prometheus.service"], "prometheus"),
+    ("nftables", &["nftables.service"], "nftables"),
 ];
 
 /// Keeps the services of freshly installed packages from starting at the next boot. Only
 /// packages that this run installed are passed here: a dockerd that was there is nobody's business.
 fn disable_services(progress: &Progress, installed: &[&str]) -> Result<()> {
-    let units: Vec<&str> = SERVICES
-        .iter()
-        .filter(|(package, _)| installed.contains(package))
-        .flat_map(|(_, units)| units.iter().copied())
-        .collect();
-    if units.is_empty() || find("systemctl").next().is_none() {
-        return Ok(());
+    for (package, units, script) in SERVICES {
+        if !installed.contains(&package) {
+            continue;
+        }
+        // These two are what the packages' own scripts use, with and without systemd.
+        progress.run(
+            &format!("keeping {package}'s services switched off"),
+            outside("deb-systemd-helper")
+                .arg("disable")
+                .args(units)
+                // It refuses to work for anyone who does not say which package's script asks.
+                .env("DPKG_MAINTSCRIPT_PACKAGE", package),
+        )?;
+        if Path::new("/etc/init.d").join(script).exists() {
+            progress.run(
+                &format!("keeping {package}'s start script switched off"),
+                outside("update-rc.d").args([script, "disable"]),
+            )?;
+        }
     }
-    progress.run(
-        "keeping the new packages' services switched off",
-        outside("systemctl").arg("disable").args(&units),
-    )
+    Ok(())
 }
 
 const POLICY: &str = "/usr/sbin/policy-rc.d";
