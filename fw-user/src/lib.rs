@@ -1,2 +1,4 @@
 //! fwbpf's user space as a library: policy -> compile -> sim | kernel -> command.
+pub mod compile;
 pub mod policy;
+pub mod sim;

@@ -4,9 +4,10 @@
 //! cell 0            header
 //! cell 1            timeouts
 //! cell 2..          directory: one chain cell per chain; base chains at fixed places
+//! then              predicate cells, those of one rule next to each other
 //! then, per chain   linear: its rules, in order
-//!                   tables: table cells; per table its buckets; rule cells; in any order
-//! then              predicate cells, meta cells (the model itself, for `show`)
+//!                   tables: table cells; per table its buckets and its rules, list by list
+//! then              meta cells (the model itself, for `show`)
 //! ```
 //! The builder (user space) writes records with `encode`; the datapath reads them through the
 //! borrowing views (`Rule`, `Chain`, ...), which cost nothing: each getter is one indexed load.

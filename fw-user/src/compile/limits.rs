@@ -1,0 +1,104 @@
+//! Why a well-formed policy may still not fit the kernel's tables.
+
+use std::fmt;
+
+use fw_common::abi::blob::{MAX_DEPTH, MAX_PATTERNS};
+use fw_common::abi::maps::COUNTER_SLOTS;
+
+use crate::policy::model::{Origin, Policy};
+
+/// A limit that the policy exceeds: where, what was found, and what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Limits {
+    /// More interface patterns than the word of an interface has bits.
+    #[error(
+        "{place}: `{pattern}` is interface pattern number {}, and one policy may name {MAX_PATTERNS}; \
+         name several interfaces by one pattern that ends in `+`, or leave out interfaces that \
+         need no rule of their own",
+        MAX_PATTERNS + 1
+    )]
+    Patterns {
+        /// The rule that names one too many.
+        place: Place,
+        /// The pattern.
+        pattern: String,
+    },
+    /// A jump to a chain that its table lacks.
+    #[error(
+        "{place}: there is no chain `{chain}` in this table; declare it with `:{chain} - [0:0]` or `-N {chain}`"
+    )]
+    UnknownChain {
+        /// The rule that jumps.
+        place: Place,
+        /// The chain's name.
+        chain: String,
+    },
+    /// A chain that can be reached from itself.
+    #[error(
+        "{place}: the jump to `{chain}` closes a loop: packets would never leave it; remove one of the jumps between these chains"
+    )]
+    Loop {
+        /// The rule that jumps.
+        place: Place,
+        /// The chain's name.
+        chain: String,
+    },
+    /// Jumps that nest too deep.
+    #[error("{place}: the jump to `{chain}` is number {} of a nest of jumps, and {MAX_DEPTH} may nest; join some of the chains, or use `-g` where the caller's further rules are not needed", MAX_DEPTH + 1)]
+    Depth {
+        /// The rule that jumps.
+        place: Place,
+        /// The chain's name.
+        chain: String,
+    },
+    /// More rules and policies than there are counters.
+    #[error(
+        "the policy needs {needed} counters (one for each rule and each chain's policy), and the running policy \
+         and this one have {COUNTER_SLOTS} together (slot {slot} was asked for); join rules by `-m multiport` or by wider \
+         prefixes, or unload the running policy first"
+    )]
+    Counters {
+        /// Rules and base chains of the policy.
+        needed: usize,
+        /// The first slot beyond the end.
+        slot: u32,
+    },
+    /// A port list longer than iptables' own.
+    #[error(
+        "{place}: the port list has {ranges} separate ranges, and `-m multiport` takes 15; write the rule twice, with half of the list each"
+    )]
+    PortList {
+        /// The rule.
+        place: Place,
+        /// Ranges left after joining neighbours.
+        ranges: usize,
+    },
+}
+
+/// The line that a rule came from, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file's name, if it is known.
+    pub file: Option<String>,
+    /// The line, from 1.
+    pub line: u32,
+}
+
+impl Place {
+    /// Names a rule's origin.
+    pub fn of(policy: &Policy, origin: Origin) -> Self {
+        Self {
+            file: policy.files.get(origin.file as usize).cloned(),
+            line: origin.line,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.file {
+            Some(file) => write!(f, "{file}:{}", self.line),
+            None => write!(f, "line {}", self.line),
+        }
+    }
+}

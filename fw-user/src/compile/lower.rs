@@ -1,0 +1,344 @@
+//! One rule of the model becomes one record: what the record's fields can say goes there, the rest
+//! becomes predicates.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use fw_common::abi::blob::{Condition, PredicateFields, RuleFields, pack_range, target};
+use fw_common::abi::{Addr, ct};
+
+use super::patterns::Patterns;
+use super::{Limits, Place, ports};
+use crate::policy::model::{
+    Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
+    Policy, PortRange, Ports, Prefix, Rule, Target, Tcp, TcpFlags, WhichPort,
+};
+
+/// What a rule's words refer to.
+pub(super) struct Scope<'a> {
+    pub policy: &'a Policy,
+    pub family: Family,
+    pub patterns: &'a Patterns,
+    /// The ids of the table's chains.
+    pub chains: &'a BTreeMap<&'a str, u32>,
+}
+
+/// A rule as the datapath reads it, without its place.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Lowered {
+    pub fields: RuleFields,
+    pub predicates: Vec<PredicateFields>,
+}
+
+/// Lowers a rule. Its index, its slot and the places of its predicates are filled in by the caller.
+pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
+    let mut out = Lowered::default();
+    if let Some(prefix) = rule.source {
+        out.source(prefix);
+    }
+    if let Some(prefix) = rule.destination {
+        out.destination(prefix);
+    }
+    if let Some(interface) = &rule.in_interface {
+        out.interface(interface, scope, Side::In);
+    }
+    if let Some(interface) = &rule.out_interface {
+        out.interface(interface, scope, Side::Out);
+    }
+    match rule.protocol {
+        Some(Negatable { not: false, value }) => out.require_protocol(value),
+        Some(Negatable { not: true, value }) => out.predicate(true, Condition::Protocol(value)),
+        None => {}
+    }
+    for condition in &rule.matches {
+        match condition {
+            Match::Tcp(tcp) => out.tcp(tcp),
+            Match::Udp(ports) => {
+                out.require_protocol(UDP);
+                out.ports(ports);
+            }
+            Match::Icmp(kind) => out.icmp(*kind, scope.family),
+            Match::Multiport(multiport) => {
+                out.multiport(multiport)
+                    .map_err(|ranges| Limits::PortList {
+                        place: Place::of(scope.policy, rule.origin),
+                        ranges,
+                    })?;
+            }
+            Match::State(states) => out.states(states.not, states.value.0),
+            Match::Conntrack(conntrack) => out.conntrack(conntrack),
+            Match::Comment(_) => {}
+        }
+    }
+    out.target(rule, scope)?;
+    Ok(out)
+}
+
+const ICMP: u8 = 1;
+const TCP: u8 = 6;
+const UDP: u8 = 17;
+const ICMPV6: u8 = 58;
+
+/// The states of which a packet has exactly one; SNAT and DNAT may come on top.
+const REAL_STATES: u8 = ct::NEW | ct::ESTABLISHED | ct::RELATED | ct::INVALID | ct::UNTRACKED;
+
+#[derive(Clone, Copy)]
+enum Side {
+    In,
+    Out,
+}
+
+impl Lowered {
+    fn predicate(&mut self, not: bool, condition: Condition) {
+        self.predicates.push(PredicateFields { not, condition });
+    }
+
+    /// The rule can match nothing: every packet has a connection state.
+    fn never(&mut self) {
+        self.fields.ct_mask = 0;
+    }
+
+    fn source(&mut self, prefix: Negatable<Prefix>) {
+        let (address, mask) = masked(prefix.value);
+        if prefix.not {
+            self.predicate(true, Condition::Source(address, mask));
+        } else {
+            self.fields.source = address;
+            self.fields.source_mask = mask;
+        }
+    }
+
+    fn destination(&mut self, prefix: Negatable<Prefix>) {
+        let (address, mask) = masked(prefix.value);
+        if prefix.not {
+            self.predicate(true, Condition::Destination(address, mask));
+        } else {
+            self.fields.destination = address;
+            self.fields.destination_mask = mask;
+        }
+    }
+
+    fn interface(&mut self, pattern: &Negatable<InterfacePattern>, scope: &Scope<'_>, side: Side) {
+        match (scope.patterns.bit(&pattern.value), pattern.not, side) {
+            (None, false, _) => {}
+            (None, true, _) => self.never(),
+            (Some(bit), false, Side::In) => self.fields.in_pattern = bit,
+            (Some(bit), false, Side::Out) => self.fields.out_pattern = bit,
+            (Some(bit), true, Side::In) => self.predicate(true, Condition::InInterface(bit)),
+            (Some(bit), true, Side::Out) => self.predicate(true, Condition::OutInterface(bit)),
+        }
+    }
+
+    fn require_protocol(&mut self, number: u8) {
+        match self.fields.protocol {
+            None => self.fields.protocol = Some(number),
+            Some(required) if required == number => {}
+            Some(_) => self.never(),
+        }
+    }
+
+    fn tcp(&mut self, tcp: &Tcp) {
+        self.require_protocol(TCP);
+        self.ports(&tcp.ports);
+        let Some(Negatable {
+            not,
+            value: TcpFlags { mask, set },
+        }) = tcp.flags
+        else {
+            return;
+        };
+        if not || self.fields.tcp_mask != 0 {
+            self.predicate(not, Condition::TcpFlags { mask, set });
+        } else {
+            self.fields.tcp_mask = mask;
+            self.fields.tcp_set = set;
+        }
+    }
+
+    fn ports(&mut self, ports: &Ports) {
+        let both = [
+            (ports.source, WhichPort::Source),
+            (ports.destination, WhichPort::Destination),
+        ];
+        for (range, which) in both {
+            match range {
+                Some(Negatable { not: false, value }) => {
+                    self.narrow(which, (value.first, value.last))
+                }
+                Some(Negatable { not: true, value }) => {
+                    self.port_list(true, which, &[(value.first, value.last)]);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Ports of one side must be in this range too.
+    fn narrow(&mut self, which: WhichPort, range: (u16, u16)) {
+        let field = match which {
+            WhichPort::Source => &mut self.fields.source_ports,
+            WhichPort::Destination => &mut self.fields.destination_ports,
+            WhichPort::Either => return self.port_list(false, which, &[range]),
+        };
+        match ports::intersect(*field, range) {
+            Some(common) => *field = common,
+            None => self.never(),
+        }
+    }
+
+    fn port_list(&mut self, not: bool, which: WhichPort, list: &[(u16, u16)]) {
+        let mut ranges = [(1, 0); PORT_RANGES];
+        for (place, range) in ranges.iter_mut().zip(list) {
+            *place = *range;
+        }
+        let which = match which {
+            WhichPort::Source => 1,
+            WhichPort::Destination => 2,
+            WhichPort::Either => 3,
+        };
+        self.predicate(not, Condition::Ports { which, ranges });
+    }
+
+    /// Fails with the number of ranges if there are too many.
+    fn multiport(&mut self, multiport: &Multiport) -> Result<(), usize> {
+        let Negatable { not, value } = &multiport.ports;
+        let joined = ports::join(value);
+        match joined.as_slice() {
+            [range] if !not => self.narrow(multiport.which, *range),
+            list if list.len() <= PORT_RANGES => self.port_list(*not, multiport.which, list),
+            list => return Err(list.len()),
+        }
+        Ok(())
+    }
+
+    fn icmp(&mut self, icmp: Option<Negatable<IcmpType>>, family: Family) {
+        self.require_protocol(match family {
+            Family::Ipv4 => ICMP,
+            Family::Ipv6 => ICMPV6,
+        });
+        let Some(Negatable { not, value }) = icmp else {
+            return;
+        };
+        // IPv4's type 255 stands for "any" in the kernel too (`icmp_type_code_match`,
+        // net/ipv4/netfilter/ip_tables.c); IPv6's is a type like others.
+        let kind = match (value.kind, family) {
+            (Some(255), Family::Ipv4) => None,
+            (kind, _) => kind,
+        };
+        match (kind, not) {
+            (None, false) => {}
+            (None, true) => self.never(),
+            (Some(kind), false) => {
+                // ICMP's type and code are where ports would be.
+                self.narrow(WhichPort::Source, (kind.into(), kind.into()));
+                let (first, last) = value.codes;
+                self.narrow(WhichPort::Destination, (first.into(), last.into()));
+            }
+            (Some(kind), true) => self.predicate(
+                true,
+                Condition::Icmp {
+                    kind,
+                    codes: value.codes,
+                },
+            ),
+        }
+    }
+
+    fn states(&mut self, not: bool, states: u8) {
+        let only_real = states & !REAL_STATES == 0;
+        let mask = match not {
+            false => states,
+            // Exactly one real state holds: not to be in a set is to be in its complement.
+            true if only_real => REAL_STATES & !states,
+            true => return self.predicate(true, Condition::CtState(states)),
+        };
+        let field = &mut self.fields.ct_mask;
+        if *field == ANY_STATE {
+            *field = mask;
+        } else if (*field | mask) & !REAL_STATES == 0 {
+            *field &= mask;
+        } else {
+            self.predicate(false, Condition::CtState(mask));
+        }
+    }
+
+    fn conntrack(&mut self, conntrack: &Conntrack) {
+        if let Some(states) = conntrack.states {
+            self.states(states.not, states.value.0);
+        }
+        if let Some(direction) = conntrack.direction {
+            let direction = match direction {
+                CtDirection::Original => 0,
+                CtDirection::Reply => 1,
+            };
+            self.predicate(
+                false,
+                Condition::CtDirection {
+                    direction,
+                    without_flow: conntrack.states.is_some(),
+                },
+            );
+        }
+    }
+
+    fn target(&mut self, rule: &Rule, scope: &Scope<'_>) -> Result<(), Limits> {
+        let chain = |name: &String| {
+            scope
+                .chains
+                .get(name.as_str())
+                .copied()
+                .ok_or_else(|| Limits::UnknownChain {
+                    place: Place::of(scope.policy, rule.origin),
+                    chain: name.clone(),
+                })
+        };
+        (self.fields.target, self.fields.argument) = match &rule.target {
+            Target::Continue => (target::CONTINUE, 0),
+            Target::Accept => (target::ACCEPT, 0),
+            Target::Drop => (target::DROP, 0),
+            Target::Return => (target::RETURN, 0),
+            Target::Jump(name) => (target::JUMP, chain(name)?),
+            Target::Goto(name) => (target::GOTO, chain(name)?),
+            Target::Masquerade(masquerade) => {
+                let range = masquerade
+                    .ports
+                    .map_or(0, |PortRange { first, last }| pack_range((first, last)));
+                if masquerade.random || masquerade.random_fully {
+                    (target::MASQUERADE_RANDOM, range)
+                } else {
+                    (target::MASQUERADE, range)
+                }
+            }
+        };
+        Ok(())
+    }
+}
+
+/// Ranges that one predicate holds.
+const PORT_RANGES: usize = 15;
+/// [`RuleFields::ct_mask`] of a rule that does not ask for a state.
+const ANY_STATE: u8 = 0xff;
+
+fn masked(prefix: Prefix) -> (Addr, Addr) {
+    let mask = words(prefix.mask);
+    let mut address = words(prefix.address);
+    for (word, mask) in address.iter_mut().zip(mask) {
+        *word &= mask;
+    }
+    (address, mask)
+}
+
+/// The address as map records have it.
+fn words(address: IpAddr) -> Addr {
+    match address {
+        IpAddr::V4(v4) => [v4.to_bits(), 0, 0, 0],
+        IpAddr::V6(v6) => {
+            let bits = v6.to_bits();
+            [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "lower_tests.rs"]
+mod tests;

@@ -1,0 +1,108 @@
+//! The compiled policy as a plain value.
+
+use std::fmt;
+
+use fw_common::abi::blob::{Cell, HEADER, HeaderFields};
+
+use super::patterns::Patterns;
+use super::{Meta, MetaError, dump};
+use crate::policy::model::InterfacePattern;
+
+/// The exact contents of the policy map, and what else a load has to write.
+#[derive(Clone, PartialEq, Eq)]
+pub struct TableSet {
+    /// The map's cells.
+    pub cells: Vec<Cell>,
+    /// The interface patterns that the cells name: pattern `i` is bit `i + 1`.
+    pub patterns: Vec<InterfacePattern>,
+}
+
+/// Why cells are no policy.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The first cell is no header of this version.
+    #[error("the policy map was not written by this version of fwbpf: load the policy again")]
+    Header,
+    /// The header points past the end.
+    #[error(
+        "the policy map is cut short: {cells} cells, and the description would begin at {meta}; load the policy again"
+    )]
+    Short {
+        /// The cells there are.
+        cells: usize,
+        /// Where the meta data should be.
+        meta: u32,
+    },
+    /// The description does not decode.
+    #[error(transparent)]
+    Meta(#[from] MetaError),
+}
+
+impl TableSet {
+    /// Reads a policy back from the cells of a map. The cells are trusted as far as `compile`
+    /// wrote them; whoever reads them stays within bounds whatever they say.
+    pub fn from_cells(mut cells: Vec<Cell>) -> Result<Self, BlobError> {
+        let meta = Meta::decode(&decode_meta(&cells)?)?;
+        // A policy that was compiled names no more patterns than fit, so none are left out here.
+        let patterns = Patterns::of(&meta.policy)
+            .map(Patterns::into_list)
+            .unwrap_or_default();
+        cells.shrink_to_fit();
+        Ok(Self { cells, patterns })
+    }
+
+    /// The header; nothing if the first cell is none.
+    pub fn header(&self) -> Option<HeaderFields> {
+        HeaderFields::decode(self.cells.get(HEADER as usize)?)
+    }
+
+    /// The word of an interface of this name: a bit for each pattern that it fits, and bit 0.
+    pub fn pattern_word(&self, interface: &str) -> u64 {
+        let bit = |(index, pattern): (usize, &InterfacePattern)| {
+            u64::from(pattern.matches(interface)) << (index + 1)
+        };
+        self.patterns.iter().enumerate().map(bit).sum::<u64>() | 1
+    }
+}
+
+impl fmt::Debug for TableSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        dump::write(self, f)
+    }
+}
+
+/// The meta bytes of a blob.
+pub fn decode_meta(cells: &[Cell]) -> Result<Vec<u8>, BlobError> {
+    let header = cells
+        .first()
+        .and_then(HeaderFields::decode)
+        .ok_or(BlobError::Header)?;
+    let short = || BlobError::Short {
+        cells: cells.len(),
+        meta: header.meta,
+    };
+    let tail = cells.get(header.meta as usize..).ok_or_else(short)?;
+    let mut bytes: Vec<u8> = tail
+        .iter()
+        .flat_map(|cell| cell.w)
+        .flat_map(u32::to_le_bytes)
+        .collect();
+    if bytes.len() < header.meta_bytes as usize {
+        return Err(short());
+    }
+    bytes.truncate(header.meta_bytes as usize);
+    Ok(bytes)
+}
+
+/// Appends bytes as cells, little-endian, the last one filled up with zeros.
+pub(super) fn append_bytes(cells: &mut Vec<Cell>, bytes: &[u8]) {
+    for chunk in bytes.chunks(size_of::<Cell>()) {
+        let mut cell = Cell::default();
+        for (word, bytes) in cell.w.iter_mut().zip(chunk.chunks(4)) {
+            let mut whole = [0; 4];
+            whole[..bytes.len()].copy_from_slice(bytes);
+            *word = u32::from_le_bytes(whole);
+        }
+        cells.push(cell);
+    }
+}

@@ -1,0 +1,1 @@
+//! The datapath on the host: `Packet` and `Tables` over plain collections.
