@@ -1,3 +1,35 @@
 //! The packet's way: parse -> track -> classify -> plan -> rewrite -> verdict.
+//!
+//! The same code runs in the kernel (`fw-ebpf` implements [`Packet`] and [`Tables`] over skbs and
+//! BPF maps) and in the simulator behind `fwbpf explain` and the tests (over byte slices and
+//! collections). It knows no map, no helper and no target.
+
+pub mod checksum;
+pub mod classify;
+pub mod conntrack;
+pub mod header;
+pub mod nat;
 pub mod packet;
+pub mod rewrite;
 pub mod tables;
+pub mod tcp;
+
+mod early;
+mod egress;
+mod fragment;
+mod ingress;
+
+pub use early::{Recorder, early};
+pub use egress::egress;
+pub use ingress::ingress;
+
+use crate::abi::stat::Stat;
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// On with it.
+    Pass,
+    /// Dropped, and why.
+    Drop(Stat),
+}

@@ -2,6 +2,7 @@
 
 /// A packet at a hook. The BPF programs implement it over an skb or an XDP frame, user space over
 /// a byte slice. Offsets count from the beginning of the frame.
+#[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
 pub trait Packet {
     /// Copies `N` bytes out; nothing if the packet ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
@@ -10,14 +11,15 @@ pub trait Packet {
     #[must_use]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
 
-    /// Updates the IPv4 header checksum at `offset` for a 32-bit word that changed (RFC 1624).
+    /// Updates the IPv4 header checksum at `offset` for a 32-bit word that changed (RFC 1624). The
+    /// words are as they lie in memory.
     #[must_use]
     fn replace_l3_sum(&mut self, offset: u32, from: u32, to: u32) -> Option<()>;
 
-    /// Updates the transport checksum at `offset` for words that changed by `difference` (a
-    /// one's-complement sum of `!old + new` in network byte order, folded to 32 bits). `pseudo`: the
-    /// words are part of the pseudo header, so an unfinished (CHECKSUM_PARTIAL) sum changes as
-    /// well. `udp`: a sum of zero means "none" and stays; a result of zero becomes 0xffff.
+    /// Updates the transport checksum at `offset` by a [`super::checksum::Difference::sum`].
+    /// `pseudo`: the words that changed are part of the pseudo header, so that an unfinished
+    /// (CHECKSUM_PARTIAL) sum changes as well; other words leave an unfinished sum alone. `udp`: a
+    /// sum of zero means "none" and stays; a result of zero becomes 0xffff (RFC 768).
     #[must_use]
     fn replace_l4_sum(
         &mut self,

@@ -38,6 +38,10 @@ pub trait Tables {
     /// Adds a flow, if the key is free.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError>;
 
+    /// Moves a flow from the embryonic tier to the confirmed one; it stays where it is if that
+    /// fails.
+    fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
+
     /// Removes a flow from whichever tier has it.
     fn remove_flow(&self, key: &FlowKey);
 

@@ -1,0 +1,92 @@
+//! Internet checksum updates (RFC 1624): `new = !(!old + !from + to)`, in one's complement.
+//!
+//! Differences are sums of 16-bit words as they lie in memory, kept in 32 bits; the byte order of
+//! the machine does not matter as long as every term uses the same (RFC 1071 2.B).
+
+/// An accumulated change of the words under a checksum.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Difference(u32);
+
+impl Difference {
+    /// A 32-bit word changed. The values are in host byte order, the words in network order.
+    #[inline(always)]
+    #[must_use]
+    pub fn word(self, from: u32, to: u32) -> Self {
+        self.plus(!from.to_be()).plus(to.to_be())
+    }
+
+    /// A 16-bit word changed.
+    #[inline(always)]
+    #[must_use]
+    pub fn half(self, from: u16, to: u16) -> Self {
+        self.plus(!(from.to_be() as u32)).plus(to.to_be() as u32)
+    }
+
+    /// Four words of an address changed.
+    #[inline(always)]
+    #[must_use]
+    pub fn address(self, from: &[u32; 4], to: &[u32; 4]) -> Self {
+        self.word(from[0], to[0])
+            .word(from[1], to[1])
+            .word(from[2], to[2])
+            .word(from[3], to[3])
+    }
+
+    /// Both changes.
+    #[inline(always)]
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        self.plus(other.0)
+    }
+
+    /// The sum, as `bpf_csum_diff` would return it.
+    #[inline(always)]
+    pub fn sum(self) -> u32 {
+        self.0
+    }
+
+    /// A checksum field, as it lies in memory, after the change.
+    #[inline(always)]
+    pub fn apply(self, checksum: [u8; 2]) -> [u8; 2] {
+        let old = !u16::from_ne_bytes(checksum) as u32;
+        let sum = self.plus(old).0;
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        (!(sum as u16)).to_ne_bytes()
+    }
+
+    #[inline(always)]
+    fn plus(self, term: u32) -> Self {
+        let (sum, carry) = self.0.overflowing_add(term);
+        Self(sum.wrapping_add(carry as u32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Difference;
+
+    /// RFC 1071 over words in network order.
+    fn checksum(words: &[u16]) -> [u8; 2] {
+        let mut sum: u32 = words.iter().map(|&word| word as u32).sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        (!(sum as u16)).to_be_bytes()
+    }
+
+    #[test]
+    fn an_update_equals_a_fresh_sum() {
+        let mut words = [
+            0x4500, 0x0073, 0x0000, 0x4000, 0x4011, 0xc0a8, 0x0001, 0xc0a8, 0x00c7,
+        ];
+        let before = checksum(&words);
+        words[5] = 0x0a00;
+        words[6] = 0xfffe;
+        words[8] = 0xffff;
+        let difference = Difference::default()
+            .word(0xc0a8_0001, 0x0a00_fffe)
+            .half(0x00c7, 0xffff);
+        assert_eq!(difference.apply(before), checksum(&words));
+    }
+}

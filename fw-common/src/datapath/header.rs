@@ -1,0 +1,416 @@
+//! Parsing: from a frame to the fields that everything else works on.
+
+use super::packet::Packet;
+use crate::abi::blob::HashKey;
+use crate::abi::{Addr, Family};
+
+/// Protocol numbers that the datapath knows (IANA's assigned internet protocol numbers).
+pub mod protocol {
+    /// ICMP.
+    pub const ICMP: u8 = 1;
+    /// TCP.
+    pub const TCP: u8 = 6;
+    /// UDP.
+    pub const UDP: u8 = 17;
+    /// DCCP.
+    pub const DCCP: u8 = 33;
+    /// ICMPv6.
+    pub const ICMPV6: u8 = 58;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
+    /// UDP-Lite.
+    pub const UDPLITE: u8 = 136;
+}
+
+/// What a packet's headers say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Headers {
+    /// Addresses, ports and protocol as rules see them: for ICMP, the type is the source port and
+    /// the code the destination port.
+    pub key: HashKey,
+    /// Ports as connection tracking sees them, source in the high half: for ICMP queries, the
+    /// identifier and `type << 8 | code` of the request.
+    pub flow_ports: u32,
+    /// Bytes of layer 3 that iptables would count for this packet.
+    pub bytes: u32,
+    /// Identification, for fragments.
+    pub fragment_id: u32,
+    /// Offset of the IP header.
+    pub l3: u16,
+    /// Offset of the transport header.
+    pub l4: u16,
+    /// Bytes from the transport header to the end of the IP packet.
+    pub l4_len: u16,
+    /// IP version.
+    pub family: Family,
+    /// Whole, or which part of a fragmented datagram.
+    pub part: Part,
+    /// The transport header contradicts itself: connection tracking calls the packet INVALID.
+    pub broken: bool,
+    /// TCP flags, as in the header's byte 13.
+    pub tcp_flags: u8,
+    /// What kind of message, for ICMP.
+    pub icmp: Icmp,
+}
+
+/// Which part of a datagram a packet carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Part {
+    /// All of it.
+    Whole,
+    /// The beginning, with the transport header.
+    First,
+    /// A further part.
+    Later,
+}
+
+/// ICMP messages, by how connection tracking treats them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Icmp {
+    /// Not ICMP.
+    No,
+    /// Asks for an answer: opens a flow.
+    Request,
+    /// Answers.
+    Reply,
+    /// Quotes a packet that something went wrong with.
+    Error,
+    /// Neighbour discovery and multicast listener messages, which are not tracked.
+    Untracked,
+    /// Everything else.
+    Other,
+}
+
+/// Why a frame has no [`Headers`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unparsed {
+    /// Not IP, or so broken that the stack drops it before iptables would see it.
+    NotOurs,
+    /// IP, but the transport header is cut short or the extension headers do not end.
+    Malformed,
+}
+
+impl Headers {
+    /// Whether this is IPv6.
+    #[inline(always)]
+    pub fn is_v6(&self) -> bool {
+        self.family as u8 == Family::V6 as u8
+    }
+}
+
+/// Parses the frame whose network header is at `l3`.
+///
+/// The checks before the transport header are those of the stack (`ip_rcv_core` in
+/// net/ipv4/ip_input.c, `ip6_rcv_core` in net/ipv6/ip6_input.c): what it drops, rules never see.
+#[inline(always)]
+pub fn parse<P: Packet>(packet: &P, l3: u32, verify_sum: bool) -> Result<Headers, Unparsed> {
+    let l3 = l3 & 0x3f;
+    match packet.ethertype() {
+        0x0800 => parse_v4(packet, l3, verify_sum),
+        0x86dd => parse_v6(packet, l3),
+        _ => Err(Unparsed::NotOurs),
+    }
+}
+
+#[inline(always)]
+fn parse_v4<P: Packet>(packet: &P, l3: u32, verify_sum: bool) -> Result<Headers, Unparsed> {
+    let ip: [u8; 20] = packet.load(l3).ok_or(Unparsed::NotOurs)?;
+    let header_len = (ip[0] & 0x0f) as u32 * 4;
+    let total_len = u16::from_be_bytes([ip[2], ip[3]]) as u32;
+    // A super-packet of more than 64 KiB has a total length of zero (BIG TCP).
+    let total_len = if total_len == 0 {
+        packet.len().wrapping_sub(l3)
+    } else {
+        total_len
+    };
+    if ip[0] >> 4 != 4
+        || header_len < 20
+        || total_len < header_len
+        || packet.len().wrapping_sub(l3) < total_len
+        || (verify_sum && !sum_is_right(packet, l3, &ip, header_len))
+    {
+        return Err(Unparsed::NotOurs);
+    }
+    let fragment = u16::from_be_bytes([ip[6], ip[7]]);
+    let part = match (fragment & 0x1fff, fragment & 0x2000) {
+        (0, 0) => Part::Whole,
+        (0, _) => Part::First,
+        _ => Part::Later,
+    };
+    let mut headers = Headers {
+        key: HashKey {
+            source: [be32(ip[12], ip[13], ip[14], ip[15]), 0, 0, 0],
+            destination: [be32(ip[16], ip[17], ip[18], ip[19]), 0, 0, 0],
+            ports: 0,
+            protocol: ip[9] as u32,
+        },
+        flow_ports: 0,
+        bytes: total_len,
+        fragment_id: u16::from_be_bytes([ip[4], ip[5]]) as u32,
+        l3: l3 as u16,
+        l4: (l3 + header_len) as u16,
+        l4_len: clamp_len(total_len - header_len),
+        family: Family::V4,
+        part,
+        broken: false,
+        tcp_flags: 0,
+        icmp: Icmp::No,
+    };
+    if part as u8 == Part::Later as u8 {
+        // iptables counts the reassembled datagram: one header, and every fragment's data.
+        headers.bytes = total_len - header_len;
+        return Ok(headers);
+    }
+    parse_transport(packet, headers)
+}
+
+/// RFC 1071 over the header; the stack drops a packet whose header sum is wrong.
+#[inline(always)]
+fn sum_is_right<P: Packet>(packet: &P, l3: u32, ip: &[u8; 20], header_len: u32) -> bool {
+    let mut sum = 0u32;
+    let mut at = 0;
+    while at < 20 {
+        sum += u16::from_be_bytes([ip[at], ip[at + 1]]) as u32;
+        at += 2;
+    }
+    let mut option = 20;
+    while option < 60 {
+        if option >= header_len {
+            break;
+        }
+        let Some(word) = packet.load::<4>(l3 + option) else {
+            return false;
+        };
+        sum += u16::from_be_bytes([word[0], word[1]]) as u32;
+        sum += u16::from_be_bytes([word[2], word[3]]) as u32;
+        option += 4;
+    }
+    sum = (sum & 0xffff) + (sum >> 16);
+    (sum & 0xffff) + (sum >> 16) == 0xffff
+}
+
+#[inline(always)]
+fn parse_v6<P: Packet>(packet: &P, l3: u32) -> Result<Headers, Unparsed> {
+    let ip: [u8; 40] = packet.load(l3).ok_or(Unparsed::NotOurs)?;
+    let available = packet.len().wrapping_sub(l3).wrapping_sub(40);
+    let payload_len = u16::from_be_bytes([ip[4], ip[5]]) as u32;
+    // A jumbogram or a super-packet of more than 64 KiB has a payload length of zero.
+    let payload_len = if payload_len == 0 {
+        available
+    } else {
+        payload_len
+    };
+    if ip[0] >> 4 != 6 || available < payload_len {
+        return Err(Unparsed::NotOurs);
+    }
+    let mut headers = Headers {
+        key: HashKey {
+            source: addr6(&ip, 8),
+            destination: addr6(&ip, 24),
+            ports: 0,
+            protocol: 0,
+        },
+        flow_ports: 0,
+        bytes: payload_len + 40,
+        fragment_id: 0,
+        l3: l3 as u16,
+        l4: 0,
+        l4_len: 0,
+        family: Family::V6,
+        part: Part::Whole,
+        broken: false,
+        tcp_flags: 0,
+        icmp: Icmp::No,
+    };
+    let end = extension_headers(packet, l3 + 40, ip[6])?;
+    headers.key.protocol = end.protocol as u32;
+    headers.part = end.part;
+    headers.fragment_id = end.fragment_id;
+    headers.l4 = end.l4 as u16;
+    let skipped = end.l4.wrapping_sub(l3 + 40);
+    if skipped > payload_len {
+        return Err(Unparsed::Malformed);
+    }
+    headers.l4_len = clamp_len(payload_len - skipped);
+    match end.part {
+        Part::Whole => {}
+        // Reassembly removes the fragment header.
+        Part::First => headers.bytes -= 8,
+        Part::Later => {
+            headers.bytes = payload_len - skipped;
+            return Ok(headers);
+        }
+    }
+    parse_transport(packet, headers)
+}
+
+/// Where the extension headers of IPv6 lead.
+struct ExtensionEnd {
+    protocol: u8,
+    part: Part,
+    fragment_id: u32,
+    l4: u32,
+}
+
+/// Extension headers that one packet may have. RFC 8200 4.1 recommends each at most once, which
+/// makes seven.
+const MAX_EXTENSION_HEADERS: u32 = 8;
+
+/// Follows the chain as the kernel's `ipv6_find_hdr` does (net/ipv6/exthdrs_core.c): hop-by-hop,
+/// routing, destination options, authentication and fragment headers are walked over.
+#[inline(always)]
+fn extension_headers<P: Packet>(
+    packet: &P,
+    start: u32,
+    first: u8,
+) -> Result<ExtensionEnd, Unparsed> {
+    let mut end = ExtensionEnd {
+        protocol: first,
+        part: Part::Whole,
+        fragment_id: 0,
+        l4: start,
+    };
+    let mut walked = 0;
+    while walked < MAX_EXTENSION_HEADERS {
+        let length = match end.protocol {
+            0 | 43 | 60 => {
+                let head: [u8; 2] = packet.load(end.l4).ok_or(Unparsed::Malformed)?;
+                end.protocol = head[0];
+                (head[1] as u32 + 1) * 8
+            }
+            51 => {
+                let head: [u8; 2] = packet.load(end.l4).ok_or(Unparsed::Malformed)?;
+                end.protocol = head[0];
+                (head[1] as u32 + 2) * 4
+            }
+            44 => {
+                let head: [u8; 8] = packet.load(end.l4).ok_or(Unparsed::Malformed)?;
+                let fragment = u16::from_be_bytes([head[2], head[3]]);
+                end.protocol = head[0];
+                end.fragment_id = be32(head[4], head[5], head[6], head[7]);
+                if fragment & 0xfff8 != 0 {
+                    end.part = Part::Later;
+                    end.l4 += 8;
+                    return Ok(end);
+                }
+                if fragment & 1 != 0 {
+                    end.part = Part::First;
+                }
+                8
+            }
+            _ => return Ok(end),
+        };
+        end.l4 = (end.l4 + length) & 0x3fff;
+        walked += 1;
+    }
+    Err(Unparsed::Malformed)
+}
+
+#[inline(always)]
+fn parse_transport<P: Packet>(packet: &P, mut headers: Headers) -> Result<Headers, Unparsed> {
+    let l4 = headers.l4 as u32;
+    let available = headers.l4_len as u32;
+    let v6 = headers.is_v6();
+    match (headers.key.protocol as u8, v6) {
+        (protocol::TCP, _) => {
+            if available < 20 {
+                return Err(Unparsed::Malformed);
+            }
+            let tcp: [u8; 14] = packet.load(l4).ok_or(Unparsed::Malformed)?;
+            let data_offset = (tcp[12] >> 4) as u32 * 4;
+            headers.key.ports = be32(tcp[0], tcp[1], tcp[2], tcp[3]);
+            headers.flow_ports = headers.key.ports;
+            headers.tcp_flags = tcp[13];
+            headers.broken = data_offset < 20 || data_offset > available;
+        }
+        (protocol::UDP, _) => {
+            if available < 8 {
+                return Err(Unparsed::Malformed);
+            }
+            let udp: [u8; 8] = packet.load(l4).ok_or(Unparsed::Malformed)?;
+            let length = u16::from_be_bytes([udp[4], udp[5]]) as u32;
+            headers.key.ports = be32(udp[0], udp[1], udp[2], udp[3]);
+            headers.flow_ports = headers.key.ports;
+            headers.broken = headers.part as u8 == Part::Whole as u8
+                && (length < 8 || length > available)
+                && available < u16::MAX as u32;
+        }
+        (protocol::UDPLITE | protocol::SCTP | protocol::DCCP, _) => {
+            let ports: [u8; 4] = packet.load(l4).ok_or(Unparsed::Malformed)?;
+            headers.key.ports = be32(ports[0], ports[1], ports[2], ports[3]);
+            headers.flow_ports = headers.key.ports;
+        }
+        (protocol::ICMP, false) | (protocol::ICMPV6, true) => {
+            if available < 8 {
+                return Err(Unparsed::Malformed);
+            }
+            let icmp: [u8; 8] = packet.load(l4).ok_or(Unparsed::Malformed)?;
+            let id = u16::from_be_bytes([icmp[4], icmp[5]]);
+            let (kind, request) = icmp_kind(icmp[0], v6);
+            headers.key.ports = (icmp[0] as u32) << 16 | icmp[1] as u32;
+            headers.flow_ports = query_ports(kind, request, icmp[1], id);
+            headers.icmp = kind;
+        }
+        _ => {}
+    }
+    Ok(headers)
+}
+
+/// How a message type is tracked, and the request type that it belongs to
+/// (net/netfilter/nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c).
+#[inline(always)]
+pub fn icmp_kind(message: u8, v6: bool) -> (Icmp, u8) {
+    if v6 {
+        match message {
+            0..=127 => (Icmp::Error, 0),
+            128 | 139 => (Icmp::Request, message),
+            129 | 140 => (Icmp::Reply, message - 1),
+            130..=136 | 143 | 151 | 152 => (Icmp::Untracked, 0),
+            _ => (Icmp::Other, 0),
+        }
+    } else {
+        match message {
+            3 | 4 | 5 | 11 | 12 => (Icmp::Error, 0),
+            8 | 13 | 15 | 17 => (Icmp::Request, message),
+            0 => (Icmp::Reply, 8),
+            14 | 16 | 18 => (Icmp::Reply, message - 1),
+            _ => (Icmp::Other, 0),
+        }
+    }
+}
+
+/// The flow ports of an ICMP query: the asking side's is the identifier, the answering side's is
+/// the request's type and code.
+#[inline(always)]
+pub fn query_ports(kind: Icmp, request: u8, code: u8, id: u16) -> u32 {
+    let service = (request as u32) << 8 | code as u32;
+    match kind {
+        Icmp::Request => (id as u32) << 16 | service,
+        Icmp::Reply => service << 16 | id as u32,
+        Icmp::No | Icmp::Error | Icmp::Untracked | Icmp::Other => 0,
+    }
+}
+
+/// A word from four bytes in network order.
+#[inline(always)]
+pub fn be32(a: u8, b: u8, c: u8, d: u8) -> u32 {
+    u32::from_be_bytes([a, b, c, d])
+}
+
+#[inline(always)]
+fn addr6(ip: &[u8; 40], at: usize) -> Addr {
+    let word = |i: usize| be32(ip[at + i], ip[at + i + 1], ip[at + i + 2], ip[at + i + 3]);
+    [word(0), word(4), word(8), word(12)]
+}
+
+/// Super-packets can be longer than 16 bits say; nothing compares lengths beyond a header's.
+#[inline(always)]
+fn clamp_len(length: u32) -> u16 {
+    if length > u16::MAX as u32 {
+        u16::MAX
+    } else {
+        length as u16
+    }
+}

@@ -1,0 +1,247 @@
+//! Translating packets: the only code that changes them.
+
+use super::checksum::Difference;
+use super::conntrack::Quoted;
+use super::header::{Headers, Icmp, Part, protocol};
+use super::packet::Packet;
+use crate::abi::Addr;
+
+/// Which end of a packet changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum End {
+    /// The source.
+    Source,
+    /// The destination.
+    Destination,
+}
+
+impl End {
+    #[inline(always)]
+    fn is_source(self) -> bool {
+        self as u8 == End::Source as u8
+    }
+
+    #[inline(always)]
+    fn other(self) -> Self {
+        if self.is_source() {
+            End::Destination
+        } else {
+            End::Source
+        }
+    }
+}
+
+/// A new endpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Address.
+    pub address: Addr,
+    /// Port (ICMP: identifier).
+    pub port: u16,
+}
+
+/// Replaces one end of a packet; `headers` keeps up, so that rules see the new address.
+#[inline(never)]
+#[must_use]
+pub fn rewrite<P: Packet>(
+    packet: &mut P,
+    headers: &mut Headers,
+    end: End,
+    new: &Endpoint,
+) -> Option<()> {
+    let old = outer_address(headers, end);
+    replace_address(packet, headers, end, &new.address)?;
+    if headers.part as u8 == Part::Later as u8 {
+        // The transport checksum is in the first fragment, and was changed there.
+        return Some(());
+    }
+    let (l4, v6) = (headers.l4 as u32, headers.is_v6());
+    let addresses = Difference::default().address(&old, &new.address);
+    let old_port = if end.is_source() {
+        (headers.flow_ports >> 16) as u16
+    } else {
+        headers.flow_ports as u16
+    };
+    let ports = Difference::default().half(old_port, new.port);
+    let port_at = if end.is_source() { l4 } else { l4 + 2 };
+    match headers.key.protocol as u8 {
+        protocol::TCP => {
+            packet.replace_l4_sum(l4 + 16, addresses.sum(), true, false, v6)?;
+            packet.replace_l4_sum(l4 + 16, ports.sum(), false, false, v6)?;
+            packet.store(port_at, new.port.to_be_bytes())?;
+            set_port(headers, end, new.port);
+        }
+        protocol::UDP => {
+            packet.replace_l4_sum(l4 + 6, addresses.sum(), true, true, v6)?;
+            packet.replace_l4_sum(l4 + 6, ports.sum(), false, true, v6)?;
+            packet.store(port_at, new.port.to_be_bytes())?;
+            set_port(headers, end, new.port);
+        }
+        protocol::ICMP if !v6 => {
+            if is_query(headers) {
+                packet.replace_l4_sum(l4 + 2, ports.sum(), false, false, v6)?;
+                packet.store(l4 + 4, new.port.to_be_bytes())?;
+                set_flow_port(headers, end, new.port);
+            }
+        }
+        protocol::ICMPV6 if v6 => {
+            // Unlike ICMP's, its checksum covers the addresses (RFC 4443 2.3).
+            packet.replace_l4_sum(l4 + 2, addresses.sum(), true, false, v6)?;
+            if is_query(headers) {
+                packet.replace_l4_sum(l4 + 2, ports.sum(), false, false, v6)?;
+                packet.store(l4 + 4, new.port.to_be_bytes())?;
+                set_flow_port(headers, end, new.port);
+            }
+        }
+        // Their checksums cover the addresses, and SCTP's is a CRC that no helper updates.
+        protocol::SCTP | protocol::DCCP | protocol::UDPLITE => return None,
+        _ => {}
+    }
+    Some(())
+}
+
+/// Translates an ICMP error: the outer header at `end`, and the quoted packet, which went the
+/// other way, at its other end (RFC 5508 4, `nf_nat_icmp_reply_translation`).
+#[inline(never)]
+#[must_use]
+pub fn rewrite_error<P: Packet>(
+    packet: &mut P,
+    headers: &mut Headers,
+    quoted: &Quoted,
+    end: End,
+    new: &Endpoint,
+) -> Option<()> {
+    let v6 = headers.is_v6();
+    let outer_old = outer_address(headers, end);
+    replace_address(packet, headers, end, &new.address)?;
+
+    let inner_end = end.other();
+    let inner_l3 = quoted.l3 as u32;
+    let inner_l4 = quoted.l4 as u32;
+    let (inner_old, old_port) = if inner_end.is_source() {
+        (quoted.tuple.source, (quoted.tuple.ports >> 16) as u16)
+    } else {
+        (quoted.tuple.destination, quoted.tuple.ports as u16)
+    };
+    let addresses = Difference::default().address(&inner_old, &new.address);
+    // What the outer checksum has to make up for. The quoted IPv4 header changes by an address and
+    // by its own checksum, which cancel out.
+    let mut outer = Difference::default();
+    if v6 {
+        outer = outer.and(addresses);
+    } else {
+        let sum: [u8; 2] = packet.load(inner_l3 + 10)?;
+        packet.store(inner_l3 + 10, addresses.apply(sum))?;
+    }
+    store_address(packet, headers, inner_l3, inner_end, &new.address)?;
+
+    let ports = Difference::default().half(old_port, new.port);
+    let port_at = match quoted.tuple.protocol {
+        protocol::TCP | protocol::UDP if inner_end.is_source() => inner_l4,
+        protocol::TCP | protocol::UDP => inner_l4 + 2,
+        protocol::ICMP if !v6 => inner_l4 + 4,
+        protocol::ICMPV6 if v6 => inner_l4 + 4,
+        _ => 0,
+    };
+    if port_at != 0 {
+        packet.store(port_at, new.port.to_be_bytes())?;
+        outer = outer.and(ports);
+        // The quoted transport checksum, where the quotation reaches that far.
+        let (sum_at, covered) = match quoted.tuple.protocol {
+            protocol::TCP => (inner_l4 + 16, addresses.and(ports)),
+            protocol::UDP => (inner_l4 + 6, addresses.and(ports)),
+            protocol::ICMP => (inner_l4 + 2, ports),
+            _ => (inner_l4 + 2, addresses.and(ports)),
+        };
+        let ends = headers.l4 as u32 + headers.l4_len as u32;
+        let whole = quoted.tuple.protocol != protocol::TCP || inner_l4 + 20 <= ends;
+        if whole && sum_at + 2 <= ends {
+            let old: [u8; 2] = packet.load(sum_at)?;
+            if quoted.tuple.protocol != protocol::UDP || old != [0, 0] {
+                let mut updated = covered.apply(old);
+                if quoted.tuple.protocol == protocol::UDP && updated == [0, 0] {
+                    updated = [0xff, 0xff];
+                }
+                packet.store(sum_at, updated)?;
+                outer = outer.half(u16::from_be_bytes(old), u16::from_be_bytes(updated));
+            }
+        }
+    }
+    let sum_at = headers.l4 as u32 + 2;
+    if v6 {
+        let pseudo = Difference::default().address(&outer_old, &new.address);
+        packet.replace_l4_sum(sum_at, pseudo.sum(), true, false, v6)?;
+    }
+    packet.replace_l4_sum(sum_at, outer.sum(), false, false, v6)
+}
+
+#[inline(always)]
+fn is_query(headers: &Headers) -> bool {
+    headers.icmp as u8 == Icmp::Request as u8 || headers.icmp as u8 == Icmp::Reply as u8
+}
+
+#[inline(always)]
+fn outer_address(headers: &Headers, end: End) -> Addr {
+    if end.is_source() {
+        headers.key.source
+    } else {
+        headers.key.destination
+    }
+}
+
+#[inline(always)]
+fn replace_address<P: Packet>(
+    packet: &mut P,
+    headers: &mut Headers,
+    end: End,
+    new: &Addr,
+) -> Option<()> {
+    let l3 = headers.l3 as u32;
+    if !headers.is_v6() {
+        let old = outer_address(headers, end);
+        packet.replace_l3_sum(l3 + 10, old[0].to_be(), new[0].to_be())?;
+    }
+    store_address(packet, headers, l3, end, new)?;
+    if end.is_source() {
+        headers.key.source = *new;
+    } else {
+        headers.key.destination = *new;
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn store_address<P: Packet>(
+    packet: &mut P,
+    headers: &Headers,
+    l3: u32,
+    end: End,
+    new: &Addr,
+) -> Option<()> {
+    if headers.is_v6() {
+        let at = l3 + if end.is_source() { 8 } else { 24 };
+        packet.store(at, new[0].to_be_bytes())?;
+        packet.store(at + 4, new[1].to_be_bytes())?;
+        packet.store(at + 8, new[2].to_be_bytes())?;
+        packet.store(at + 12, new[3].to_be_bytes())
+    } else {
+        let at = l3 + if end.is_source() { 12 } else { 16 };
+        packet.store(at, new[0].to_be_bytes())
+    }
+}
+
+#[inline(always)]
+fn set_port(headers: &mut Headers, end: End, port: u16) {
+    set_flow_port(headers, end, port);
+    headers.key.ports = headers.flow_ports;
+}
+
+#[inline(always)]
+fn set_flow_port(headers: &mut Headers, end: End, port: u16) {
+    headers.flow_ports = if end.is_source() {
+        headers.flow_ports & 0xffff | (port as u32) << 16
+    } else {
+        headers.flow_ports & 0xffff_0000 | port as u32
+    };
+}
