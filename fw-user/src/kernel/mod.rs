@@ -1,0 +1,12 @@
+//! The running firewall: its pins, its programs, the flip from one policy to the next.
+//!
+//! Only this module needs root. Everything that makes up a running firewall is pinned in one
+//! directory of a bpffs (see [`state`]), so that no process has to stay alive for it.
+
+pub mod attach;
+pub mod flows;
+pub mod load;
+pub mod probe;
+pub mod read;
+pub mod state;
+pub mod sync;
