@@ -10,3 +10,4 @@ pub mod probe;
 pub mod read;
 pub mod state;
 pub mod sync;
+mod sys;

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use rustix::fs::{StatVfsMountFlags, statfs};
+use rustix::fs::statfs;
 use sha2::{Digest as _, Sha256};
 
 /// Where the firewall is pinned unless the user says otherwise.

@@ -1,0 +1,257 @@
+//! The BPF object becomes pinned maps and programs, with typed handles.
+//!
+//! A second load reuses what is pinned: the maps always, the programs if they came from the same
+//! object. A newer object's programs are loaded against the pinned maps, so flows and counters
+//! survive an upgrade.
+
+use std::path::Path;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use aya::programs::{Program, SchedClassifier, Xdp};
+use aya::{Ebpf, EbpfLoader, Pod};
+use aya_obj::programs::XdpAttachType;
+use fw_common::abi::blob::Cell;
+use fw_common::abi::device::Device;
+use fw_common::abi::flow::{FLOW_WORDS, FlowKey, FlowKey4, Fragment, FragmentKey};
+use fw_common::abi::maps;
+use sha2::{Digest as _, Sha256};
+
+use super::state::{Fact, Lock, StateDir, current_netns, hex, remove_if_present};
+
+/// The BPF object that this binary carries; empty when it was built without one.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
+
+const MAPS: [&str; 10] = [
+    maps::POLICY,
+    maps::COUNTERS,
+    maps::DEVICES,
+    maps::LOCAL,
+    maps::FLOWS4,
+    maps::FLOWS6,
+    maps::EMBRYOS4,
+    maps::EMBRYOS6,
+    maps::FRAGMENTS,
+    maps::STATS,
+];
+
+const PROGRAMS: [&str; 4] = [
+    maps::PROGRAM_INGRESS,
+    maps::PROGRAM_EGRESS,
+    maps::PROGRAM_XDP,
+    maps::PROGRAM_SWEEP,
+];
+
+/// One generation of the policy, as the kernel holds it.
+pub type Blob = Array<MapData, Cell>;
+/// The value of a flow map: [`fw_common::abi::flow::Flow`] as words.
+pub type FlowWords = [u64; FLOW_WORDS];
+
+/// Typed handles of all maps.
+pub struct Maps {
+    /// The running policy, in slot 0.
+    pub policy: ArrayOfMaps<MapData, Blob>,
+    /// Packets and bytes by counter slot.
+    pub counters: PerCpuArray<MapData, [u64; 2]>,
+    /// Interfaces by index.
+    pub devices: HashMap<MapData, u32, Device>,
+    /// Addresses of this host.
+    pub local: LpmTrie<MapData, [u8; 16], u32>,
+    /// Confirmed flows, IPv4.
+    pub flows4: HashMap<MapData, FlowKey4, FlowWords>,
+    /// Confirmed flows, IPv6.
+    pub flows6: HashMap<MapData, FlowKey, FlowWords>,
+    /// Embryonic flows, IPv4.
+    pub embryos4: HashMap<MapData, FlowKey4, FlowWords>,
+    /// Embryonic flows, IPv6.
+    pub embryos6: HashMap<MapData, FlowKey, FlowWords>,
+    /// First fragments.
+    pub fragments: HashMap<MapData, FragmentKey, Fragment>,
+    /// Events by [`fw_common::abi::stat::Stat`].
+    pub stats: PerCpuArray<MapData, u64>,
+}
+
+/// The programs, loaded and pinned.
+#[derive(Debug)]
+pub struct Programs {
+    /// tcx or clsact ingress.
+    pub ingress: SchedClassifier,
+    /// tcx or clsact egress.
+    pub egress: SchedClassifier,
+    /// XDP.
+    pub xdp: Xdp,
+}
+
+impl Maps {
+    /// Opens the pinned maps; nothing if there is no firewall in the directory.
+    pub fn open(state: &StateDir) -> Result<Option<Self>> {
+        if !state.map(maps::POLICY).exists() {
+            return Ok(None);
+        }
+        let opened = Self {
+            policy: typed(state, maps::POLICY)?,
+            counters: typed(state, maps::COUNTERS)?,
+            devices: typed(state, maps::DEVICES)?,
+            local: typed(state, maps::LOCAL)?,
+            flows4: typed(state, maps::FLOWS4)?,
+            flows6: typed(state, maps::FLOWS6)?,
+            embryos4: typed(state, maps::EMBRYOS4)?,
+            embryos6: typed(state, maps::EMBRYOS6)?,
+            fragments: typed(state, maps::FRAGMENTS)?,
+            stats: typed(state, maps::STATS)?,
+        };
+        Ok(Some(opened))
+    }
+
+    /// The running policy; nothing before the first flip.
+    pub fn running(&self) -> Result<Option<Blob>> {
+        match self.policy.get(&0, 0) {
+            Ok(blob) => Ok(Some(blob)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("cannot open the running policy"),
+        }
+    }
+}
+
+impl Programs {
+    /// Opens the pinned programs.
+    pub fn open(state: &StateDir) -> Result<Self> {
+        let classifier = |name| {
+            SchedClassifier::from_pin(state.program(name))
+                .with_context(|| format!("cannot open the program {name}"))
+        };
+        Ok(Self {
+            ingress: classifier(maps::PROGRAM_INGRESS)?,
+            egress: classifier(maps::PROGRAM_EGRESS)?,
+            xdp: Xdp::from_pin(state.program(maps::PROGRAM_XDP), XdpAttachType::Interface)
+                .with_context(|| format!("cannot open the program {}", maps::PROGRAM_XDP))?,
+        })
+    }
+}
+
+/// Makes sure that the maps and this binary's programs are in the kernel and pinned.
+pub fn prepare(state: &StateDir, _lock: &Lock) -> Result<(Maps, Programs)> {
+    if OBJECT.is_empty() {
+        bail!(
+            "this fwbpf was built without its BPF programs, so it can check and explain policies \
+             but not load them; build it with `cargo xtask build`"
+        );
+    }
+    state.create()?;
+    check_owner(state)?;
+    // What is pinned already must have the layout that this binary expects.
+    Maps::open(state)?;
+
+    let hash = hex(&Sha256::digest(OBJECT));
+    let pinned = PROGRAMS.iter().all(|name| state.program(name).exists());
+    if !pinned || state.fact(Fact::Object).as_deref() != Some(&hash) {
+        // While the pins are a mixture of two objects, no hash may vouch for them.
+        remove_if_present(&state.map("@object"))?;
+        load_object(state)?;
+        state.set_fact(Fact::Object, &hash)?;
+    }
+    let maps = Maps::open(state)?.ok_or_else(|| {
+        anyhow!(
+            "the BPF object pins no map {}; rebuild it with `cargo xtask build`",
+            maps::POLICY
+        )
+    })?;
+    Ok((maps, Programs::open(state)?))
+}
+
+/// Refuses a directory that belongs to somebody else.
+pub fn check_owner(state: &StateDir) -> Result<()> {
+    let here = current_netns()?;
+    match state.fact(Fact::Netns) {
+        Some(owner) if owner != here => bail!(
+            "{} holds the firewall of another network namespace ({owner}; this is {here}); \
+             choose another --state-dir, or remove that firewall with `fwbpf --state-dir {} unload`",
+            state.path().display(),
+            state.path().display(),
+        ),
+        Some(_) => Ok(()),
+        None => {
+            let strangers = state.strangers()?;
+            if !strangers.is_empty() {
+                bail!(
+                    "{} is not a directory of fwbpf's: it contains {}; choose another --state-dir",
+                    state.path().display(),
+                    strangers.join(", "),
+                );
+            }
+            state.set_fact(Fact::Netns, &here)
+        }
+    }
+}
+
+fn load_object(state: &StateDir) -> Result<()> {
+    let mut loader = EbpfLoader::new();
+    for name in MAPS {
+        loader.map_pin_path(name, state.map(name));
+    }
+    let mut object = loader
+        .load(OBJECT)
+        .context("cannot load the BPF object into the kernel")?;
+    let present: Vec<String> = object.maps().map(|(name, _)| name.to_owned()).collect();
+    if let Some(missing) = MAPS.iter().find(|name| !present.iter().any(|p| p == *name)) {
+        bail!("the BPF object has no map {missing}; rebuild it with `cargo xtask build`");
+    }
+    // All must pass the verifier before the first one replaces its predecessor.
+    for name in PROGRAMS {
+        load_program(&mut object, name)?;
+    }
+    for name in PROGRAMS {
+        pin_program(&mut object, name, &state.program(name))?;
+    }
+    Ok(())
+}
+
+fn load_program(object: &mut Ebpf, name: &str) -> Result<()> {
+    match program(object, name)? {
+        Program::SchedClassifier(program) => program.load(),
+        Program::Xdp(program) => program.load(),
+        _ => bail!("the BPF object's program {name} is of an unexpected type"),
+    }
+    .with_context(|| format!("the kernel refused the program {name}"))
+}
+
+fn pin_program(object: &mut Ebpf, name: &str, path: &Path) -> Result<()> {
+    let mut new = path.as_os_str().to_owned();
+    new.push("_new");
+    let new = Path::new(&new);
+    remove_if_present(new)?;
+    program(object, name)?
+        .pin(new)
+        .with_context(|| format!("cannot pin {}", new.display()))?;
+    std::fs::rename(new, path).with_context(|| format!("cannot pin {}", path.display()))
+}
+
+fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
+    object.program_mut(name).ok_or_else(|| {
+        anyhow!("the BPF object has no program {name}; rebuild it with `cargo xtask build`")
+    })
+}
+
+/// A pinned map as its type. The one place where names, key sizes and value sizes are checked.
+fn typed<T: TryFrom<Map, Error = MapError>>(state: &StateDir, name: &str) -> Result<T> {
+    let path = state.map(name);
+    let data = MapData::from_pin(&path)
+        .with_context(|| format!("cannot open the map {}", path.display()))?;
+    Map::from_map_data(data)
+        .and_then(T::try_from)
+        .with_context(|| {
+            format!(
+                "the map {} is not laid out as this version of fwbpf expects; \
+             it was made by another version: `fwbpf unload` with that one, then load again",
+                path.display()
+            )
+        })
+}
+
+// The records cross into the kernel as bytes.
+const _: () = {
+    const fn pod<T: Pod>() {}
+    pod::<Cell>();
+    pod::<Device>();
+    pod::<FlowWords>();
+};

@@ -1,0 +1,265 @@
+//! The replacement of one policy by the next.
+//!
+//! Everything that the next generation needs is written beside what the running one uses: counter
+//! slots that no running rule has, the idle word of each interface's pattern set, a new array of
+//! cells. The flip is then one write to one map slot. A process that dies before it has changed
+//! nothing that a packet could notice; the kernel frees the half-filled array with the process.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, MapError, PerCpuValues};
+use aya::util::nr_cpus;
+use fw_common::abi::blob::Cell;
+use fw_common::abi::device::Device;
+
+use super::load::Maps;
+use crate::host::{Host, Interface, LocalRoute};
+use crate::policy::model::InterfacePattern;
+
+/// What the flip puts in place.
+#[derive(Clone, Copy, Debug)]
+pub struct Next<'a> {
+    /// The generation's number; its parity says which words are idle.
+    pub generation: u32,
+    /// The compiled policy.
+    pub cells: &'a [Cell],
+    /// The interface patterns; the bit of pattern `i` is `i + 1`.
+    pub patterns: &'a [InterfacePattern],
+    /// Counter slots that the running generation does not use, and their first packets and bytes.
+    pub fresh_slots: &'a [(u32, [u64; 2])],
+}
+
+/// `BPF_F_INNER_MAP | BPF_F_MMAPABLE`: inner maps of different length share a slot.
+const INNER_FLAGS: u32 = 0x1400;
+
+/// Writes all that belongs to the next generation and flips to it.
+pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>) -> Result<()> {
+    for (slot, start) in next.fresh_slots {
+        set_counter(maps, *slot, *start)?;
+    }
+    write_devices(maps, host, next.generation, next.patterns)?;
+    write_local(maps, host)?;
+
+    let length = u32::try_from(next.cells.len()).context("the policy has too many cells")?;
+    let mut blob: Array<_, Cell> = Array::create(length, INNER_FLAGS)
+        .with_context(|| format!("cannot create an array of {length} cells for the policy"))?;
+    for (index, cell) in (0..).zip(next.cells) {
+        blob.set(index, cell, 0)
+            .context("cannot write the policy")?;
+    }
+    for (index, cell) in (0..).zip(next.cells) {
+        let written = blob.get(&index, 0).context("cannot read the policy back")?;
+        if written != *cell {
+            bail!("cell {index} of the policy was not stored as written; nothing was changed");
+        }
+    }
+    maps.policy
+        .set(0, &blob, 0)
+        .context("cannot switch to the new policy")
+}
+
+/// Sets a counter: all of it on the first CPU.
+pub fn set_counter(maps: &mut Maps, slot: u32, start: [u64; 2]) -> Result<()> {
+    let cpus = nr_cpus().map_err(|(path, error)| {
+        anyhow::Error::new(error).context(format!("cannot read the number of CPUs from {path}"))
+    })?;
+    let mut values = vec![[0; 2]; cpus];
+    if let Some(first) = values.first_mut() {
+        *first = start;
+    }
+    PerCpuValues::try_from(values)
+        .map_err(MapError::from)
+        .and_then(|values| maps.counters.set(slot, values, 0))
+        .with_context(|| format!("cannot set counter {slot}"))
+}
+
+/// Brings the interfaces' records up to date: the pattern word of this generation's parity, and
+/// the facts that do not depend on the policy. The other word stays as it is, because the running
+/// generation may be using it.
+pub fn write_devices(
+    maps: &mut Maps,
+    host: &Host,
+    generation: u32,
+    patterns: &[InterfacePattern],
+) -> Result<()> {
+    for interface in host.layer3() {
+        let Some(l2_len) = interface.l2_len() else {
+            continue;
+        };
+        let old = match maps.devices.get(&interface.index, 0) {
+            Ok(old) => Some(old),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot read the record of {}", interface.name));
+            }
+        };
+        let device = record(
+            host,
+            interface,
+            l2_len,
+            old.as_ref(),
+            generation,
+            pattern_bits(patterns, &interface.name),
+        );
+        if old != Some(device) {
+            maps.devices
+                .insert(interface.index, device, 0)
+                .with_context(|| format!("cannot write the record of {}", interface.name))?;
+        }
+    }
+    Ok(())
+}
+
+/// Forgets interfaces that are gone.
+pub fn prune_devices(maps: &mut Maps, host: &Host) -> Result<()> {
+    let known: Vec<u32> = maps
+        .devices
+        .keys()
+        .collect::<Result<_, _>>()
+        .context("cannot list the interfaces' records")?;
+    for index in known {
+        if !host.layer3().any(|interface| interface.index == index) {
+            match maps.devices.remove(&index) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(error) => {
+                    return Err(error).context("cannot remove the record of an interface");
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Makes the trie of local addresses what the kernel's local table is. Additions come first, so
+/// that an address that moves between prefixes is never missing.
+pub fn write_local(maps: &mut Maps, host: &Host) -> Result<()> {
+    let wanted: BTreeSet<(u32, [u8; 16])> = host.local.iter().map(local_key).collect();
+    let mut present = BTreeSet::new();
+    for key in maps.local.keys() {
+        let key = key.context("cannot list the local addresses")?;
+        present.insert((key.prefix_len(), key.data()));
+    }
+    for (prefix_len, address) in wanted.difference(&present) {
+        maps.local
+            .insert(&Key::new(*prefix_len, *address), 1, 0)
+            .context("cannot add a local address")?;
+    }
+    for (prefix_len, address) in present.difference(&wanted) {
+        match maps.local.remove(&Key::new(*prefix_len, *address)) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(error).context("cannot remove a local address"),
+        }
+    }
+    Ok(())
+}
+
+/// The patterns that a name fits, as the programs test them. Bit 0 stands for any interface.
+pub fn pattern_bits(patterns: &[InterfacePattern], name: &str) -> u64 {
+    (1..64).zip(patterns).fold(1, |bits, (bit, pattern)| {
+        bits | u64::from(pattern.matches(name)) << bit
+    })
+}
+
+fn record(
+    host: &Host,
+    interface: &Interface,
+    l2_len: u32,
+    old: Option<&Device>,
+    generation: u32,
+    bits: u64,
+) -> Device {
+    // A new interface has no packets that the running generation judges, so both words may say
+    // what the next one needs.
+    let mut patterns = old.map_or([bits; 2], |old| old.patterns);
+    patterns[(generation & 1) as usize] = bits;
+    Device {
+        patterns,
+        masquerade4: host.masquerade4(interface).map_or(0, u32::from),
+        masquerade6: host
+            .masquerade6(interface)
+            .map_or([0; 4], |address| words(address.octets())),
+        l2_len,
+        flags: if interface.is_loopback() {
+            Device::LOOPBACK
+        } else {
+            0
+        },
+        reserved: 0,
+    }
+}
+
+/// Sixteen bytes as four words, the most significant first.
+pub fn words(octets: [u8; 16]) -> [u32; 4] {
+    let bits = u128::from_be_bytes(octets);
+    [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
+}
+
+fn local_key(route: &LocalRoute) -> (u32, [u8; 16]) {
+    match route.address {
+        IpAddr::V4(address) => (
+            96 + u32::from(route.prefix_len),
+            address.to_ipv6_mapped().octets(),
+        ),
+        IpAddr::V6(address) => (u32::from(route.prefix_len), address.octets()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn patterns(names: &[&str]) -> Vec<InterfacePattern> {
+        names
+            .iter()
+            .map(|name| InterfacePattern((*name).into()))
+            .collect()
+    }
+
+    #[test]
+    fn bit_zero_is_any_interface() {
+        let patterns = patterns(&["eth0", "docker+", "eth+"]);
+        assert_eq!(pattern_bits(&patterns, "eth0"), 0b1011);
+        assert_eq!(pattern_bits(&patterns, "docker0"), 0b0101);
+        assert_eq!(pattern_bits(&patterns, "lo"), 1);
+    }
+
+    #[test]
+    fn only_the_idle_word_changes() {
+        let interface = Interface {
+            index: 4,
+            link_layer: 1,
+            ..Interface::default()
+        };
+        let host = Host::default();
+        let running = record(&host, &interface, 14, None, 1, 0b11);
+        assert_eq!(running.patterns, [0b11; 2]);
+        let next = record(&host, &interface, 14, Some(&running), 2, 0b101);
+        assert_eq!(next.patterns, [0b101, 0b11]);
+    }
+
+    #[test]
+    fn local_keys() {
+        let key = |address: &str, prefix_len| {
+            local_key(&LocalRoute {
+                address: address.parse().unwrap(),
+                prefix_len,
+            })
+        };
+        assert_eq!(
+            key("127.0.0.0", 8),
+            (
+                104,
+                [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, 127, 0, 0, 0]
+            )
+        );
+        assert_eq!(key("::1", 128).0, 128);
+        assert_eq!(
+            words(key("1:2:3:4:5:6:7:8", 128).1),
+            [0x1_0002, 0x3_0004, 0x5_0006, 0x7_0008]
+        );
+    }
+}
