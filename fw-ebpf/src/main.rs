@@ -1,3 +1,81 @@
-//! The kernel half of fwbpf.
+//! The kernel half of fwbpf: wrap the context, run the datapath, turn its verdict into the hook's
+//! action. All logic is in `fw_common::datapath`.
 #![no_std]
 #![no_main]
+#![feature(asm_experimental_arch)]
+#![allow(
+    missing_docs,
+    reason = "the program macros make undocumented functions beside the documented ones"
+)]
+
+mod maps;
+mod packet;
+mod sweep;
+mod tables;
+
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::{classifier, xdp};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use fw_common::datapath::tables::Tables;
+use fw_common::datapath::{Verdict, early, egress, ingress};
+
+use crate::packet::{SkbPacket, XdpPacket};
+use crate::tables::{BpfTables, RecordingTables};
+
+/// tcx or clsact ingress of every layer-3 interface. Attached first, so that nothing acts on what
+/// the firewall drops; what it accepts goes on to other programs (TCX_NEXT is TC_ACT_UNSPEC).
+#[classifier]
+pub fn fwbpf_ingress(context: TcContext) -> i32 {
+    let Some(draft) = maps::draft() else {
+        return TC_ACT_SHOT;
+    };
+    tc_action(ingress(&mut SkbPacket::new(context), &BpfTables, draft))
+}
+
+/// tcx or clsact egress of every layer-3 interface. Attached last: it judges what really leaves.
+#[classifier]
+pub fn fwbpf_egress(context: TcContext) -> i32 {
+    let Some(draft) = maps::draft() else {
+        return TC_ACT_SHOT;
+    };
+    tc_action(egress(&mut SkbPacket::new(context), &BpfTables, draft))
+}
+
+/// XDP on interfaces whose driver runs it natively.
+#[xdp]
+pub fn fwbpf_xdp(context: XdpContext) -> u32 {
+    match early(&mut XdpPacket::new(context), &RecordingTables) {
+        Verdict::Pass => XDP_PASS,
+        Verdict::Drop(_) => XDP_DROP,
+    }
+}
+
+/// Run by user space only: see [`sweep`].
+#[classifier]
+pub fn fwbpf_sweep(context: TcContext) -> i32 {
+    sweep::sweep(&SkbPacket::new(context), &BpfTables) as i32
+}
+
+#[inline(always)]
+fn tc_action(verdict: Verdict) -> i32 {
+    match verdict {
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Drop(stat) => {
+            BpfTables.count(stat);
+            TC_ACT_SHOT
+        }
+    }
+}
+
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    // Never reached: the verifier refuses a program that could get here, as this does not end.
+    loop {}
+}
+
+/// Helpers that the kernel exports to GPL programs only need this.
+#[expect(unsafe_code, reason = "the loader finds the licence by its section")]
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -4,9 +4,9 @@ use super::Verdict;
 use super::classify::{Decision, traverse};
 use super::conntrack::{Tuple, track};
 use super::header::{Headers, Part, parse};
-use super::ingress::{patterns, query};
+use super::ingress::{is_for_this_host, patterns, query};
 use super::packet::Packet;
-use super::tables::{Route, RouteQuery, Tables};
+use super::tables::Tables;
 use crate::abi::blob::{BaseChain, HEADER, Header};
 use crate::abi::ct;
 use crate::abi::flow::FlowKey;
@@ -44,13 +44,7 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T) -> Verdict {
     };
     let policy = Header(policy);
     let nat = policy.has_nat(headers.family);
-    let route = RouteQuery {
-        family: headers.family,
-        device: packet.device(),
-        source: headers.key.source,
-        destination: headers.key.destination,
-    };
-    if belongs_to_flow(tables, &headers, nat) || tables.route(&route) != Route::Local {
+    if belongs_to_flow(tables, &headers, nat) || !is_for_this_host(packet, tables, &headers) {
         return Verdict::Pass;
     }
     let tracked = track(packet, tables, generation, &headers, nat);

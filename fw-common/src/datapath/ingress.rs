@@ -6,9 +6,9 @@ use super::conntrack::{NOTE_SEEN, Tracked, look_up, opener, quoted, track};
 use super::fragment::{Side, borrow, lend};
 use super::header::{Headers, Part, Unparsed, parse};
 use super::nat::{Draft, Wish, open};
-use super::packet::Packet;
+use super::packet::{Destination, Packet};
 use super::rewrite::{End, Endpoint, rewrite, rewrite_error};
-use super::tables::{Route, RouteQuery, Tables};
+use super::tables::Tables;
 use crate::abi::blob::{BaseChain, HEADER, Header};
 use crate::abi::device::Device;
 use crate::abi::stat::Stat;
@@ -85,13 +85,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, draft: &mut Dra
         }
     }
 
-    let route = RouteQuery {
-        family: headers.family,
-        device: packet.device(),
-        source: headers.key.source,
-        destination: headers.key.destination,
-    };
-    if !looped && tables.route(&route) == Route::Forward {
+    if !looped && !is_for_this_host(packet, tables, &headers) {
         packet.set_note(tracked.note());
         return Verdict::Pass;
     }
@@ -121,6 +115,23 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, draft: &mut Dra
         Ok(()) => Verdict::Pass,
         Err(stat) => Verdict::Drop(stat),
     }
+}
+
+/// Whether a packet is INPUT's business. The table of local addresses decides; an address that is
+/// not in it, though the kernel would not forward it either, may have been added a moment ago, and
+/// so meets INPUT too: a stale table never lets a packet past every chain.
+#[inline(always)]
+pub(super) fn is_for_this_host<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers,
+) -> bool {
+    tables.is_local(headers.family, &headers.key.destination)
+        || !packet.is_forwardable(&Destination {
+            family: headers.family,
+            source: headers.key.source,
+            destination: headers.key.destination,
+        })
 }
 
 /// The patterns that an interface fits, in the generation that judges the packet.

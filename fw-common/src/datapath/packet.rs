@@ -1,5 +1,18 @@
 //! What the datapath asks of a packet.
 
+use crate::abi::{Addr, Family};
+
+/// What decides a packet's way.
+#[derive(Clone, Copy, Debug)]
+pub struct Destination {
+    /// IP version.
+    pub family: Family,
+    /// Source address.
+    pub source: Addr,
+    /// Destination address, after translation.
+    pub destination: Addr,
+}
+
 /// A packet at a hook. The BPF programs implement it over an skb or an XDP frame, user space over
 /// a byte slice. Offsets count from the beginning of the frame.
 #[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
@@ -44,6 +57,10 @@ pub trait Packet {
 
     /// Index of the layer-3 interface that the packet came in by; 0 if it was made on this host.
     fn arrival_device(&self) -> u32;
+
+    /// Whether the kernel's routing table would send the packet on to another host. `false` means
+    /// that it is for this host or cannot be delivered; `bpf_fib_lookup` does not tell these apart.
+    fn is_forwardable(&self, destination: &Destination) -> bool;
 
     /// The note that ingress left for egress on this packet (the skb's `tc_index`); 0 if none.
     fn note(&self) -> u16;

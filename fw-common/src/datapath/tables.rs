@@ -29,8 +29,8 @@ pub trait Tables {
     /// The record of an interface.
     fn device(&self, index: u32) -> Option<&Device>;
 
-    /// Where the stack will send a packet that came in by `device`.
-    fn route(&self, query: &RouteQuery) -> Route;
+    /// Whether an address is this host's, or a broadcast or multicast one.
+    fn is_local(&self, family: Family, address: &Addr) -> bool;
 
     /// Finds a flow, in either tier.
     fn flow(&self, key: &FlowKey) -> Option<&Flow>;
@@ -69,29 +69,6 @@ pub trait Tables {
 pub trait Step {
     /// One turn.
     fn step(&mut self, turn: u32) -> ControlFlow<()>;
-}
-
-/// What decides a packet's route.
-#[derive(Clone, Copy, Debug)]
-pub struct RouteQuery {
-    /// IP version.
-    pub family: Family,
-    /// Interface that the packet came in by.
-    pub device: u32,
-    /// Source address.
-    pub source: Addr,
-    /// Destination address, after translation.
-    pub destination: Addr,
-}
-
-/// Where a packet goes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
-    /// To this host, including broadcast and multicast. Also whatever cannot be forwarded: were
-    /// the table of local addresses stale, the packet would still meet INPUT.
-    Local,
-    /// To another host.
-    Forward,
 }
 
 /// Which table a flow goes to.

@@ -1,0 +1,110 @@
+//! Every map: name, type, size and who writes it. The names are `fw_common::abi::maps`'s.
+#![allow(
+    unsafe_code,
+    reason = "lends out the per-CPU scratch values, which only the running program can reach"
+)]
+
+use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::btf_maps;
+use aya_ebpf::macros::{btf_map, map};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use fw_common::MapCell;
+use fw_common::abi::blob::{Cell, MAX_DEPTH};
+use fw_common::abi::device::Device;
+use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey};
+use fw_common::abi::maps::{
+    COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX, LOCAL_MAX,
+};
+use fw_common::abi::stat::STATS_MAX;
+use fw_common::datapath::nat::Draft;
+
+/// A policy: `BPF_F_INNER_MAP` lets each generation have its own size, `BPF_F_MMAPABLE` lets user
+/// space fill it without a syscall for each cell.
+pub type Policy = btf_maps::Array<Cell, 1, 0x1400>;
+
+/// The running policy. User space writes the one slot, which is the flip.
+#[btf_map]
+pub static POLICY: btf_maps::ArrayOfMaps<Policy, 1> = btf_maps::ArrayOfMaps::new();
+
+/// Packets and bytes by slot. Programs write; user space reads, and zeroes a slot before use.
+#[map]
+pub static COUNTERS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(COUNTER_SLOTS, 0);
+
+/// Interfaces. User space writes.
+#[map]
+pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, 0);
+
+/// This host's addresses. User space writes.
+#[map]
+pub static LOCAL: LpmTrie<[u8; 16], u32> = LpmTrie::with_max_entries(LOCAL_MAX, BPF_F_NO_PREALLOC);
+
+/// Confirmed flows. Programs write; user space deletes through [`crate::sweep`].
+#[map]
+pub static FLOWS4: HashMap<FlowKey4, Flow> = HashMap::with_max_entries(FLOWS4_MAX, 0);
+
+/// See [`FLOWS4`].
+#[map]
+pub static FLOWS6: HashMap<FlowKey, Flow> = HashMap::with_max_entries(FLOWS6_MAX, 0);
+
+/// Flows that outsiders opened and did not complete. Programs write.
+#[map]
+pub static EMBRYOS4: LruHashMap<FlowKey4, Flow> = LruHashMap::with_max_entries(EMBRYOS_MAX, 0);
+
+/// See [`EMBRYOS4`].
+#[map]
+pub static EMBRYOS6: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(EMBRYOS_MAX, 0);
+
+/// First fragments. Programs write.
+#[map]
+pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
+    LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
+
+/// Events by `abi::stat::Stat`. Programs write.
+#[map]
+pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STATS_MAX, 0);
+
+/// Return addresses of the chain interpreter. Scratch.
+#[map]
+pub static FRAMES: PerCpuArray<MapCell<u64>> = PerCpuArray::with_max_entries(MAX_DEPTH, 0);
+
+/// The flow being opened. Scratch: it would fill half the BPF stack.
+#[map]
+static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+
+/// Rules that XDP matched but has not counted. Scratch.
+#[map]
+static PATH: PerCpuArray<Path> = PerCpuArray::with_max_entries(1, 0);
+
+/// Reserved for switches that user space sets before the first load.
+#[map]
+pub static SETTINGS: Array<u32> = Array::with_max_entries(1, 0);
+
+/// Counter slots held back until the packet's end is certain.
+#[repr(C)]
+pub struct Path {
+    /// How many were matched; more than [`PATH_SLOTS`] do not fit.
+    pub count: MapCell<u32>,
+    /// Bytes of the packet.
+    pub bytes: MapCell<u32>,
+    /// The slots.
+    pub slots: [MapCell<u32>; PATH_SLOTS],
+}
+
+/// Rules that one packet may match at XDP.
+pub const PATH_SLOTS: usize = 64;
+
+/// This CPU's draft.
+#[inline(always)]
+pub fn draft() -> Option<&'static mut Draft> {
+    let draft = DRAFT.get_ptr_mut(0)?;
+    // SAFETY: the value is this CPU's, programs at these hooks run to their end before another
+    // starts on the same CPU (they run with bottom halves off, and never in interrupts), and each
+    // program asks for it once. All of its bytes are integers, so any content is a value.
+    Some(unsafe { &mut *draft })
+}
+
+/// This CPU's path.
+#[inline(always)]
+pub fn path() -> Option<&'static Path> {
+    PATH.get(0)
+}

@@ -1,0 +1,297 @@
+//! Packets at the hooks: an skb for tc, a frame for XDP.
+#![allow(
+    unsafe_code,
+    reason = "the file that owns pointer arithmetic and the packet helpers"
+)]
+
+use core::ffi::c_void;
+use core::mem::MaybeUninit;
+
+use aya_ebpf::EbpfContext;
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FRAG_NEEDED,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, xdp_md,
+};
+use aya_ebpf::helpers::{
+    bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes,
+    bpf_skb_store_bytes,
+};
+use aya_ebpf::programs::{TcContext, XdpContext};
+use fw_common::abi::Family;
+use fw_common::datapath::packet::{Destination, Packet};
+
+/// `BPF_F_IPV6`, newer than the bindings: the packet is IPv6, whose header has no checksum that
+/// would cancel the change of an address out of a CHECKSUM_COMPLETE sum (kernel commit
+/// ead7f9b8de65, 6.16 and stable trees).
+const BPF_F_IPV6: u64 = 1 << 7;
+
+/// `PACKET_OTHERHOST` of linux/if_packet.h.
+const PACKET_OTHERHOST: u32 = 3;
+
+/// A packet at a tc hook.
+pub struct SkbPacket(*mut __sk_buff);
+
+impl SkbPacket {
+    /// Wraps the context.
+    #[inline(always)]
+    pub fn new(context: TcContext) -> Self {
+        Self(context.skb.skb)
+    }
+}
+
+impl Packet for SkbPacket {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes exactly N bytes to the N that `bytes` has, or fails; only then
+        // are they read.
+        unsafe {
+            let failed = bpf_skb_load_bytes(
+                self.0.cast::<c_void>(),
+                offset,
+                bytes.as_mut_ptr().cast::<c_void>(),
+                N as u32,
+            );
+            (failed == 0).then(|| bytes.assume_init())
+        }
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        // SAFETY: the helper reads the N bytes of `bytes` and checks the packet's bounds itself.
+        let failed = unsafe {
+            bpf_skb_store_bytes(self.0, offset, bytes.as_ptr().cast::<c_void>(), N as u32, 0)
+        };
+        (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn replace_l3_sum(&mut self, offset: u32, from: u32, to: u32) -> Option<()> {
+        // SAFETY: plain numbers; the helper checks the packet's bounds itself.
+        let failed = unsafe { bpf_l3_csum_replace(self.0, offset, from as u64, to as u64, 4) };
+        (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn replace_l4_sum(
+        &mut self,
+        offset: u32,
+        difference: u32,
+        pseudo: bool,
+        udp: bool,
+        v6: bool,
+    ) -> Option<()> {
+        let mut flags = 0;
+        if pseudo {
+            flags |= BPF_F_PSEUDO_HDR as u64;
+            if v6 {
+                flags |= BPF_F_IPV6;
+            }
+        }
+        if udp {
+            flags |= BPF_F_MARK_MANGLED_0 as u64;
+        }
+        // SAFETY: plain numbers; a field size of zero in the flags makes `to` a difference.
+        let failed = unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags) };
+        (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the context is valid for the program's life, and the verifier allows this load.
+        unsafe { (&raw const (*self.0).len).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        // SAFETY: as in `len`. The field holds a __be16.
+        u16::from_be(unsafe { (&raw const (*self.0).protocol).read_volatile() } as u16)
+    }
+
+    #[inline(always)]
+    fn is_for_other_host(&self) -> bool {
+        // SAFETY: as in `len`.
+        unsafe { (&raw const (*self.0).pkt_type).read_volatile() == PACKET_OTHERHOST }
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (&raw const (*self.0).ifindex).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn arrival_device(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (&raw const (*self.0).ingress_ifindex).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn is_forwardable(&self, destination: &Destination) -> bool {
+        fib_forwards(self.0.cast::<c_void>(), self.device(), destination)
+    }
+
+    #[inline(always)]
+    fn note(&self) -> u16 {
+        // SAFETY: as in `len`.
+        unsafe { (&raw const (*self.0).tc_index).read_volatile() as u16 }
+    }
+
+    #[inline(always)]
+    fn set_note(&mut self, note: u16) {
+        // SAFETY: as in `len`; tc programs may write tc_index.
+        unsafe { (&raw mut (*self.0).tc_index).write_volatile(note as u32) }
+    }
+}
+
+/// A frame at XDP.
+pub struct XdpPacket(*mut xdp_md);
+
+impl XdpPacket {
+    /// Wraps the context.
+    #[inline(always)]
+    pub fn new(context: XdpContext) -> Self {
+        Self(context.as_ptr().cast::<xdp_md>())
+    }
+
+    /// LLVM must not learn that `data` is a 32-bit field: it would truncate the packet pointer when
+    /// it moves it ("R3 pointer arithmetic on pkt_end prohibited").
+    #[inline(always)]
+    fn start(&self) -> *const u8 {
+        let start: u64;
+        // SAFETY: loads the context's first field, which the verifier turns into a packet pointer.
+        unsafe {
+            core::arch::asm!("{0} = *(u32 *)({1} + 0)", out(reg) start, in(reg) self.0,
+                options(pure, readonly, nostack));
+        }
+        start as *const u8
+    }
+
+    /// See [`Self::start`].
+    #[inline(always)]
+    fn end(&self) -> *const u8 {
+        let end: u64;
+        // SAFETY: loads the context's second field.
+        unsafe {
+            core::arch::asm!("{0} = *(u32 *)({1} + 4)", out(reg) end, in(reg) self.0,
+                options(pure, readonly, nostack));
+        }
+        end as *const u8
+    }
+}
+
+/// No header that XDP looks at begins later.
+const MAX_OFFSET: u32 = 0x3ff;
+
+impl Packet for XdpPacket {
+    #[inline(always)]
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        if offset > MAX_OFFSET {
+            return None;
+        }
+        let at = self.start().wrapping_add((offset & MAX_OFFSET) as usize);
+        if at.wrapping_add(N) > self.end() {
+            return None;
+        }
+        // SAFETY: the N bytes are within the frame, as just checked, and arrays of bytes have no
+        // alignment.
+        Some(unsafe { at.cast::<[u8; N]>().read() })
+    }
+
+    #[inline(always)]
+    fn store<const N: usize>(&mut self, _offset: u32, _bytes: [u8; N]) -> Option<()> {
+        // Early drop rewrites nothing.
+        None
+    }
+
+    #[inline(always)]
+    fn replace_l3_sum(&mut self, _offset: u32, _from: u32, _to: u32) -> Option<()> {
+        None
+    }
+
+    #[inline(always)]
+    fn replace_l4_sum(
+        &mut self,
+        _offset: u32,
+        _difference: u32,
+        _pseudo: bool,
+        _udp: bool,
+        _v6: bool,
+    ) -> Option<()> {
+        None
+    }
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        // SAFETY: the context is valid for the program's life; the difference of two scalars read
+        // from it is the frame's length.
+        unsafe {
+            let end = (&raw const (*self.0).data_end).read_volatile();
+            let start = (&raw const (*self.0).data).read_volatile();
+            end.wrapping_sub(start)
+        }
+    }
+
+    #[inline(always)]
+    fn ethertype(&self) -> u16 {
+        self.load::<2>(12).map_or(0, u16::from_be_bytes)
+    }
+
+    #[inline(always)]
+    fn is_for_other_host(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn device(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (&raw const (*self.0).ingress_ifindex).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn arrival_device(&self) -> u32 {
+        self.device()
+    }
+
+    #[inline(always)]
+    fn is_forwardable(&self, destination: &Destination) -> bool {
+        fib_forwards(self.0.cast::<c_void>(), self.device(), destination)
+    }
+
+    #[inline(always)]
+    fn note(&self) -> u16 {
+        0
+    }
+
+    #[inline(always)]
+    fn set_note(&mut self, _note: u16) {}
+}
+
+/// `AF_INET` and `AF_INET6`.
+const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
+
+#[inline(never)]
+fn fib_forwards(context: *mut c_void, device: u32, destination: &Destination) -> bool {
+    // SAFETY: the all-zero record is a valid request of plain integers.
+    let mut params: FibParams = unsafe { core::mem::zeroed() };
+    params.ifindex = device;
+    match destination.family {
+        Family::V4 => {
+            params.family = AF_INET;
+            params.__bindgen_anon_3.ipv4_src = destination.source[0].to_be();
+            params.__bindgen_anon_4.ipv4_dst = destination.destination[0].to_be();
+        }
+        Family::V6 => {
+            params.family = AF_INET6;
+            params.__bindgen_anon_3.ipv6_src = destination.source.map(u32::to_be);
+            params.__bindgen_anon_4.ipv6_dst = destination.destination.map(u32::to_be);
+        }
+    }
+    // SAFETY: the context is the program's own, and `params` is as large as said.
+    let result =
+        unsafe { bpf_fib_lookup(context, &raw mut params, size_of::<FibParams>() as i32, 0) };
+    result == BPF_FIB_LKUP_RET_SUCCESS as i64
+        || result == BPF_FIB_LKUP_RET_NO_NEIGH as i64
+        || result == BPF_FIB_LKUP_RET_FRAG_NEEDED as i64
+}

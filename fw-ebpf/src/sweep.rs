@@ -1,0 +1,68 @@
+//! Deleting flows whose time is over, one at a time, when user space asks.
+//!
+//! User space walks the tables and finds candidates; a packet may refresh one before it is
+//! deleted. So the deletion is done here, where looking again and deleting are a few instructions
+//! apart, and a flow marked as dying is absent for every packet in between.
+
+use fw_common::abi::Family;
+use fw_common::abi::flow::FlowKey;
+use fw_common::datapath::conntrack::end_flow;
+use fw_common::datapath::packet::Packet;
+use fw_common::datapath::tables::Tables;
+
+/// What became of the candidate.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+pub enum Swept {
+    /// It lives on, or is gone already.
+    Kept = 0,
+    /// Deleted.
+    Deleted = 1,
+}
+
+/// Deletes the flow whose key (a [`FlowKey`], as it lies in memory) is at the beginning of the
+/// frame, if it is expired. Byte 40 not zero: even if it is not.
+#[inline(always)]
+pub fn sweep<P: Packet, T: Tables>(packet: &P, tables: &T) -> Swept {
+    let Some(key) = key(packet) else {
+        return Swept::Kept;
+    };
+    let forced = packet.load::<1>(40).is_some_and(|byte| byte[0] != 0);
+    let Some(flow) = tables.flow(&key) else {
+        return Swept::Kept;
+    };
+    if key.kind == FlowKey::ALIAS {
+        // An alias goes with its flow; alone it is a leftover.
+        if tables.flow(&flow.other).is_some() {
+            return Swept::Kept;
+        }
+        tables.remove_flow(&key);
+        return Swept::Deleted;
+    }
+    if !forced && flow.expires.get() >= tables.now() {
+        return Swept::Kept;
+    }
+    end_flow(tables, &key, flow);
+    Swept::Deleted
+}
+
+#[inline(always)]
+fn key<P: Packet>(packet: &P) -> Option<FlowKey> {
+    let word = |offset: u32| packet.load::<4>(offset).map(u32::from_ne_bytes);
+    let half = |offset: u32| packet.load::<2>(offset).map(u16::from_ne_bytes);
+    let [protocol, kind, family, _] = packet.load::<4>(36)?;
+    Some(FlowKey {
+        low: [word(0)?, word(4)?, word(8)?, word(12)?],
+        high: [word(16)?, word(20)?, word(24)?, word(28)?],
+        low_port: half(32)?,
+        high_port: half(34)?,
+        protocol,
+        kind,
+        family: if family == Family::V4 as u8 {
+            Family::V4 as u8
+        } else {
+            Family::V6 as u8
+        },
+        reserved: 0,
+    })
+}

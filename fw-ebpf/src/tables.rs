@@ -1,0 +1,351 @@
+//! The datapath's state, in BPF maps.
+#![allow(
+    unsafe_code,
+    reason = "map values are reached through the pointers that helpers return"
+)]
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
+use aya_ebpf::maps::lpm_trie::Key;
+use fw_common::MapCell;
+use fw_common::abi::blob::{Cell, MAX_DEPTH};
+use fw_common::abi::device::Device;
+use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey};
+use fw_common::abi::stat::Stat;
+use fw_common::abi::{Addr, Family};
+use fw_common::datapath::Recorder;
+use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
+
+use crate::maps::{
+    COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, FLOWS4, FLOWS6, FRAGMENTS, FRAMES, LOCAL, PATH_SLOTS,
+    POLICY, Policy, STATS, path,
+};
+
+/// One generation: its inner map. The kernel keeps it alive while a program that looked it up runs.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Generation(*const Policy);
+
+/// The maps. Of size zero: there is one set of maps.
+#[derive(Clone, Copy)]
+pub struct BpfTables;
+
+impl Tables for BpfTables {
+    type Generation = Generation;
+
+    #[inline(always)]
+    fn generation(&self) -> Option<Generation> {
+        POLICY.get(0).map(|policy| Generation(policy))
+    }
+
+    #[inline(always)]
+    fn cell(&self, generation: Generation, index: u32) -> Option<&Cell> {
+        // SAFETY: the pointer is what the look-up in POLICY returned for this packet; RCU keeps
+        // the map for as long as the program runs.
+        unsafe { &*generation.0 }.get(index)
+    }
+
+    #[inline(always)]
+    fn hit(&self, slot: u32, packets: u32, bytes: u32) {
+        if let Some(counter) = COUNTERS.get_ptr_mut(slot) {
+            // SAFETY: the value is this CPU's own, and no other program runs on it meanwhile.
+            unsafe {
+                (*counter)[0] += packets as u64;
+                (*counter)[1] += bytes as u64;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn count(&self, stat: Stat) {
+        if let Some(counter) = STATS.get_ptr_mut(stat as u32) {
+            // SAFETY: as for `hit`.
+            unsafe { *counter += 1 }
+        }
+    }
+
+    #[inline(always)]
+    fn device(&self, index: u32) -> Option<&Device> {
+        // SAFETY: user space writes whole records and deletes one only with its interface; a
+        // record replaced meanwhile is at worst read half old, half new, for one packet.
+        unsafe { DEVICES.get(index) }
+    }
+
+    #[inline(always)]
+    fn is_local(&self, family: Family, address: &Addr) -> bool {
+        let data = match family {
+            // RFC 4291 2.5.5.2: IPv4-mapped, as in abi::device::LocalKey.
+            Family::V4 => {
+                let [a, b, c, d] = address[0].to_be_bytes();
+                if a >= 224 && a < 240 {
+                    return true;
+                }
+                [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+            }
+            Family::V6 => {
+                if address[0] >> 24 == 0xff {
+                    return true;
+                }
+                bytes(address)
+            }
+        };
+        LOCAL
+            .get(Key {
+                prefix_len: 128,
+                data,
+            })
+            .is_some()
+    }
+
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
+        // SAFETY: only `MapCell`s of a flow change after its insertion. An element that is deleted
+        // and used again while we look at it shows another flow's words for one packet.
+        unsafe {
+            if key.is_v4() {
+                let key = FlowKey4::from(key);
+                FLOWS4.get(key).or_else(|| EMBRYOS4.get(key))
+            } else {
+                FLOWS6.get(key).or_else(|| EMBRYOS6.get(key))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
+        if let Tier::Confirmed = tier {
+            let result = if key.is_v4() {
+                FLOWS4.insert(FlowKey4::from(key), flow, BPF_NOEXIST as u64)
+            } else {
+                FLOWS6.insert(key, flow, BPF_NOEXIST as u64)
+            };
+            match result {
+                Ok(()) => return Ok(()),
+                Err(EXISTS) => return Err(InsertError::Exists),
+                Err(_) => self.count(Stat::FlowTableFull),
+            }
+        }
+        let result = if key.is_v4() {
+            EMBRYOS4.insert(FlowKey4::from(key), flow, BPF_NOEXIST as u64)
+        } else {
+            EMBRYOS6.insert(key, flow, BPF_NOEXIST as u64)
+        };
+        result.map_err(|error| match error {
+            EXISTS => InsertError::Exists,
+            _ => InsertError::Full,
+        })
+    }
+
+    #[inline(always)]
+    fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        let (inserted, v4) = if key.is_v4() {
+            let key = FlowKey4::from(key);
+            (FLOWS4.insert(key, flow, BPF_NOEXIST as u64), Some(key))
+        } else {
+            (FLOWS6.insert(key, flow, BPF_NOEXIST as u64), None)
+        };
+        if inserted.is_err() {
+            self.count(Stat::FlowTableFull);
+            return Err(InsertError::Full);
+        }
+        let _ = match v4 {
+            Some(key) => EMBRYOS4.remove(key),
+            None => EMBRYOS6.remove(key),
+        };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        if key.is_v4() {
+            let key = FlowKey4::from(key);
+            if FLOWS4.remove(key).is_err() {
+                let _ = EMBRYOS4.remove(key);
+            }
+        } else if FLOWS6.remove(key).is_err() {
+            let _ = EMBRYOS6.remove(key);
+        }
+    }
+
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        // SAFETY: copied out at once; a record recycled meanwhile belongs to another datagram,
+        // and is 24 bytes of plain integers.
+        unsafe { FRAGMENTS.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        let _ = FRAGMENTS.insert(key, fragment, 0);
+    }
+
+    #[inline(always)]
+    fn frame(&self, depth: u32) -> Option<&MapCell<u64>> {
+        FRAMES.get(depth)
+    }
+
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        // SAFETY: no argument, no side effect.
+        unsafe { bpf_ktime_get_coarse_ns() }
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no argument, no side effect.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn run<S: Step>(&self, count: u32, step: &mut S) {
+        unsafe extern "C" fn turn<S: Step>(index: u32, step: *mut c_void) -> i64 {
+            // SAFETY: `step` is the pointer that `run` passed, to a value that nothing else uses
+            // while the loop runs.
+            unsafe { (*step.cast::<S>()).step(index).is_break() as i64 }
+        }
+        // SAFETY: the callback has the type that bpf_loop calls, and `step` outlives the call.
+        unsafe {
+            bpf_loop(
+                count,
+                turn::<S> as *mut c_void,
+                (&raw mut *step).cast::<c_void>(),
+                0,
+            );
+        }
+    }
+}
+
+/// -EEXIST.
+const EXISTS: i32 = -17;
+
+const _: () = assert!(MAX_DEPTH.is_power_of_two());
+
+#[inline(always)]
+fn bytes(address: &Addr) -> [u8; 16] {
+    let [a, b, c, d] = address[0].to_be_bytes();
+    let [e, f, g, h] = address[1].to_be_bytes();
+    let [i, j, k, l] = address[2].to_be_bytes();
+    let [m, n, o, p] = address[3].to_be_bytes();
+    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
+}
+
+/// The same maps, with counts held back.
+#[derive(Clone, Copy)]
+pub struct RecordingTables;
+
+impl Recorder for RecordingTables {
+    #[inline(always)]
+    fn begin(&self) {
+        if let Some(path) = path() {
+            path.count.set(0);
+        }
+    }
+
+    #[inline(always)]
+    fn commit(&self) -> bool {
+        let Some(path) = path() else {
+            return false;
+        };
+        let count = path.count.get();
+        if count as usize > PATH_SLOTS {
+            return false;
+        }
+        self.run(count, &mut Commit);
+        true
+    }
+}
+
+struct Commit;
+
+impl Step for Commit {
+    #[inline(always)]
+    fn step(&mut self, turn: u32) -> core::ops::ControlFlow<()> {
+        if let Some(path) = path() {
+            if let Some(slot) = path.slots.get(turn as usize) {
+                BpfTables.hit(slot.get(), 1, path.bytes.get());
+            }
+        }
+        core::ops::ControlFlow::Continue(())
+    }
+}
+
+impl Tables for RecordingTables {
+    type Generation = Generation;
+
+    #[inline(always)]
+    fn generation(&self) -> Option<Generation> {
+        BpfTables.generation()
+    }
+    #[inline(always)]
+    fn cell(&self, generation: Generation, index: u32) -> Option<&Cell> {
+        // SAFETY: as for `BpfTables`.
+        unsafe { &*generation.0 }.get(index)
+    }
+    #[inline(always)]
+    fn hit(&self, slot: u32, _packets: u32, bytes: u32) {
+        if let Some(path) = path() {
+            let count = path.count.get();
+            path.count.set(count.wrapping_add(1));
+            path.bytes.set(bytes);
+            if let Some(place) = path.slots.get(count as usize) {
+                place.set(slot);
+            }
+        }
+    }
+    #[inline(always)]
+    fn count(&self, stat: Stat) {
+        BpfTables.count(stat);
+    }
+    #[inline(always)]
+    fn device(&self, index: u32) -> Option<&Device> {
+        // SAFETY: as for `BpfTables`.
+        unsafe { DEVICES.get(index) }
+    }
+    #[inline(always)]
+    fn is_local(&self, family: Family, address: &Addr) -> bool {
+        BpfTables.is_local(family, address)
+    }
+    #[inline(always)]
+    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
+        const MAPS: &BpfTables = &BpfTables;
+        MAPS.flow(key)
+    }
+    #[inline(always)]
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
+        BpfTables.insert_flow(key, flow, tier)
+    }
+    #[inline(always)]
+    fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        BpfTables.promote_flow(key, flow)
+    }
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        BpfTables.remove_flow(key);
+    }
+    #[inline(always)]
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        BpfTables.fragment(key)
+    }
+    #[inline(always)]
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        BpfTables.insert_fragment(key, fragment);
+    }
+    #[inline(always)]
+    fn frame(&self, depth: u32) -> Option<&MapCell<u64>> {
+        FRAMES.get(depth)
+    }
+    #[inline(always)]
+    fn now(&self) -> u64 {
+        BpfTables.now()
+    }
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        BpfTables.random()
+    }
+    #[inline(always)]
+    fn run<S: Step>(&self, count: u32, step: &mut S) {
+        BpfTables.run(count, step);
+    }
+}
