@@ -1,0 +1,114 @@
+//! `cargo xtask conformance`: the same rules and packets through iptables and through fwbpf.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use fw_user::policy::model::Family;
+use fwbpf_tests::conformance::{Options, Sabotage, run};
+use fwbpf_tests::lab::{fwbpf_binary, ready};
+
+/// Sends random packets through random rule sets, in iptables and in fwbpf, and compares what is
+/// delivered, every byte of it, and every counter.
+#[derive(Parser)]
+struct Arguments {
+    /// Rule sets, for each IP version.
+    #[arg(long, default_value_t = 200)]
+    rulesets: usize,
+    /// Packets for each rule set.
+    #[arg(long, default_value_t = 200)]
+    packets: usize,
+    /// The same seed makes the same rules and packets.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// One IP version only.
+    #[arg(long)]
+    family: Option<FamilyName>,
+    /// The binary to test, instead of FWBPF_BIN or the newest that cargo built.
+    #[arg(long)]
+    fwbpf: Option<PathBuf>,
+    /// Pairs of labs working side by side; as many as there are CPUs unless given.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// How many divergences are minimised; the others are only named.
+    #[arg(long, default_value_t = 8)]
+    minimise: usize,
+    /// Run one trial only, by its number in a report.
+    #[arg(long)]
+    only: Option<usize>,
+    /// Compare iptables with itself: proves that the test itself makes no difference.
+    #[arg(long, conflicts_with = "fwbpf")]
+    self_check: bool,
+    /// Give one side other rules: proves that a difference is found. Succeeds if it is.
+    #[arg(long)]
+    sabotage: Option<SabotageName>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FamilyName {
+    Ipv4,
+    Ipv6,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum SabotageName {
+    /// One rule is missing on one side.
+    Rule,
+    /// The policies are turned around on one side.
+    Policy,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let programs = [
+        "iptables-legacy-restore",
+        "ip6tables-legacy-restore",
+        "conntrack",
+    ];
+    let needs_fwbpf = !arguments.self_check && arguments.fwbpf.is_none();
+    if !ready("conformance", &programs, needs_fwbpf) {
+        return ExitCode::FAILURE;
+    }
+    match compare(&arguments) {
+        Ok(success) if success => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("the conformance test cannot run: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn compare(arguments: &Arguments) -> Result<bool> {
+    let families = match arguments.family {
+        Some(FamilyName::Ipv4) => vec![Family::Ipv4],
+        Some(FamilyName::Ipv6) => vec![Family::Ipv6],
+        None => vec![Family::Ipv4, Family::Ipv6],
+    };
+    let fwbpf = if arguments.self_check {
+        None
+    } else {
+        arguments.fwbpf.clone().or_else(fwbpf_binary)
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let outcome = run(&Options {
+        rulesets: arguments.rulesets,
+        packets: arguments.packets,
+        seed: arguments.seed,
+        families,
+        fwbpf,
+        jobs: arguments.jobs.unwrap_or(cpus),
+        minimise: arguments.minimise,
+        only: arguments.only,
+        sabotage: arguments.sabotage.map(|name| match name {
+            SabotageName::Rule => Sabotage::Rule,
+            SabotageName::Policy => Sabotage::Policy,
+        }),
+    })?;
+    println!(
+        "compared {} rulesets, {} packets: {} divergences",
+        outcome.rulesets, outcome.packets, outcome.divergences
+    );
+    Ok((outcome.divergences > 0) == arguments.sabotage.is_some())
+}

@@ -1,0 +1,316 @@
+//! One rule set and its traffic on both sides.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use fw_user::policy::model::Family;
+
+use super::counters::Counts;
+use super::differences::FragmentModel;
+use super::grammar::Rules;
+use super::side::{Seen, Side, sender};
+use super::traffic::{Step, Traffic};
+use crate::packet::describe;
+
+/// What is tried: the rules on either side are the same unless the test tests itself.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    /// IP version.
+    pub family: Family,
+    /// The rules.
+    pub rules: Rules,
+    /// The packets.
+    pub traffic: Traffic,
+}
+
+/// The first thing that was not the same.
+#[derive(Clone, Debug)]
+pub enum Difference {
+    /// The firewall under test refuses what iptables takes.
+    Refused(String),
+    /// Something else came out.
+    Delivery {
+        /// Number of the step.
+        step: usize,
+        /// What the reference let out.
+        reference: Vec<Seen>,
+        /// What the firewall under test let out.
+        tested: Vec<Seen>,
+    },
+    /// The dump of the rules is another text.
+    Spelling(Vec<String>),
+    /// Something else was counted.
+    Counters(Vec<String>),
+}
+
+/// Both labs.
+pub struct Pair {
+    /// iptables.
+    pub reference: Side,
+    /// The firewall under test.
+    pub tested: Side,
+    /// Whether the firewall under test counts fragments one by one.
+    pub counts_fragments: bool,
+    /// How the rules of the firewall under test are falsified, for `--sabotage`.
+    pub falsify: fn(&Rules) -> Rules,
+}
+
+/// A step is processed before its send call returns, except when the kernel defers the work to a
+/// thread because of load. Only when the sides differ is it worth waiting for that.
+const PATIENCE: [Duration; 3] = [
+    Duration::from_millis(2),
+    Duration::from_millis(20),
+    Duration::from_millis(100),
+];
+
+impl Pair {
+    /// Runs the trial on both sides.
+    pub fn run(&mut self, trial: &Trial) -> Result<Option<Difference>> {
+        if let Some(refusal) = self.load(trial)? {
+            return Ok(Some(refusal));
+        }
+        let tables: Vec<&str> = trial.rules.tables.iter().map(|table| table.name).collect();
+        let mut fragments = FragmentModel::default();
+        for (number, step) in trial.traffic.steps.iter().enumerate() {
+            let fragmented = self.counts_fragments && step.fragment.is_some();
+            let before = if fragmented {
+                Some(read(&self.reference, trial.family, &tables)?)
+            } else {
+                None
+            };
+            if let Some(difference) = self.step(trial, number, step)? {
+                return Ok(Some(difference));
+            }
+            if let Some(before) = before {
+                let after = read(&self.reference, trial.family, &tables)?;
+                let sent = self.reference.packets(&trial.traffic, step);
+                fragments.datagram(&before, &after, &sent);
+            }
+        }
+        let reference = read(&self.reference, trial.family, &tables)?;
+        let tested = read(&self.tested, trial.family, &tables)?;
+        Ok(compare_counts(&reference, &tested, &fragments))
+    }
+
+    fn load(&mut self, trial: &Trial) -> Result<Option<Difference>> {
+        self.reference.firewall.clear()?;
+        self.tested.firewall.clear()?;
+        let text = trial.rules.text();
+        self.reference
+            .firewall
+            .load(&[(trial.family, &text)])
+            .with_context(|| format!("iptables refuses what was generated:\n{text}"))?;
+        let falsified = (self.falsify)(&trial.rules).text();
+        if let Err(error) = self.tested.firewall.load(&[(trial.family, &falsified)]) {
+            return Ok(Some(Difference::Refused(format!("{error:#}"))));
+        }
+        let draws = text.contains("--random");
+        self.reference.reset(draws)?;
+        self.tested.reset(draws)?;
+        Ok(None)
+    }
+
+    fn step(&mut self, trial: &Trial, number: usize, step: &Step) -> Result<Option<Difference>> {
+        let Trial {
+            family, traffic, ..
+        } = trial;
+        self.reference.send(traffic, step)?;
+        self.tested.send(traffic, step)?;
+        let mut reference = self
+            .reference
+            .receive(traffic, step, *family, Duration::ZERO)?;
+        let mut tested = self
+            .tested
+            .receive(traffic, step, *family, Duration::ZERO)?;
+        for patience in PATIENCE {
+            if reference == tested {
+                return Ok(None);
+            }
+            reference.extend(self.reference.receive(traffic, step, *family, patience)?);
+            tested.extend(self.tested.receive(traffic, step, *family, patience)?);
+            reference.sort();
+            tested.sort();
+        }
+        Ok((reference != tested).then_some(Difference::Delivery {
+            step: number,
+            reference,
+            tested,
+        }))
+    }
+}
+
+impl Difference {
+    /// The difference, and what led to it, in words.
+    pub fn report(&self, trial: &Trial, pair: &Pair) -> String {
+        let mut text = String::new();
+        let version = match trial.family {
+            Family::Ipv4 => "IPv4",
+            Family::Ipv6 => "IPv6",
+        };
+        let _ = writeln!(text, "rules ({version}):");
+        for line in trial.rules.text().lines() {
+            let _ = writeln!(text, "    {line}");
+        }
+        if !matches!(self, Self::Refused(_)) {
+            let _ = writeln!(text, "packets:");
+            for (number, step) in trial.traffic.steps.iter().enumerate() {
+                let flow = &trial.traffic.flows[step.flow];
+                let from = sender(flow, step.way).place;
+                for packet in pair.reference.packets(&trial.traffic, step) {
+                    let _ = writeln!(text, "    {number}. from {from}: {}", describe(&packet));
+                }
+            }
+        }
+        match self {
+            Self::Refused(error) => {
+                let _ = writeln!(
+                    text,
+                    "iptables loads these rules, the other refuses:\n{error}"
+                );
+            }
+            Self::Delivery {
+                step,
+                reference,
+                tested,
+            } => {
+                let _ = writeln!(text, "after packet {step}:");
+                for (name, seen) in [
+                    (pair.reference.firewall.name(), reference),
+                    (pair.tested.firewall.name(), tested),
+                ] {
+                    if seen.is_empty() {
+                        let _ = writeln!(text, "    {name}: nothing came out");
+                    }
+                    for one in seen {
+                        let sums = if one.sound { "" } else { ", CHECKSUM WRONG" };
+                        let words = describe(&one.bytes).replace(", checksum wrong", "");
+                        let _ = writeln!(text, "    {name}: at {}: {words}{sums}", one.place);
+                    }
+                }
+                text += &first_bytes_that_differ(reference, tested);
+            }
+            Self::Spelling(lines) | Self::Counters(lines) => {
+                for line in lines {
+                    let _ = writeln!(text, "    {line}");
+                }
+            }
+        }
+        text
+    }
+}
+
+/// When both let the same number out at the same places, the bytes are what differs.
+fn first_bytes_that_differ(reference: &[Seen], tested: &[Seen]) -> String {
+    let mut text = String::new();
+    for (left, right) in reference.iter().zip(tested) {
+        if left.place == right.place && left.bytes != right.bytes {
+            let hex =
+                |bytes: &[u8]| -> String { bytes.iter().map(|b| format!("{b:02x}")).collect() };
+            let at = left
+                .bytes
+                .iter()
+                .zip(&right.bytes)
+                .position(|(a, b)| a != b)
+                .unwrap_or(left.bytes.len().min(right.bytes.len()));
+            let _ = writeln!(
+                text,
+                "    byte {at} differs (checksums blanked):\n      {}\n      {}",
+                hex(&left.bytes),
+                hex(&right.bytes)
+            );
+        }
+    }
+    text
+}
+
+fn read(side: &Side, family: Family, tables: &[&str]) -> Result<Counts> {
+    let text = side.firewall.save(family)?;
+    Counts::parse(&text, tables).with_context(|| format!("{} printed", side.firewall.name()))
+}
+
+fn compare_counts(
+    reference: &Counts,
+    tested: &Counts,
+    fragments: &FragmentModel,
+) -> Option<Difference> {
+    let texts = |counts: &Counts| -> Vec<String> {
+        counts.entries.iter().map(|e| e.text.clone()).collect()
+    };
+    let (left, right) = (texts(reference), texts(tested));
+    let mut lines = Vec::new();
+    for (index, entry) in reference.entries.iter().enumerate() {
+        let Some(other) = tested.entries.get(index) else {
+            break;
+        };
+        let expected = fragments.expected(index, entry.count);
+        if expected != other.count {
+            lines.push(format!(
+                "{} {}: expected [{}:{}], counted [{}:{}]",
+                entry.table,
+                entry.text,
+                expected.packets,
+                expected.bytes,
+                other.count.packets,
+                other.count.bytes
+            ));
+        }
+    }
+    if left.len() == right.len() && !lines.is_empty() {
+        return Some(Difference::Counters(lines));
+    }
+    if left != right {
+        let changed = left
+            .iter()
+            .map(|line| (line, right.contains(line), "only iptables prints"))
+            .chain(
+                right
+                    .iter()
+                    .map(|line| (line, left.contains(line), "only the other prints")),
+            )
+            .filter(|(_, both, _)| !both)
+            .map(|(line, _, who)| format!("{who}: {line}"));
+        return Some(Difference::Spelling(changed.collect()));
+    }
+    None
+}
+
+/// The identity, for trials that are meant.
+pub fn unchanged(rules: &Rules) -> Rules {
+    rules.clone()
+}
+
+/// Leaves the first rule out that decides something.
+pub fn without_a_rule(rules: &Rules) -> Rules {
+    let mut rules = rules.clone();
+    for table in &mut rules.tables {
+        if let Some(at) = table.rules.iter().position(|rule| rule.contains(" -j ")) {
+            table.rules.remove(at);
+            break;
+        }
+    }
+    rules
+}
+
+/// Makes every policy its opposite in filter.
+pub fn with_another_policy(rules: &Rules) -> Rules {
+    let mut rules = rules.clone();
+    for (_, policy) in &mut rules.tables[0].chains {
+        *policy = match *policy {
+            "ACCEPT" => "DROP",
+            "DROP" => "ACCEPT",
+            other => other,
+        };
+    }
+    rules
+}
+
+/// Refuses nothing at run time: a check that both sides can be had at all.
+pub fn ensure_loadable(pair: &mut Pair) -> Result<()> {
+    for side in [&pair.reference, &pair.tested] {
+        if let Err(error) = side.firewall.clear() {
+            bail!("{} does not work here: {error:#}", side.firewall.name());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,267 @@
+//! Every difference between fwbpf and iptables that is one of design, modelled: nothing else may
+//! differ. docs/conformance.md tells the same for people who run the test.
+//!
+//! 1. **TCP windows.** netfilter calls a segment outside of the peer's window INVALID; fwbpf does
+//!    not follow windows yet. The reference runs with `nf_conntrack_tcp_be_liberal=1`
+//!    ([`prepare_reference`]), and sequence numbers are generated in window.
+//! 2. **Fragments.** netfilter puts a datagram together before any chain sees it and counts it
+//!    once; fwbpf lets the later fragments follow the first, and counts each as it is
+//!    ([`FragmentModel`]). What is delivered is compared whole.
+//! 3. **Random ports.** `--random`, `--to-ports` and collisions make both sides draw a port; each
+//!    translated port is replaced by a number that stands for its flow ([`RandomPorts`]). That it
+//!    is a port at all that brings replies back is tested by sending them there.
+//! 4. **Silent OUTPUT drop.** iptables fails the sender's call with EPERM; tcx drops silently. What
+//!    the sender is told is not compared; what leaves the host is.
+//! 5. **Broken layer 4 checksums.** netfilter calls them INVALID in FORWARD and INPUT; a BPF
+//!    program cannot know whether the card has checked. No such packet is generated.
+//! 6. **The kernel's own fields.** IP identification and IPv6 flow label of packets that the
+//!    server's kernel makes by itself (errors, resets, echo replies) are drawn by the kernel: they
+//!    are blanked ([`canonical`]). Those of packets that were sent are compared.
+//! 7. **Checksums left to the card.** The sum of a packet that the server's kernel makes may be
+//!    unfinished on a veth (CHECKSUM_PARTIAL). Whether a sum is right, finished or not, is
+//!    compared; then it is blanked.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use anyhow::Result;
+
+use super::counters::{Count, Counts};
+use super::traffic::{SKEW, Way};
+use crate::lab::Namespace;
+use crate::packet::{Layers, ones_complement, protocol};
+
+/// Difference 1: puts netfilter into the state that fwbpf is compared with.
+pub fn prepare_reference(server: &Namespace) -> Result<()> {
+    server.sysctl(&[("netfilter/nf_conntrack_tcp_be_liberal", "1")])
+}
+
+/// Difference 3: which ports stand for which flow. A port is known by the whole connection that it
+/// is part of, since two connections to different hosts may draw the same; and by itself where
+/// the other end is translated, too.
+#[derive(Clone, Debug, Default)]
+pub struct RandomPorts {
+    known: HashMap<(u8, End, End), u16>,
+    by_itself: HashMap<(u8, End), u16>,
+}
+
+/// Address, and port or echo identifier.
+type End = (IpAddr, u16);
+
+/// Above all ports that the generator uses.
+const FIRST_STAND_IN: u16 = 61_000;
+
+impl RandomPorts {
+    /// The sender of this flow's packets of this way goes by `seen_as` when it talks to `peer`. A
+    /// stand-in stays: another flow between the same ends is the same connection. ICMP errors
+    /// about unknown flows quote the port beside it, which is as random.
+    pub fn learn(&mut self, protocol: u8, seen_as: End, peer: End, (flow, way): (usize, Way)) {
+        let stand_in = FIRST_STAND_IN + flow as u16 * 4 + u16::from(way == Way::Back) * 2;
+        let (address, port) = seen_as;
+        for (port, stand_in) in [(port, stand_in), (port.wrapping_add(SKEW), stand_in + 1)] {
+            self.known
+                .entry((protocol, (address, port), peer_of(protocol, peer)))
+                .or_insert(stand_in);
+            self.by_itself
+                .entry((protocol, (address, port)))
+                .or_insert(stand_in);
+        }
+    }
+
+    fn stand_in(&self, protocol: u8, end: End, peer: End) -> Option<u16> {
+        self.known
+            .get(&(protocol, end, peer_of(protocol, peer)))
+            .or_else(|| self.by_itself.get(&(protocol, end)))
+            .copied()
+    }
+}
+
+/// The identifier of an echo belongs to both ends; only the asking one's address goes with it.
+fn peer_of(protocol: u8, peer: End) -> End {
+    match protocol {
+        protocol::TCP | protocol::UDP => peer,
+        _ => (peer.0, 0),
+    }
+}
+
+/// The packet with everything made equal that may differ (3, 6 and 7). `id` is the identification
+/// of the packet that was sent last, which a packet that was forwarded keeps.
+pub fn canonical(mut bytes: Vec<u8>, id: u16, random: &RandomPorts) -> Vec<u8> {
+    let Some(layers) = Layers::read(&bytes) else {
+        return bytes;
+    };
+    blank_identification(&mut bytes, id);
+    replace_ports(&mut bytes, 0, random);
+    if let Some(inner) = layers.quoted(&bytes) {
+        replace_ports(&mut bytes, inner, random);
+    }
+    if let Some(at) = layers.checksum()
+        && let Some(field) = bytes.get_mut(at..at + 2)
+    {
+        field.fill(0);
+    }
+    bytes
+}
+
+fn blank_identification(bytes: &mut [u8], id: u16) {
+    if bytes[0] >> 4 == 4 {
+        if bytes[4..6] != id.to_be_bytes() {
+            bytes[4..6].fill(0);
+        }
+        // The header's checksum was examined before; it follows the identification.
+        bytes[10..12].fill(0);
+    } else {
+        let label = u32::from_be_bytes([0, bytes[1] & 0x0f, bytes[2], bytes[3]]);
+        if label != u32::from(id) {
+            bytes[1] &= 0xf0;
+            bytes[2..4].fill(0);
+        }
+    }
+}
+
+/// Replaces the ports, or the echo's identifier, of the packet that begins at `start`.
+fn replace_ports(bytes: &mut [u8], start: usize, random: &RandomPorts) {
+    let Some(packet) = bytes.get_mut(start..) else {
+        return;
+    };
+    let Some(layers) = Layers::read(packet) else {
+        return;
+    };
+    if let Some((source, destination)) = layers.ports(packet) {
+        let ends = [(layers.source, source), (layers.destination, destination)];
+        for (own, peer, at) in [
+            (ends[0], ends[1], layers.body),
+            (ends[1], ends[0], layers.body + 2),
+        ] {
+            if let Some(stand_in) = random.stand_in(layers.protocol, own, peer) {
+                replace_word(packet, &layers, at, stand_in);
+            }
+        }
+    } else if let Some(id) = layers.echo_id(packet) {
+        let ends = [(layers.source, id), (layers.destination, id)];
+        for (own, peer) in [(ends[0], ends[1]), (ends[1], ends[0])] {
+            if let Some(stand_in) = random.stand_in(layers.protocol, own, peer) {
+                replace_word(packet, &layers, layers.body + 4, stand_in);
+                return;
+            }
+        }
+    }
+}
+
+/// Replaces two bytes and keeps the layer 4 checksum as right, or as wrong, as it was (RFC 1624).
+fn replace_word(packet: &mut [u8], layers: &Layers, at: usize, new: u16) {
+    let Some(field) = packet.get_mut(at..at + 2) else {
+        return;
+    };
+    let old = [field[0], field[1]];
+    field.copy_from_slice(&new.to_be_bytes());
+    let Some(sum_at) = layers.checksum() else {
+        return;
+    };
+    let Some(sum) = packet.get_mut(sum_at..sum_at + 2) else {
+        return;
+    };
+    let current = u16::from_be_bytes([sum[0], sum[1]]);
+    if layers.protocol == protocol::UDP && current == 0 {
+        return;
+    }
+    let updated = !ones_complement(&[
+        &(!current).to_be_bytes(),
+        &(!u16::from_be_bytes(old)).to_be_bytes(),
+        &new.to_be_bytes(),
+    ]);
+    // 0 and 0xffff are the same number in one's complement.
+    let updated = if updated == 0xffff { 0 } else { updated };
+    sum.copy_from_slice(&updated.to_be_bytes());
+}
+
+/// Difference 2: what counting fragments adds to counting datagrams.
+#[derive(Clone, Debug, Default)]
+pub struct FragmentModel {
+    added: HashMap<usize, Added>,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Added {
+    packets: u64,
+    bytes: i64,
+}
+
+impl FragmentModel {
+    /// The reference counted one datagram, sent in these fragments, between the two readings.
+    /// Chains of `filter` see every fragment; those of `nat` see only the first packet of a flow.
+    pub fn datagram(&mut self, before: &Counts, after: &Counts, fragments: &[Vec<u8>]) {
+        let sizes: Vec<i64> = fragments.iter().map(|f| f.len() as i64).collect();
+        for (index, (old, new)) in before.entries.iter().zip(&after.entries).enumerate() {
+            let times = new.count.packets - old.count.packets;
+            let bytes = (new.count.bytes - old.count.bytes) as i64;
+            if times == 0 {
+                continue;
+            }
+            let seen = if new.table == "nat" { 1 } else { sizes.len() };
+            let added = self.added.entry(index).or_default();
+            added.packets += times * (seen as u64 - 1);
+            added.bytes += times as i64 * sizes[..seen].iter().sum::<i64>() - bytes;
+        }
+    }
+
+    /// What a firewall that counts fragments must show for the reference's entry `index`.
+    pub fn expected(&self, index: usize, reference: Count) -> Count {
+        let added = self.added.get(&index).copied().unwrap_or_default();
+        Count {
+            packets: reference.packets + added.packets,
+            bytes: reference.bytes.saturating_add_signed(added.bytes),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::packet::{Dressing, Packet, Payload, checksum_is_sound};
+
+    fn packet(port: u16) -> Vec<u8> {
+        Packet {
+            source: "198.51.100.10".parse().unwrap(),
+            destination: "203.0.113.7".parse().unwrap(),
+            ttl: 63,
+            id: 9,
+            dressing: Dressing::Plain,
+            payload: Payload::Udp {
+                ports: (port, 53),
+                data: vec![1, 2, 3],
+            },
+        }
+        .bytes()
+    }
+
+    fn learn(random: &mut RandomPorts, port: u16) {
+        let own = ("198.51.100.10".parse().unwrap(), port);
+        let peer = ("203.0.113.7".parse().unwrap(), 53);
+        random.learn(17, own, peer, (4, Way::Forth));
+    }
+
+    #[test]
+    fn random_ports_become_equal_and_nothing_else_does() {
+        let random = |port| {
+            let mut random = RandomPorts::default();
+            learn(&mut random, port);
+            random
+        };
+        let left = canonical(packet(20_001), 9, &random(20_001));
+        let right = canonical(packet(31_007), 9, &random(31_007));
+        assert_eq!(left, right);
+        let unknown = canonical(packet(31_008), 9, &random(31_007));
+        assert_ne!(left, unknown);
+    }
+
+    #[test]
+    fn replacing_a_quoted_port_keeps_its_checksum_right() {
+        let mut bytes = packet(20_001);
+        let mut random = RandomPorts::default();
+        learn(&mut random, 20_001);
+        replace_ports(&mut bytes, 0, &random);
+        assert_ne!(bytes, packet(20_001));
+        assert!(checksum_is_sound(&bytes));
+    }
+}

@@ -1,0 +1,234 @@
+//! The whole test: many trials on several pairs of labs, and what is printed about them.
+
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use fw_user::policy::model::Family;
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+
+use super::compare::{self, Difference, Pair, Trial};
+use super::differences::prepare_reference;
+use super::grammar::Rules;
+use super::minimise::minimise;
+use super::side::Side;
+use super::traffic::Traffic;
+use crate::lab::{Firewall, Fwbpf, Iptables};
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Rule sets for each IP version.
+    pub rulesets: usize,
+    /// Packets for each rule set.
+    pub packets: usize,
+    /// Where the random numbers begin.
+    pub seed: u64,
+    /// IP versions.
+    pub families: Vec<Family>,
+    /// The firewall under test; iptables itself if there is none.
+    pub fwbpf: Option<PathBuf>,
+    /// Pairs of labs that work side by side.
+    pub jobs: usize,
+    /// How many divergences are minimised.
+    pub minimise: usize,
+    /// Only this trial, by the number that a report names.
+    pub only: Option<usize>,
+    /// Whether the rules of the firewall under test are falsified.
+    pub sabotage: Option<Sabotage>,
+}
+
+/// How the test is shown a wrong firewall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// A rule is left out.
+    Rule,
+    /// The policies are turned around.
+    Policy,
+}
+
+/// The sums.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Rule sets compared.
+    pub rulesets: usize,
+    /// Packets compared.
+    pub packets: usize,
+    /// Rule sets that made a difference.
+    pub divergences: usize,
+}
+
+/// Runs the test. Reports go to standard output, progress to standard error.
+pub fn run(options: &Options) -> Result<Outcome> {
+    let total = options.rulesets * options.families.len();
+    let shared = Shared {
+        next: AtomicUsize::new(0),
+        total,
+        started: Instant::now(),
+        outcome: Mutex::new(Outcome::default()),
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..options.jobs.clamp(1, total.max(1)))
+            .map(|job| {
+                let shared = &shared;
+                scope.spawn(move || work(options, shared, job))
+            })
+            .collect();
+        for worker in workers {
+            worker
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        }
+        Ok::<(), anyhow::Error>(())
+    })?;
+    let outcome = *shared.outcome.lock().expect("no worker panicked");
+    Ok(outcome)
+}
+
+struct Shared {
+    next: AtomicUsize,
+    total: usize,
+    started: Instant,
+    outcome: Mutex<Outcome>,
+}
+
+fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
+    stay_on_one_cpu(job);
+    let mut pair = pair(options, job)?;
+    compare::ensure_loadable(&mut pair)?;
+    loop {
+        let number = shared.next.fetch_add(1, Ordering::Relaxed);
+        if number >= shared.total {
+            return Ok(());
+        }
+        if options.only.is_some_and(|only| only != number) {
+            continue;
+        }
+        let trial = trial(options, number);
+        let difference = pair
+            .run(&trial)
+            .with_context(|| format!("trial {number}"))?;
+        shared.finished(&trial, difference.is_some());
+        if let Some(difference) = difference {
+            report(options, shared, &mut pair, number, &trial, &difference)?;
+        }
+    }
+}
+
+/// The trial of this number: the same for the same seed, whatever else runs.
+fn trial(options: &Options, number: usize) -> Trial {
+    let mut random = ChaCha8Rng::seed_from_u64(options.seed);
+    random.set_stream(number as u64);
+    let family = options.families[number % options.families.len()];
+    let traffic = Traffic::generate(&mut random, family, options.packets);
+    let rules = Rules::generate(&mut random, family, &traffic.flows);
+    Trial {
+        family,
+        rules,
+        traffic,
+    }
+}
+
+fn pair(options: &Options, job: usize) -> Result<Pair> {
+    let iptables = |server| -> Result<Box<dyn Firewall>> { Ok(Box::new(Iptables::new(server))) };
+    let reference = Side::new(&format!("conformance-ref{job}"), iptables)?;
+    prepare_reference(&reference.server)?;
+    let name = format!("conformance-dut{job}");
+    let tested = match &options.fwbpf {
+        Some(binary) => Side::new(&name, |server| {
+            Ok(Box::new(Fwbpf::new(server, binary.clone())?))
+        })?,
+        None => {
+            let side = Side::new(&name, iptables)?;
+            prepare_reference(&side.server)?;
+            side
+        }
+    };
+    Ok(Pair {
+        reference,
+        tested,
+        counts_fragments: options.fwbpf.is_some(),
+        falsify: match options.sabotage {
+            None => compare::unchanged,
+            Some(Sabotage::Rule) => compare::without_a_rule,
+            Some(Sabotage::Policy) => compare::with_another_policy,
+        },
+    })
+}
+
+fn report(
+    options: &Options,
+    shared: &Shared,
+    pair: &mut Pair,
+    number: usize,
+    trial: &Trial,
+    difference: &Difference,
+) -> Result<()> {
+    let so_far = shared
+        .outcome
+        .lock()
+        .expect("no worker panicked")
+        .divergences;
+    let mut text = format!(
+        "divergence in trial {number} (again: --seed {} --only {number})\n",
+        options.seed
+    );
+    if so_far > options.minimise {
+        text += "not minimised\n";
+        let mut trial = trial.clone();
+        if let Difference::Delivery { step, .. } = difference {
+            let at = *step;
+            let last = trial.traffic.steps[at].clone();
+            trial.traffic.steps = vec![last];
+            text += &format!("only packet {at} is shown\n");
+        } else {
+            trial.traffic.steps.clear();
+        }
+        text += &difference.report(&trial, pair);
+    } else {
+        match minimise(pair, trial)? {
+            Some((small, difference)) => text += &difference.report(&small, pair),
+            None => {
+                text += "it did not happen again when the trial was run again\n";
+                text += &difference.report(trial, pair);
+            }
+        }
+    }
+    println!("{text}");
+    Ok(())
+}
+
+impl Shared {
+    fn finished(&self, trial: &Trial, differs: bool) {
+        let mut outcome = self.outcome.lock().expect("no worker panicked");
+        outcome.rulesets += 1;
+        outcome.packets += trial.traffic.steps.len();
+        outcome.divergences += usize::from(differs);
+        let step = (self.total / 10).max(1);
+        if outcome.rulesets % step == 0 {
+            eprintln!(
+                "{} of {} rule sets, {} packets, {} divergences, {:.0} s",
+                outcome.rulesets,
+                self.total,
+                outcome.packets,
+                outcome.divergences,
+                self.started.elapsed().as_secs_f32()
+            );
+        }
+    }
+}
+
+/// Packets are processed on the CPU that sends them, in order, before the send call returns.
+fn stay_on_one_cpu(job: usize) {
+    let cpus = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut set = CpuSet::new();
+    // A machine that forbids it only makes the test wait more often.
+    let _ = set
+        .set(job % cpus)
+        .and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+}

@@ -1,0 +1,503 @@
+//! One of the two labs: sends a step, collects everything that comes out of it.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use fw_user::policy::model::Family;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
+
+use super::differences::{RandomPorts, canonical};
+use super::traffic::{
+    Carried, Endpoint, Flow, OTHER_PROTOCOLS, Place, SILENT_PORTS, SKEW, Step, Traffic, Way, What,
+    addresses,
+};
+use crate::lab::{
+    Firewall, FrameSocket, LocalReceiver, LocalSender, Namespace, Peers, ServerLab, mac,
+};
+use crate::packet::{
+    Dressing, Layers, Packet, Payload, checksum_is_sound, frame, protocol, reassemble,
+};
+
+/// A packet that came out, in the form in which the two sides are compared.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Seen {
+    /// Where it came out.
+    pub place: Place,
+    /// The packet, with what may differ made equal.
+    pub bytes: Vec<u8>,
+    /// Whether its checksums were right as it came.
+    pub sound: bool,
+}
+
+/// A lab with a firewall in it.
+pub struct Side {
+    /// The firewall that is tried.
+    pub firewall: Box<dyn Firewall>,
+    /// The firewalled host.
+    pub server: Arc<Namespace>,
+    wires: Vec<Wire>,
+    sender: LocalSender,
+    receivers: HashMap<Family, Vec<(u8, LocalReceiver)>>,
+    translated: HashMap<(usize, Way), (IpAddr, u16)>,
+    random_ports: RandomPorts,
+    draws: bool,
+    _silent: Vec<Socket>,
+    _lab: ServerLab,
+}
+
+struct Wire {
+    place: Place,
+    socket: FrameSocket,
+    own: [u8; 6],
+    gateway: [u8; 6],
+}
+
+/// The lab's own first words (MLD reports) come within this time after the last one.
+const SILENCE: Duration = Duration::from_millis(700);
+
+impl Side {
+    /// Builds the lab and puts the firewall that `firewall` makes into the server.
+    pub fn new(
+        name: &str,
+        firewall: impl FnOnce(Arc<Namespace>) -> Result<Box<dyn Firewall>>,
+    ) -> Result<Self> {
+        let lab = ServerLab::new(name, Peers::Emulated)?;
+        let wires = [
+            (
+                Place::Outside,
+                &lab.outside,
+                "wire0",
+                mac::OUTSIDE,
+                mac::SERVER,
+            ),
+            (
+                Place::Other,
+                &lab.other,
+                "wire0",
+                mac::OTHER,
+                mac::SERVER_OTHER,
+            ),
+            (
+                Place::Container1,
+                &lab.container1,
+                "eth0",
+                mac::CONTAINER1,
+                mac::BRIDGE,
+            ),
+            (
+                Place::Container2,
+                &lab.container2,
+                "eth0",
+                mac::CONTAINER2,
+                mac::BRIDGE,
+            ),
+        ]
+        .into_iter()
+        .map(|(place, namespace, interface, own, gateway)| {
+            Ok(Wire {
+                place,
+                socket: FrameSocket::open(namespace, interface)?,
+                own,
+                gateway,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+        let mut receivers = HashMap::new();
+        for family in [Family::Ipv4, Family::Ipv6] {
+            receivers.insert(family, receivers_of(&lab.server, family)?);
+        }
+        let mut side = Self {
+            firewall: firewall(lab.server.clone())?,
+            server: lab.server.clone(),
+            wires,
+            sender: LocalSender::open(&lab.server)?,
+            receivers,
+            translated: HashMap::new(),
+            random_ports: RandomPorts::default(),
+            draws: false,
+            _silent: lab.server.enter(silent_listeners)??,
+            _lab: lab,
+        };
+        side.wait_for_silence()?;
+        Ok(side)
+    }
+
+    /// Forgets what earlier traffic taught. `draws` says that the rules to come draw ports even
+    /// where the old one is free, so that by chance the old one may be drawn.
+    pub fn reset(&mut self, draws: bool) -> Result<()> {
+        self.draws = draws;
+        self.translated.clear();
+        self.random_ports = RandomPorts::default();
+        for family in [Family::Ipv4, Family::Ipv6] {
+            self.collect(family, Duration::ZERO)?;
+        }
+        Ok(())
+    }
+
+    /// The bytes that a step sends on this side: replies go where the request seemed to come from.
+    pub fn packets(&self, traffic: &Traffic, step: &Step) -> Vec<Vec<u8>> {
+        let flow = &traffic.flows[step.flow];
+        let packet = self.packet(flow, step);
+        match step.fragment {
+            Some(size) => packet.fragments(size),
+            None => vec![packet.bytes()],
+        }
+    }
+
+    /// Sends a step.
+    pub fn send(&self, traffic: &Traffic, step: &Step) -> Result<()> {
+        let flow = &traffic.flows[step.flow];
+        let from = sender(flow, step.way).place;
+        for packet in self.packets(traffic, step) {
+            if let Some(wire) = self.wires.iter().find(|wire| wire.place == from) {
+                wire.socket
+                    .send(&frame(wire.own, wire.gateway, &packet))
+                    .with_context(|| format!("send from {from}"))?;
+            } else if let Some(layers) = Layers::read(&packet) {
+                // iptables answers EPERM when OUTPUT drops, fwbpf says nothing; what comes out
+                // shows what happened, so the error is not looked at.
+                let _ = self.sender.send(&packet, layers.destination);
+            }
+        }
+        Ok(())
+    }
+
+    /// What came out since the last call, after waiting for more for up to `patience`.
+    pub fn receive(
+        &mut self,
+        traffic: &Traffic,
+        step: &Step,
+        family: Family,
+        patience: Duration,
+    ) -> Result<Vec<Seen>> {
+        let raw = self.collect(family, patience)?;
+        self.learn(traffic, step, &raw);
+        let mut seen: Vec<Seen> = raw
+            .into_iter()
+            .map(|(place, bytes)| Seen {
+                place,
+                sound: checksum_is_sound(&bytes),
+                bytes: canonical(bytes, step.id, &self.random_ports),
+            })
+            .collect();
+        seen.sort();
+        Ok(seen)
+    }
+
+    fn packet(&self, flow: &Flow, step: &Step) -> Packet {
+        let here = sender(flow, step.way);
+        let there = sender(flow, step.way.reversed());
+        let source = (here.address, here.port);
+        // The other end as this one knows it: by the address under which its packets arrive here.
+        let destination = self
+            .translated
+            .get(&(step.flow, step.way.reversed()))
+            .copied()
+            .unwrap_or((there.address, there.port));
+        let base = Packet {
+            source: source.0,
+            destination: destination.0,
+            ttl: step.ttl,
+            id: step.id,
+            dressing: step.dressing,
+            payload: Payload::Other {
+                protocol: 0,
+                data: Vec::new(),
+            },
+        };
+        match &step.what {
+            What::Segment {
+                flags,
+                sequence,
+                acknowledgement,
+                length,
+            } => Packet {
+                payload: Payload::Tcp {
+                    ports: (source.1, destination.1),
+                    sequence: *sequence,
+                    acknowledgement: *acknowledgement,
+                    flags: *flags,
+                    data: filler(*length),
+                },
+                ..base
+            },
+            What::Datagram { length } => Packet {
+                payload: datagram(flow, step.way, (source.1, destination.1), *length),
+                ..base
+            },
+            What::Error {
+                router,
+                kind,
+                code,
+                rest,
+                skewed,
+            } => {
+                // It reports a packet that came the other way, as that packet looked here.
+                let quoted = Packet {
+                    source: destination.0,
+                    destination: source.0,
+                    ttl: 60,
+                    id: step.id,
+                    dressing: Dressing::Plain,
+                    payload: quoted_payload(
+                        flow,
+                        step.way.reversed(),
+                        (
+                            destination.1.wrapping_add(if *skewed { SKEW } else { 0 }),
+                            source.1,
+                        ),
+                    ),
+                };
+                Packet {
+                    source: router.unwrap_or(source.0),
+                    payload: Payload::Icmp {
+                        kind: *kind,
+                        code: *code,
+                        rest: *rest,
+                        data: quoted.bytes(),
+                    },
+                    ..base
+                }
+            }
+        }
+    }
+
+    /// Everything that waits in the sockets.
+    fn collect(&mut self, family: Family, patience: Duration) -> Result<Vec<(Place, Vec<u8>)>> {
+        let deadline = Instant::now() + patience;
+        let mut packets = Vec::new();
+        let receivers = &self.receivers[&family];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let mut fds: Vec<PollFd> = self
+                .wires
+                .iter()
+                .map(|wire| wire.socket.as_fd())
+                .chain(receivers.iter().map(|(_, receiver)| receiver.as_fd()))
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN))
+                .collect();
+            if poll(&mut fds, timeout)? == 0 {
+                return Ok(whole(packets));
+            }
+            for wire in &self.wires {
+                while let Some(frame) = wire.socket.receive()? {
+                    if let Some(packet) = ip_of(&frame, family) {
+                        packets.push((wire.place, packet));
+                    }
+                }
+            }
+            for (protocol, receiver) in receivers {
+                while let Some((from, bytes)) = receiver.receive()? {
+                    packets.push((Place::Server, with_header(from, *protocol, bytes)));
+                }
+            }
+        }
+    }
+
+    /// Learns under which address and port the step's sender is seen at the other end.
+    fn learn(&mut self, traffic: &Traffic, step: &Step, raw: &[(Place, Vec<u8>)]) {
+        let flow = &traffic.flows[step.flow];
+        let (here, there) = (sender(flow, step.way), sender(flow, step.way.reversed()));
+        if matches!(step.what, What::Error { .. }) {
+            return;
+        }
+        let sent_to = self.packet(flow, step).destination;
+        for (place, bytes) in raw {
+            let Some(layers) = Layers::read(bytes) else {
+                continue;
+            };
+            if *place != there.place
+                || layers.protocol != flow.protocol()
+                || ![there.address, sent_to].contains(&layers.destination)
+                || layers.quoted(bytes).is_some()
+            {
+                continue;
+            }
+            let (port, peer) = layers
+                .ports(bytes)
+                .or_else(|| layers.echo_id(bytes).map(|id| (id, id)))
+                .unwrap_or((here.port, there.port));
+            let seen_as = (layers.source, port);
+            let is_answer = (layers.source, port) == (sent_to, there.port);
+            if is_answer {
+                // The server talks to itself: its kernel's answer comes out at the same place.
+                continue;
+            }
+            self.translated.insert((step.flow, step.way), seen_as);
+            if port != here.port || self.draws {
+                let peer = (layers.destination, peer);
+                self.random_ports
+                    .learn(layers.protocol, seen_as, peer, (step.flow, step.way));
+            }
+            return;
+        }
+    }
+
+    /// Waits until the lab has said all that new interfaces say.
+    fn wait_for_silence(&mut self) -> Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        while !self.collect(Family::Ipv6, SILENCE)?.is_empty() {
+            anyhow::ensure!(Instant::now() < deadline, "the lab does not fall silent");
+        }
+        Ok(())
+    }
+}
+
+/// The end that sends in this way.
+pub fn sender(flow: &Flow, way: Way) -> Endpoint {
+    match way {
+        Way::Forth => flow.a,
+        Way::Back => flow.b,
+    }
+}
+
+fn datagram(flow: &Flow, way: Way, ports: (u16, u16), length: usize) -> Payload {
+    match flow.carried {
+        Carried::Tcp | Carried::Udp => Payload::Udp {
+            ports,
+            data: filler(length),
+        },
+        Carried::Echo => {
+            let kind = match (flow.a.address.is_ipv4(), way) {
+                (true, Way::Forth) => 8,
+                (true, Way::Back) => 0,
+                (false, Way::Forth) => 128,
+                (false, Way::Back) => 129,
+            };
+            let id = match way {
+                Way::Forth => ports.0,
+                Way::Back => ports.1,
+            };
+            let [high, low] = id.to_be_bytes();
+            Payload::Icmp {
+                kind,
+                code: 0,
+                rest: [high, low, 0, 1],
+                data: filler(length),
+            }
+        }
+        // GRE's and ESP's own headers are 4 to 8 bytes; conntrack reads none of version 0's.
+        Carried::Other(protocol) => Payload::Other {
+            protocol,
+            data: vec![0; length.max(8)],
+        },
+    }
+}
+
+fn quoted_payload(flow: &Flow, way: Way, ports: (u16, u16)) -> Payload {
+    match flow.carried {
+        Carried::Tcp => Payload::Tcp {
+            ports,
+            sequence: 1,
+            acknowledgement: 1,
+            flags: crate::packet::flags::ACK,
+            data: filler(12),
+        },
+        _ => datagram(flow, way, ports, 12),
+    }
+}
+
+fn filler(length: usize) -> Vec<u8> {
+    (0..length).map(|index| (index * 7) as u8).collect()
+}
+
+/// The IP packet of a frame, if it is one of this version.
+fn ip_of(frame: &[u8], family: Family) -> Option<Vec<u8>> {
+    let wanted: [u8; 2] = match family {
+        Family::Ipv4 => [0x08, 0x00],
+        Family::Ipv6 => [0x86, 0xdd],
+    };
+    if frame.get(12..14)? != wanted {
+        return None;
+    }
+    let packet = frame.get(14..)?;
+    let end = Layers::read(packet).map_or(packet.len(), |layers| layers.end);
+    Some(packet[..end].to_vec())
+}
+
+/// IPv6's raw sockets leave the header out: a stand-in takes its place. The destination is the one
+/// of the server's addresses for which the checksum is right, or none.
+fn with_header(from: IpAddr, protocol: u8, bytes: Vec<u8>) -> Vec<u8> {
+    let IpAddr::V6(from) = from else {
+        return bytes;
+    };
+    let packet_to = |destination: Ipv6Addr| {
+        let mut packet = vec![0x60, 0, 0, 0];
+        packet.extend((bytes.len() as u16).to_be_bytes());
+        packet.extend([protocol, 0]);
+        packet.extend(from.octets());
+        packet.extend(destination.octets());
+        packet.extend(&bytes);
+        packet
+    };
+    addresses(Place::Server, Family::Ipv6)
+        .into_iter()
+        .chain([IpAddr::V6(Ipv6Addr::LOCALHOST)])
+        .filter_map(|address| match address {
+            IpAddr::V6(address) => Some(packet_to(address)),
+            IpAddr::V4(_) => None,
+        })
+        .find(|packet| checksum_is_sound(packet))
+        .unwrap_or_else(|| packet_to(Ipv6Addr::UNSPECIFIED))
+}
+
+fn whole(packets: Vec<(Place, Vec<u8>)>) -> Vec<(Place, Vec<u8>)> {
+    let mut places: Vec<Place> = packets.iter().map(|(place, _)| *place).collect();
+    places.sort();
+    places.dedup();
+    places
+        .into_iter()
+        .flat_map(|place| {
+            let here = packets.iter().filter(|(at, _)| *at == place);
+            let joined = reassemble(here.map(|(_, bytes)| bytes.clone()).collect());
+            joined.into_iter().map(move |bytes| (place, bytes))
+        })
+        .collect()
+}
+
+fn receivers_of(server: &Namespace, family: Family) -> Result<Vec<(u8, LocalReceiver)>> {
+    let icmp = match family {
+        Family::Ipv4 => protocol::ICMP,
+        Family::Ipv6 => protocol::ICMPV6,
+    };
+    // The last of the other protocols has no taker, so that the kernel says so.
+    let others = &OTHER_PROTOCOLS[..OTHER_PROTOCOLS.len() - 1];
+    [icmp, protocol::TCP, protocol::UDP]
+        .iter()
+        .chain(others)
+        .map(|&number| {
+            let receiver = LocalReceiver::open(server, family == Family::Ipv6, number)?;
+            Ok((number, receiver))
+        })
+        .collect()
+}
+
+/// Sockets that take every packet to the silent ports and answer none: a socket filter that keeps
+/// zero bytes makes TCP and UDP drop the packet without a word (tcp_filter() in net/ipv4/tcp_ipv4.c,
+/// udp_queue_rcv_one_skb() in net/ipv4/udp.c), after the INPUT hook.
+fn silent_listeners() -> Result<Vec<Socket>> {
+    /// `BPF_RET | BPF_K`.
+    const RETURN: u16 = 0x06;
+    let nothing = [SockFilter::new(RETURN, 0, 0, 0)];
+    let mut sockets = Vec::new();
+    for port in SILENT_PORTS {
+        for kind in [Type::STREAM, Type::DGRAM] {
+            let socket = Socket::new(Domain::IPV6, kind, None)?;
+            socket.set_only_v6(false)?;
+            socket.attach_filter(&nothing).context("attach a filter")?;
+            let any = std::net::SocketAddr::from((std::net::Ipv6Addr::UNSPECIFIED, port));
+            socket.bind(&SockAddr::from(any))?;
+            if kind == Type::STREAM {
+                socket.listen(8)?;
+            }
+            sockets.push(socket);
+        }
+    }
+    Ok(sockets)
+}

@@ -1,0 +1,199 @@
+//! The two firewalls that the tests drive through one trait: fwbpf, and iptables as the reference.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use fw_user::policy::model::Family;
+
+use super::namespace::{Namespace, run, run_with_input};
+
+/// A firewall in one namespace.
+pub trait Firewall: Send {
+    /// How reports call it.
+    fn name(&self) -> &'static str;
+    /// Makes these rules (iptables-save text), all counters at zero, the whole policy.
+    fn load(&self, rules: &[(Family, &str)]) -> Result<()>;
+    /// Removes all rules and forgets all flows.
+    fn clear(&self) -> Result<()>;
+    /// The rules with counters, as `iptables-save -c` prints them.
+    fn save(&self, family: Family) -> Result<String>;
+}
+
+/// iptables-legacy and ip6tables-legacy.
+pub struct Iptables {
+    namespace: Arc<Namespace>,
+}
+
+impl Iptables {
+    /// The kernel's netfilter in this namespace.
+    pub fn new(namespace: Arc<Namespace>) -> Self {
+        Self { namespace }
+    }
+
+    fn restore(&self, family: Family, rules: &str) -> Result<()> {
+        let program = match family {
+            Family::Ipv4 => "iptables-legacy-restore",
+            Family::Ipv6 => "ip6tables-legacy-restore",
+        };
+        // Other tests hold the system-wide xtables lock now and then: wait for it.
+        run_with_input(self.namespace.command(program).args(["-w", "20"]), rules)
+    }
+}
+
+impl Firewall for Iptables {
+    fn name(&self) -> &'static str {
+        "iptables"
+    }
+
+    fn load(&self, rules: &[(Family, &str)]) -> Result<()> {
+        for (family, text) in rules {
+            self.restore(*family, text)?;
+        }
+        Ok(())
+    }
+
+    fn clear(&self) -> Result<()> {
+        const OPEN: &str = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n\
+             *nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n";
+        for family in [Family::Ipv4, Family::Ipv6] {
+            self.restore(family, OPEN)?;
+        }
+        run(self.namespace.command("conntrack").arg("-F")).map(drop)
+    }
+
+    fn save(&self, family: Family) -> Result<String> {
+        let program = match family {
+            Family::Ipv4 => "iptables-legacy-save",
+            Family::Ipv6 => "ip6tables-legacy-save",
+        };
+        run(self.namespace.command(program).arg("-c"))
+    }
+}
+
+/// fwbpf, with all that it pins in a directory of its own.
+pub struct Fwbpf {
+    namespace: Arc<Namespace>,
+    binary: PathBuf,
+    state: PathBuf,
+    files: tempfile::TempDir,
+}
+
+impl Fwbpf {
+    /// The binary `binary` in this namespace.
+    pub fn new(namespace: Arc<Namespace>, binary: PathBuf) -> Result<Self> {
+        let state = PathBuf::from("/sys/fs/bpf").join(namespace.name());
+        let files = tempfile::tempdir().context("make a directory for policy files")?;
+        Ok(Self {
+            namespace,
+            binary,
+            state,
+            files,
+        })
+    }
+
+    /// The command line `fwbpf --state-dir ...`, to be extended.
+    pub fn command(&self) -> Command {
+        let mut command = self.namespace.command(&self.binary);
+        command.arg("--state-dir").arg(&self.state);
+        command
+    }
+
+    /// Runs a subcommand, whatever its exit code.
+    pub fn output(&self, arguments: &[&str]) -> Result<Output> {
+        self.command()
+            .args(arguments)
+            .output()
+            .context("start fwbpf")
+    }
+
+    /// Loads policy files as they are.
+    pub fn load_files(&self, files: &[&Path]) -> Result<()> {
+        run(self.command().arg("load").args(files)).map(drop)
+    }
+
+    /// Writes text to a file that `load` can be given.
+    pub fn write_policy(&self, name: &str, text: &str) -> Result<PathBuf> {
+        let path = self.files.path().join(name);
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+        Ok(path)
+    }
+
+    /// Where the pins are.
+    pub fn state_dir(&self) -> &Path {
+        &self.state
+    }
+}
+
+impl Firewall for Fwbpf {
+    fn name(&self) -> &'static str {
+        "fwbpf"
+    }
+
+    fn load(&self, rules: &[(Family, &str)]) -> Result<()> {
+        let mut command = self.command();
+        command.arg("load");
+        for (family, text) in rules {
+            let name = match family {
+                Family::Ipv4 => "rules.v4",
+                Family::Ipv6 => "rules.v6",
+            };
+            command.arg(self.write_policy(name, text)?);
+        }
+        run(&mut command).map(drop)
+    }
+
+    fn clear(&self) -> Result<()> {
+        const NOTHING_LOADED: i32 = 4;
+        let output = self.output(&["unload"])?;
+        if output.status.success() || output.status.code() == Some(NOTHING_LOADED) {
+            return Ok(());
+        }
+        bail!(
+            "fwbpf unload ended with {}: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+
+    fn save(&self, family: Family) -> Result<String> {
+        let flag = match family {
+            Family::Ipv4 => "--ipv4",
+            Family::Ipv6 => "--ipv6",
+        };
+        run(self.command().args(["show", "--save", flag]))
+    }
+}
+
+impl Drop for Fwbpf {
+    fn drop(&mut self) {
+        if self.state.exists() {
+            let _ = self.clear();
+        }
+        // Whatever a failed unload left: pins are plain directory entries.
+        let _ = fs::remove_dir_all(&self.state);
+    }
+}
+
+/// The binary under test: `FWBPF_BIN`, else the newest that cargo built here.
+pub fn fwbpf_binary() -> Option<PathBuf> {
+    if let Some(path) = std::env::var_os("FWBPF_BIN") {
+        return Some(PathBuf::from(path)).filter(|path| path.is_file());
+    }
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"),
+        PathBuf::from,
+    );
+    ["release", "debug"]
+        .iter()
+        .map(|profile| target.join(profile).join("fwbpf"))
+        .filter(|path| path.is_file())
+        .max_by_key(|path| {
+            path.metadata()
+                .and_then(|meta| meta.modified())
+                .unwrap_or(SystemTime::from(UNIX_EPOCH))
+        })
+}

@@ -1,0 +1,13 @@
+//! Network namespaces as values: what a test makes is gone when the test ends, even by a panic.
+
+mod firewall;
+mod namespace;
+mod raw_socket;
+mod requirements;
+mod server;
+
+pub use firewall::{Firewall, Fwbpf, Iptables, fwbpf_binary};
+pub use namespace::{Namespace, run};
+pub use raw_socket::{FrameSocket, LocalReceiver, LocalSender};
+pub use requirements::{Missing, ready};
+pub use server::{Peers, ServerLab, address, mac};

@@ -1,0 +1,86 @@
+//! Packets in words, for reports.
+
+use super::{Layers, checksum_is_sound, flags, protocol};
+
+/// One line: addresses, protocol, what matters of it.
+pub fn describe(bytes: &[u8]) -> String {
+    let Some(layers) = Layers::read(bytes) else {
+        return format!("{} bytes that are not IP", bytes.len());
+    };
+    let mut text = match layers.ports(bytes) {
+        Some((source, destination)) => format!(
+            "{} port {source} > {} port {destination}",
+            layers.source, layers.destination
+        ),
+        None => format!("{} > {}", layers.source, layers.destination),
+    };
+    let at = |offset: usize| bytes.get(layers.body + offset).copied().unwrap_or(0);
+    text += &match layers.protocol {
+        protocol::TCP => format!(
+            " tcp {} seq {} ack {}",
+            flag_names(at(13)),
+            u32::from_be_bytes([at(4), at(5), at(6), at(7)]),
+            u32::from_be_bytes([at(8), at(9), at(10), at(11)])
+        ),
+        protocol::UDP => " udp".into(),
+        protocol::ICMP => format!(" icmp type {} code {}", at(0), at(1)),
+        protocol::ICMPV6 => format!(" icmpv6 type {} code {}", at(0), at(1)),
+        other => format!(" protocol {other}"),
+    };
+    if let Some(id) = layers.echo_id(bytes) {
+        text += &format!(" id {id}");
+    }
+    if let Some((offset, more)) = layers.fragment {
+        text += &format!(" fragment at {offset}{}", if more { ", more" } else { "" });
+    }
+    let ttl = if layers.source.is_ipv4() {
+        bytes[8]
+    } else {
+        bytes[7]
+    };
+    text += &format!(", ttl {ttl}, {} bytes", layers.end);
+    if layers.quoted(bytes).is_none() && !checksum_is_sound(bytes) {
+        text += ", checksum wrong";
+    }
+    if let Some(quoted) = layers.quoted(bytes).and_then(|start| bytes.get(start..)) {
+        text += &format!(" [about {}]", describe_quoted(quoted));
+    }
+    text
+}
+
+/// `SYN,ACK`, or `none`.
+pub fn flag_names(bits: u8) -> String {
+    let names: Vec<&str> = [
+        (flags::FIN, "FIN"),
+        (flags::SYN, "SYN"),
+        (flags::RST, "RST"),
+        (flags::PSH, "PSH"),
+        (flags::ACK, "ACK"),
+        (flags::URG, "URG"),
+    ]
+    .iter()
+    .filter(|(bit, _)| bits & bit != 0)
+    .map(|(_, name)| *name)
+    .collect();
+    if names.is_empty() {
+        "none".into()
+    } else {
+        names.join(",")
+    }
+}
+
+fn describe_quoted(bytes: &[u8]) -> String {
+    let Some(layers) = Layers::read(bytes) else {
+        return "something that is not IP".into();
+    };
+    match layers.ports(bytes) {
+        Some((source, destination)) => format!(
+            "{} port {source} > {} port {destination} protocol {}",
+            layers.source, layers.destination, layers.protocol
+        ),
+        None => format!(
+            "{} > {} protocol {}",
+            layers.source, layers.destination, layers.protocol
+        ),
+    }
+}
