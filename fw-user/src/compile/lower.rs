@@ -2,13 +2,13 @@
 //! becomes predicates.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use fw_common::abi::blob::{Condition, PredicateFields, RuleFields, pack_range, target};
 use fw_common::abi::{Addr, ct};
 
 use super::patterns::Patterns;
 use super::{Limits, Place, ports};
+use crate::addr;
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
     Policy, PortRange, Ports, Prefix, Rule, Target, Tcp, TcpFlags, WhichPort,
@@ -320,23 +320,12 @@ const PORT_RANGES: usize = 15;
 const ANY_STATE: u8 = 0xff;
 
 fn masked(prefix: Prefix) -> (Addr, Addr) {
-    let mask = words(prefix.mask);
-    let mut address = words(prefix.address);
+    let mask = addr::to_abi(prefix.mask);
+    let mut address = addr::to_abi(prefix.address);
     for (word, mask) in address.iter_mut().zip(mask) {
         *word &= mask;
     }
     (address, mask)
-}
-
-/// The address as map records have it.
-fn words(address: IpAddr) -> Addr {
-    match address {
-        IpAddr::V4(v4) => [v4.to_bits(), 0, 0, 0],
-        IpAddr::V6(v6) => {
-            let bits = v6.to_bits();
-            [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,1 +1,16 @@
-//! The datapath on the host: `Packet` and `Tables` over plain collections.
+//! The datapath on the host: `Packet` and `Tables` over plain collections, for `explain` and tests.
+//!
+//! The simulator runs `fw_common::datapath` itself. What it replaces is the kernel below: maps,
+//! checksum helpers, the clock and the routing decision.
+
+mod host;
+mod packet;
+mod state;
+mod tables;
+mod trace;
+
+pub use host::{Host, HostDevice};
+pub use packet::SlicePacket;
+pub use state::{FlowState, State};
+pub use tables::{Capacities, HostTables};
+pub use trace::{Event, Traced};

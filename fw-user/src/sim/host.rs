@@ -1,0 +1,68 @@
+//! The machine that the datapath believes to run on.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+
+/// Interfaces and local addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Host {
+    /// The interfaces.
+    pub devices: Vec<HostDevice>,
+    /// Addresses that are this host's, and its broadcast addresses: what the kernel's table `local`
+    /// holds.
+    pub local: Vec<IpNet>,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostDevice {
+    /// Interface index.
+    pub index: u32,
+    /// Name, which interface patterns are compared with.
+    pub name: String,
+    /// Bytes before the network header: 14 on Ethernet and loopback.
+    pub l2_len: u32,
+    /// Whether this is the loopback interface.
+    pub loopback: bool,
+    /// The address that MASQUERADE uses for IPv4.
+    pub masquerade4: Option<Ipv4Addr>,
+    /// The address that MASQUERADE uses for IPv6.
+    pub masquerade6: Option<Ipv6Addr>,
+}
+
+impl HostDevice {
+    /// An Ethernet interface without addresses.
+    pub fn ethernet(index: u32, name: &str) -> Self {
+        Self {
+            index,
+            name: name.to_owned(),
+            l2_len: 14,
+            loopback: false,
+            masquerade4: None,
+            masquerade6: None,
+        }
+    }
+
+    /// The loopback interface.
+    pub fn loopback() -> Self {
+        Self {
+            loopback: true,
+            ..Self::ethernet(1, "lo")
+        }
+    }
+}
+
+impl Host {
+    /// The interface of this name.
+    pub fn device(&self, name: &str) -> Option<&HostDevice> {
+        self.devices.iter().find(|device| device.name == name)
+    }
+
+    /// Whether packets to this address are for the host itself: its own and broadcast addresses,
+    /// and every multicast group.
+    pub fn is_local(&self, address: IpAddr) -> bool {
+        address.is_multicast() || self.local.iter().any(|prefix| prefix.contains(&address))
+    }
+}

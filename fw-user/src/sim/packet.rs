@@ -1,0 +1,242 @@
+//! A packet in a byte vector.
+
+use fw_common::datapath::packet::Packet;
+
+/// A frame, and what the kernel would know about it besides its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlicePacket {
+    /// The frame.
+    pub bytes: Vec<u8>,
+    /// EtherType.
+    pub ethertype: u16,
+    /// The interface that the hook is on.
+    pub device: u32,
+    /// The interface that the packet came in by; 0 if it was made on this host.
+    pub arrival_device: u32,
+    /// Addressed to another host's link-layer address.
+    pub for_other_host: bool,
+    /// What ingress left for egress.
+    pub note: u16,
+    /// The transport checksum is unfinished (CHECKSUM_PARTIAL): it covers the pseudo header only,
+    /// and the network card will do the rest.
+    pub partial_sum: bool,
+}
+
+impl SlicePacket {
+    /// A frame that begins with an Ethernet header, at ingress of an interface.
+    pub fn ethernet(bytes: Vec<u8>, device: u32) -> Self {
+        let ethertype = match bytes.get(12..14) {
+            Some(&[high, low]) => u16::from_be_bytes([high, low]),
+            _ => 0,
+        };
+        Self {
+            bytes,
+            ethertype,
+            device,
+            arrival_device: device,
+            for_other_host: false,
+            note: 0,
+            partial_sum: false,
+        }
+    }
+
+    /// An IP packet without a link-layer header, at ingress of an interface.
+    pub fn raw_ip(bytes: Vec<u8>, device: u32) -> Self {
+        let ethertype = match bytes.first().map(|byte| byte >> 4) {
+            Some(4) => 0x0800,
+            Some(6) => 0x86dd,
+            _ => 0,
+        };
+        Self {
+            ethertype,
+            ..Self::ethernet(bytes, device)
+        }
+    }
+
+    /// The same packet at egress of an interface; `arrival_device` stays.
+    #[must_use]
+    pub fn at_egress_of(mut self, device: u32) -> Self {
+        self.device = device;
+        self
+    }
+
+    /// The same packet as if made on this host.
+    #[must_use]
+    pub fn made_here(mut self) -> Self {
+        self.arrival_device = 0;
+        self
+    }
+
+    fn field<const N: usize>(&self, offset: u32) -> Option<&[u8; N]> {
+        self.bytes.get(offset as usize..)?.first_chunk()
+    }
+
+    fn field_mut<const N: usize>(&mut self, offset: u32) -> Option<&mut [u8; N]> {
+        self.bytes.get_mut(offset as usize..)?.first_chunk_mut()
+    }
+}
+
+impl Packet for SlicePacket {
+    fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
+        self.field(offset).copied()
+    }
+
+    fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        *self.field_mut(offset)? = bytes;
+        Some(())
+    }
+
+    /// `bpf_l3_csum_replace` of four bytes.
+    fn replace_l3_sum(&mut self, offset: u32, from: u32, to: u32) -> Option<()> {
+        let field = self.field_mut(offset)?;
+        let sum = !u16::from_ne_bytes(*field);
+        let updated = u64::from(sum) + u64::from(!from) + u64::from(to);
+        *field = (!fold(updated)).to_ne_bytes();
+        Some(())
+    }
+
+    /// `bpf_l4_csum_replace` of a difference (net/core/filter.c), which is
+    /// `inet_proto_csum_replace_by_diff` (net/core/utils.c) with UDP's zero put aside.
+    fn replace_l4_sum(
+        &mut self,
+        offset: u32,
+        difference: u32,
+        pseudo: bool,
+        udp: bool,
+        _v6: bool,
+    ) -> Option<()> {
+        let partial = self.partial_sum;
+        let field = self.field_mut(offset)?;
+        let old = u16::from_ne_bytes(*field);
+        if udp && old == 0 {
+            return Some(());
+        }
+        let updated = match (partial, pseudo) {
+            (false, _) => !fold(u64::from(difference) + u64::from(!old)),
+            (true, true) => fold(u64::from(difference) + u64::from(old)),
+            (true, false) => old,
+        };
+        let updated = if udp && updated == 0 { 0xffff } else { updated };
+        *field = updated.to_ne_bytes();
+        Some(())
+    }
+
+    fn len(&self) -> u32 {
+        self.bytes.len() as u32
+    }
+
+    fn ethertype(&self) -> u16 {
+        self.ethertype
+    }
+
+    fn is_for_other_host(&self) -> bool {
+        self.for_other_host
+    }
+
+    fn device(&self) -> u32 {
+        self.device
+    }
+
+    fn arrival_device(&self) -> u32 {
+        self.arrival_device
+    }
+
+    fn note(&self) -> u16 {
+        self.note
+    }
+
+    fn set_note(&mut self, note: u16) {
+        self.note = note;
+    }
+}
+
+/// One's-complement sum of the 16-bit words.
+fn fold(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// RFC 1071 over bytes in network order.
+    fn checksum(bytes: &[u8]) -> [u8; 2] {
+        let word = |pair: &[u8]| u64::from(u16::from_be_bytes([pair[0], pair[1]]));
+        (!fold(bytes.chunks(2).map(word).sum())).to_be_bytes()
+    }
+
+    fn packet(bytes: &[u8]) -> SlicePacket {
+        SlicePacket::ethernet(bytes.to_vec(), 1)
+    }
+
+    /// What `fw_common`'s checksum differences hold: `!old + new` of words in memory order.
+    fn difference(from: [u8; 4], to: [u8; 4]) -> u32 {
+        let sum = u64::from(!u32::from_ne_bytes(from)) + u64::from(u32::from_ne_bytes(to));
+        fold(sum).into()
+    }
+
+    const FROM: [u8; 4] = [192, 168, 0, 1];
+    const TO: [u8; 4] = [10, 0, 255, 254];
+
+    #[test]
+    fn the_header_sum_follows_a_changed_word() {
+        let words = |address: [u8; 4]| [&[0x45, 0, 0, 60, 0x40, 6], &address[..]].concat();
+        let mut frame = packet(&[&checksum(&words(FROM))[..], &words(FROM)].concat());
+        frame
+            .replace_l3_sum(0, u32::from_ne_bytes(FROM), u32::from_ne_bytes(TO))
+            .expect("within the frame");
+        assert_eq!(frame.bytes[..2], checksum(&words(TO)));
+    }
+
+    #[test]
+    fn the_transport_sum_follows_and_an_unfinished_one_follows_only_the_pseudo_header() {
+        let words = |address: [u8; 4]| [&[0, 17, 0, 8], &address[..]].concat();
+        let change = difference(FROM, TO);
+        let mut frame = packet(&checksum(&words(FROM)));
+        frame
+            .replace_l4_sum(0, change, true, true, false)
+            .expect("within the frame");
+        assert_eq!(frame.bytes, checksum(&words(TO)));
+
+        // The stack leaves the sum of the pseudo header there, not complemented.
+        let unfinished = |address| checksum(&words(address)).map(|byte| !byte);
+        let mut frame = packet(&unfinished(FROM));
+        frame.partial_sum = true;
+        frame
+            .replace_l4_sum(0, change, false, false, false)
+            .expect("within the frame");
+        assert_eq!(frame.bytes, unfinished(FROM));
+        frame
+            .replace_l4_sum(0, change, true, false, false)
+            .expect("within the frame");
+        assert_eq!(frame.bytes, unfinished(TO));
+    }
+
+    #[test]
+    fn udp_without_a_sum_stays_without_and_zero_becomes_ones() {
+        let mut frame = packet(&[0, 0]);
+        assert_eq!(frame.replace_l4_sum(0, 7, false, true, false), Some(()));
+        assert_eq!(frame.bytes, [0, 0]);
+        let mut frame = packet(&[0x12, 0x34]);
+        // The change that brings the words' sum to 0xffff, whose complement is zero.
+        let change = u16::from_ne_bytes([0x12, 0x34]);
+        assert_eq!(
+            frame.replace_l4_sum(0, change.into(), false, true, false),
+            Some(())
+        );
+        assert_eq!(frame.bytes, [0xff, 0xff]);
+    }
+
+    #[test]
+    fn nothing_beyond_the_frame_is_read_or_written() {
+        let mut frame = packet(&[1, 2, 3]);
+        assert_eq!(frame.load::<2>(1), Some([2, 3]));
+        assert_eq!(frame.load::<2>(2), None);
+        assert_eq!(frame.store(2, [9, 9]), None);
+        assert_eq!(frame.load::<1>(u32::MAX), None);
+        assert_eq!(frame.bytes, [1, 2, 3]);
+    }
+}

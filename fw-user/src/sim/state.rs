@@ -1,0 +1,55 @@
+//! What a simulator, or a kernel, holds at one moment, to be compared and printed.
+
+use std::collections::BTreeMap;
+
+use fw_common::MapCell;
+use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+
+/// Everything that packets changed.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct State {
+    /// The flows of both tiers, and aliases.
+    pub flows: BTreeMap<FlowKey, FlowState>,
+    /// First fragments noted, sorted by address, identification and hook.
+    pub fragments: Vec<(FragmentKey, Fragment)>,
+    /// Packets and bytes by counter slot; slots never hit are left out.
+    pub counters: BTreeMap<u32, [u64; 2]>,
+    /// Events by their number; those that never happened are left out.
+    pub stats: BTreeMap<u32, u64>,
+}
+
+/// A flow, and which table it is in.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlowState {
+    /// In the embryonic tier.
+    pub embryo: bool,
+    /// The record.
+    pub flow: Flow,
+}
+
+impl State {
+    /// The same with every time set to zero: two runs are equal but for the clock.
+    #[must_use]
+    pub fn timeless(mut self) -> Self {
+        for state in self.flows.values_mut() {
+            state.flow.expires = MapCell::new(0);
+            state.flow.created = 0;
+        }
+        for (_, fragment) in &mut self.fragments {
+            fragment.expires = 0;
+        }
+        self
+    }
+
+    /// Brings the fragments in order; whoever fills them calls this.
+    pub fn sort(&mut self) {
+        self.fragments.sort_by_key(|(key, _)| {
+            (
+                key.source,
+                key.destination,
+                key.id,
+                (key.protocol, key.hook, key.family),
+            )
+        });
+    }
+}

@@ -1,0 +1,347 @@
+//! The datapath's state on the host.
+
+use std::cell::{Cell as StdCell, RefCell};
+use std::collections::{BTreeMap, HashMap};
+use std::hash::Hash;
+use std::ops::ControlFlow;
+
+use elsa::FrozenVec;
+use fw_common::MapCell;
+use fw_common::abi::blob::{Cell, MAX_DEPTH};
+use fw_common::abi::device::Device;
+use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::maps;
+use fw_common::abi::stat::Stat;
+use fw_common::datapath::tables::{InsertError, Route, RouteQuery, Step, Tables, Tier};
+use lru::LruCache;
+
+use super::host::Host;
+use super::state::{FlowState, State};
+use crate::addr;
+use crate::compile::TableSet;
+
+/// How much each table holds; by default as much as the kernel's maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capacities {
+    /// Confirmed IPv4 flows.
+    pub flows4: usize,
+    /// Confirmed IPv6 flows.
+    pub flows6: usize,
+    /// Embryonic flows, of each IP version.
+    pub embryos: usize,
+    /// Datagrams under reassembly.
+    pub fragments: usize,
+}
+
+impl Default for Capacities {
+    fn default() -> Self {
+        Self {
+            flows4: maps::FLOWS4_MAX as usize,
+            flows6: maps::FLOWS6_MAX as usize,
+            embryos: maps::EMBRYOS_MAX as usize,
+            fragments: maps::FRAGMENTS_MAX as usize,
+        }
+    }
+}
+
+/// The datapath's state in collections.
+///
+/// Like the maps, it changes through shared references; unlike them, it is for one thread. Flows
+/// live in an arena that only grows, so that a flow found stays readable after its removal, as it
+/// does in the kernel until the program ends.
+pub struct HostTables {
+    host: Host,
+    policy: Option<TableSet>,
+    devices: BTreeMap<u32, Device>,
+    arena: FrozenVec<Box<Flow>>,
+    /// By IP version.
+    tiers: [Tiers; 2],
+    fragments: RefCell<LruCache<FragmentKey, Fragment>>,
+    fragments_max: usize,
+    frames: Vec<MapCell<u64>>,
+    counters: RefCell<BTreeMap<u32, [u64; 2]>>,
+    stats: RefCell<BTreeMap<u32, u64>>,
+    now: StdCell<u64>,
+    random: StdCell<u64>,
+}
+
+/// The flow tables of one IP version; values are places in the arena.
+struct Tiers {
+    confirmed: RefCell<HashMap<FlowKey, usize>>,
+    confirmed_max: usize,
+    embryos: RefCell<LruCache<FlowKey, usize>>,
+    embryos_max: usize,
+}
+
+impl HostTables {
+    /// A machine without a policy.
+    pub fn new(host: Host) -> Self {
+        Self::with_capacities(host, Capacities::default())
+    }
+
+    /// A machine whose tables are of other sizes.
+    pub fn with_capacities(host: Host, capacities: Capacities) -> Self {
+        // The caches are made unbounded, as bounded ones allocate all their room at once;
+        // `put_bounded` keeps the bound.
+        let tiers = |confirmed_max| Tiers {
+            confirmed: RefCell::default(),
+            confirmed_max,
+            embryos: RefCell::new(LruCache::unbounded()),
+            embryos_max: capacities.embryos,
+        };
+        let mut tables = Self {
+            host,
+            policy: None,
+            devices: BTreeMap::new(),
+            arena: FrozenVec::new(),
+            tiers: [tiers(capacities.flows4), tiers(capacities.flows6)],
+            fragments: RefCell::new(LruCache::unbounded()),
+            fragments_max: capacities.fragments,
+            frames: (0..MAX_DEPTH).map(|_| MapCell::new(0)).collect(),
+            counters: RefCell::default(),
+            stats: RefCell::default(),
+            now: StdCell::new(1_000_000_000),
+            random: StdCell::new(0),
+        };
+        tables.devices = tables.device_records();
+        tables
+    }
+
+    /// A machine that runs a policy.
+    pub fn running(host: Host, policy: TableSet) -> Self {
+        let mut tables = Self::new(host);
+        tables.load(policy);
+        tables
+    }
+
+    /// Replaces the policy; flows and counters stay.
+    pub fn load(&mut self, policy: TableSet) {
+        self.policy = Some(policy);
+        self.devices = self.device_records();
+    }
+
+    /// The policy that runs.
+    pub fn policy(&self) -> Option<&TableSet> {
+        self.policy.as_ref()
+    }
+
+    /// The machine.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Sets the clock, in nanoseconds.
+    pub fn set_now(&self, now: u64) {
+        self.now.set(now);
+    }
+
+    /// Makes the random numbers those that follow from a seed.
+    pub fn set_seed(&self, seed: u64) {
+        self.random.set(seed);
+    }
+
+    /// What a counter slot says: packets and bytes.
+    pub fn counter(&self, slot: u32) -> [u64; 2] {
+        self.counters
+            .borrow()
+            .get(&slot)
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// How often an event happened.
+    pub fn stat(&self, stat: Stat) -> u64 {
+        self.stats
+            .borrow()
+            .get(&(stat as u32))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Everything that packets changed.
+    pub fn state(&self) -> State {
+        let mut state = State {
+            counters: self.counters.borrow().clone(),
+            stats: self.stats.borrow().clone(),
+            ..State::default()
+        };
+        for tiers in &self.tiers {
+            let confirmed = tiers.confirmed.borrow();
+            let embryos = tiers.embryos.borrow();
+            let places = confirmed
+                .iter()
+                .map(|(key, place)| (key, place, false))
+                .chain(embryos.iter().map(|(key, place)| (key, place, true)));
+            for (key, place, embryo) in places {
+                let flow = self.arena[*place].clone();
+                state.flows.insert(*key, FlowState { embryo, flow });
+            }
+        }
+        for (key, fragment) in self.fragments.borrow().iter() {
+            state.fragments.push((*key, *fragment));
+        }
+        state.sort();
+        state
+    }
+
+    fn device_records(&self) -> BTreeMap<u32, Device> {
+        let record = |device: &super::HostDevice| {
+            let word = |policy: &TableSet| policy.pattern_word(&device.name);
+            // Both parities: nothing is being replaced while no packet is on its way.
+            let patterns = [self.policy.as_ref().map_or(1, word); 2];
+            Device {
+                patterns,
+                masquerade4: device.masquerade4.map_or(0, |address| address.to_bits()),
+                masquerade6: device
+                    .masquerade6
+                    .map_or([0; 4], |address| addr::to_abi(address.into())),
+                l2_len: device.l2_len,
+                flags: if device.loopback { Device::LOOPBACK } else { 0 },
+                reserved: 0,
+            }
+        };
+        let devices = self.host.devices.iter();
+        devices
+            .map(|device| (device.index, record(device)))
+            .collect()
+    }
+
+    fn tiers(&self, key: &FlowKey) -> &Tiers {
+        &self.tiers[usize::from(!key.is_v4())]
+    }
+
+    fn store(&self, flow: &Flow) -> usize {
+        self.arena.push(Box::new(flow.clone()));
+        self.arena.len() - 1
+    }
+}
+
+impl Tables for HostTables {
+    /// There is one policy at a time, and no packet on its way while it is replaced.
+    type Generation = ();
+
+    fn generation(&self) -> Option<()> {
+        self.policy.as_ref().map(|_| ())
+    }
+
+    fn cell(&self, (): (), index: u32) -> Option<&Cell> {
+        self.policy.as_ref()?.cells.get(index as usize)
+    }
+
+    fn hit(&self, slot: u32, packets: u32, bytes: u32) {
+        let mut counters = self.counters.borrow_mut();
+        let [all_packets, all_bytes] = counters.entry(slot).or_default();
+        *all_packets += u64::from(packets);
+        *all_bytes += u64::from(bytes);
+    }
+
+    fn count(&self, stat: Stat) {
+        *self.stats.borrow_mut().entry(stat as u32).or_default() += 1;
+    }
+
+    fn device(&self, index: u32) -> Option<&Device> {
+        self.devices.get(&index)
+    }
+
+    fn route(&self, query: &RouteQuery) -> Route {
+        match self
+            .host
+            .is_local(addr::from_abi(query.family, query.destination))
+        {
+            true => Route::Local,
+            false => Route::Forward,
+        }
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
+        let tiers = self.tiers(key);
+        let confirmed = tiers.confirmed.borrow().get(key).copied();
+        let place = confirmed.or_else(|| tiers.embryos.borrow_mut().get(key).copied())?;
+        self.arena.get(place)
+    }
+
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
+        let tiers = self.tiers(key);
+        let mut confirmed = tiers.confirmed.borrow_mut();
+        let mut embryos = tiers.embryos.borrow_mut();
+        if confirmed.contains_key(key) || embryos.contains(key) {
+            return Err(InsertError::Exists);
+        }
+        match tier {
+            Tier::Confirmed if confirmed.len() < tiers.confirmed_max => {
+                confirmed.insert(*key, self.store(flow));
+                return Ok(());
+            }
+            Tier::Confirmed => self.count(Stat::FlowTableFull),
+            Tier::Embryo => {}
+        }
+        put_bounded(&mut embryos, *key, self.store(flow), tiers.embryos_max);
+        Ok(())
+    }
+
+    fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        let tiers = self.tiers(key);
+        let mut confirmed = tiers.confirmed.borrow_mut();
+        if confirmed.contains_key(key) {
+            return Err(InsertError::Exists);
+        }
+        if confirmed.len() >= tiers.confirmed_max {
+            return Err(InsertError::Full);
+        }
+        confirmed.insert(*key, self.store(flow));
+        tiers.embryos.borrow_mut().pop(key);
+        Ok(())
+    }
+
+    fn remove_flow(&self, key: &FlowKey) {
+        let tiers = self.tiers(key);
+        tiers.confirmed.borrow_mut().remove(key);
+        tiers.embryos.borrow_mut().pop(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.fragments.borrow_mut().get(key).copied()
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        let mut fragments = self.fragments.borrow_mut();
+        put_bounded(&mut fragments, *key, *fragment, self.fragments_max);
+    }
+
+    fn frame(&self, depth: u32) -> Option<&MapCell<u64>> {
+        self.frames.get(depth as usize)
+    }
+
+    fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    /// SplitMix64 (Steele, Lea, Flood 2014).
+    fn random(&self) -> u32 {
+        let state = self.random.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
+        self.random.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        (mixed >> 32) as u32
+    }
+
+    fn run<S: Step>(&self, count: u32, step: &mut S) {
+        for turn in 0..count {
+            if let ControlFlow::Break(()) = step.step(turn) {
+                return;
+            }
+        }
+    }
+}
+
+/// Puts an entry in, and the least recently used one out if there is no room.
+fn put_bounded<K: Hash + Eq, V>(cache: &mut LruCache<K, V>, key: K, value: V, max: usize) {
+    cache.put(key, value);
+    while cache.len() > max.max(1) {
+        cache.pop_lru();
+    }
+}
+
+#[cfg(test)]
+#[path = "tables_tests.rs"]
+mod tests;

@@ -1,0 +1,186 @@
+//! Watching the datapath decide.
+
+use std::cell::RefCell;
+
+use fw_common::MapCell;
+use fw_common::abi::blob::Cell;
+use fw_common::abi::device::Device;
+use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::stat::Stat;
+use fw_common::datapath::tables::{InsertError, Route, RouteQuery, Step, Tables, Tier};
+
+/// An answer that the datapath got, or a change that it made, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// A rule matched, or a chain's policy decided: its counter slot.
+    Hit {
+        /// The slot.
+        slot: u32,
+        /// Packets counted: 0 for a later fragment.
+        packets: u32,
+        /// Bytes counted.
+        bytes: u32,
+    },
+    /// Something was counted.
+    Count(Stat),
+    /// The route was asked for.
+    Route(Route),
+    /// A flow was looked up.
+    Flow {
+        /// Under this key.
+        key: FlowKey,
+        /// What it was at that moment.
+        found: Option<Flow>,
+    },
+    /// A flow was to be stored.
+    Insert {
+        /// Under this key.
+        key: FlowKey,
+        /// The record.
+        flow: Flow,
+        /// In this tier.
+        tier: Tier,
+        /// Whether it was.
+        result: Result<(), InsertError>,
+    },
+    /// A flow was to move to the confirmed tier.
+    Promote {
+        /// The flow.
+        key: FlowKey,
+        /// Whether it did.
+        result: Result<(), InsertError>,
+    },
+    /// A flow was removed.
+    Remove(FlowKey),
+    /// A later fragment asked for its first.
+    Fragment {
+        /// Under this key.
+        key: FragmentKey,
+        /// Whether it was seen.
+        found: bool,
+    },
+    /// A first fragment was noted.
+    InsertFragment(FragmentKey),
+}
+
+/// Tables that keep a record of what happens.
+pub struct Traced<'t, T> {
+    tables: &'t T,
+    events: RefCell<Vec<Event>>,
+}
+
+impl<'t, T> Traced<'t, T> {
+    /// Watches these tables.
+    pub fn new(tables: &'t T) -> Self {
+        Self {
+            tables,
+            events: RefCell::default(),
+        }
+    }
+
+    /// What happened since the last call.
+    pub fn take(&self) -> Vec<Event> {
+        self.events.take()
+    }
+
+    fn note(&self, event: Event) {
+        self.events.borrow_mut().push(event);
+    }
+}
+
+impl<T: Tables> Tables for Traced<'_, T> {
+    type Generation = T::Generation;
+
+    fn generation(&self) -> Option<Self::Generation> {
+        self.tables.generation()
+    }
+
+    fn cell(&self, generation: Self::Generation, index: u32) -> Option<&Cell> {
+        self.tables.cell(generation, index)
+    }
+
+    fn hit(&self, slot: u32, packets: u32, bytes: u32) {
+        self.note(Event::Hit {
+            slot,
+            packets,
+            bytes,
+        });
+        self.tables.hit(slot, packets, bytes);
+    }
+
+    fn count(&self, stat: Stat) {
+        self.note(Event::Count(stat));
+        self.tables.count(stat);
+    }
+
+    fn device(&self, index: u32) -> Option<&Device> {
+        self.tables.device(index)
+    }
+
+    fn route(&self, query: &RouteQuery) -> Route {
+        let route = self.tables.route(query);
+        self.note(Event::Route(route));
+        route
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
+        let found = self.tables.flow(key);
+        self.note(Event::Flow {
+            key: *key,
+            found: found.cloned(),
+        });
+        found
+    }
+
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
+        let result = self.tables.insert_flow(key, flow, tier);
+        self.note(Event::Insert {
+            key: *key,
+            flow: flow.clone(),
+            tier,
+            result,
+        });
+        result
+    }
+
+    fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        let result = self.tables.promote_flow(key, flow);
+        self.note(Event::Promote { key: *key, result });
+        result
+    }
+
+    fn remove_flow(&self, key: &FlowKey) {
+        self.note(Event::Remove(*key));
+        self.tables.remove_flow(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        let found = self.tables.fragment(key);
+        self.note(Event::Fragment {
+            key: *key,
+            found: found.is_some(),
+        });
+        found
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.note(Event::InsertFragment(*key));
+        self.tables.insert_fragment(key, fragment);
+    }
+
+    fn frame(&self, depth: u32) -> Option<&MapCell<u64>> {
+        self.tables.frame(depth)
+    }
+
+    fn now(&self) -> u64 {
+        self.tables.now()
+    }
+
+    fn random(&self) -> u32 {
+        self.tables.random()
+    }
+
+    fn run<S: Step>(&self, count: u32, step: &mut S) {
+        self.tables.run(count, step);
+    }
+}
