@@ -1,0 +1,139 @@
+//! The compiled policy, judged by the datapath on the host, against the model's own meaning.
+
+mod generate;
+mod model;
+
+use fw_common::abi::Family as AbiFamily;
+use fw_common::abi::blob::{BaseChain, HashKey};
+use fw_common::datapath::classify::{Decision, Query, traverse};
+use fw_common::datapath::header::{Headers, Icmp, Part};
+use fw_common::datapath::tables::Tables;
+use fw_user::addr;
+use fw_user::compile::{Slots, compile};
+use fw_user::policy::TableName;
+use fw_user::policy::model::{CtDirection, Family, Policy};
+use fw_user::sim::{Host, HostDevice, HostTables};
+use model::{Hits, Outcome, Seen, judge};
+use proptest::prelude::*;
+
+const BYTES: u32 = 60;
+
+const CHAINS: [(BaseChain, TableName, &str); 7] = [
+    (BaseChain::FilterInput, TableName::Filter, "INPUT"),
+    (BaseChain::FilterForward, TableName::Filter, "FORWARD"),
+    (BaseChain::FilterOutput, TableName::Filter, "OUTPUT"),
+    (BaseChain::NatPrerouting, TableName::Nat, "PREROUTING"),
+    (BaseChain::NatInput, TableName::Nat, "INPUT"),
+    (BaseChain::NatOutput, TableName::Nat, "OUTPUT"),
+    (BaseChain::NatPostrouting, TableName::Nat, "POSTROUTING"),
+];
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 400,
+        max_shrink_iters: 20_000,
+        ..ProptestConfig::default()
+    })]
+
+    #[test]
+    fn the_datapath_does_what_the_model_says(
+        policy in generate::policy(),
+        packets in proptest::collection::vec((generate::seen(), 0..CHAINS.len()), 1..40),
+        generation in 1..3u32,
+    ) {
+        let slots = scattered_slots(&policy);
+        let compiled = compile(&policy, &slots, generation, b"meta").expect("within the limits");
+        let tables = HostTables::running(host(), compiled);
+        let mut expected = Hits::new();
+        for (seen, chain) in &packets {
+            let (base, table, name) = CHAINS[*chain];
+            let (outcome, hits) = judge(&policy, table, name, seen);
+            for (id, count) in hits {
+                *expected.entry(id).or_default() += count;
+            }
+            let decision = classify(&tables, base, generation, seen);
+            prop_assert_eq!(decision, as_decision(&outcome), "{} {}: {:?}", table, name, seen);
+        }
+        for (id, slot) in policy.counter_ids().zip(&slots.of) {
+            let count = expected.get(&id).copied().unwrap_or(0);
+            let counted = tables.counter(*slot);
+            prop_assert_eq!(counted, [count, count * u64::from(BYTES)], "{:?}", id);
+        }
+    }
+}
+
+/// Slots in an order of their own, so that a slot taken for an index shows.
+fn scattered_slots(policy: &Policy) -> Slots {
+    let needed = Slots::needed_by(policy) as u32;
+    Slots {
+        of: (0..needed).rev().map(|slot| slot * 3 + 5).collect(),
+    }
+}
+
+fn host() -> Host {
+    let device = |(index, name): (usize, &&str)| HostDevice::ethernet(index as u32 + 1, name);
+    Host {
+        devices: generate::INTERFACES
+            .iter()
+            .enumerate()
+            .map(device)
+            .collect(),
+        local: Vec::new(),
+    }
+}
+
+fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Seen) -> Decision {
+    let family = match seen.family {
+        Family::Ipv4 => AbiFamily::V4,
+        Family::Ipv6 => AbiFamily::V6,
+    };
+    let headers = Headers {
+        key: HashKey {
+            source: addr::to_abi(seen.source),
+            destination: addr::to_abi(seen.destination),
+            ports: u32::from(seen.ports.0) << 16 | u32::from(seen.ports.1),
+            protocol: seen.protocol.into(),
+        },
+        flow_ports: 0,
+        bytes: BYTES,
+        fragment_id: 0,
+        l3: 14,
+        l4: 34,
+        l4_len: 40,
+        family,
+        part: Part::Whole,
+        broken: false,
+        tcp_flags: seen.tcp_flags,
+        icmp: Icmp::No,
+    };
+    let patterns = |name: &Option<String>| {
+        // Bit 0, "any", is all that a hook without the interface has.
+        let device = name.as_ref().and_then(|name| tables.host().device(name));
+        let record = device.and_then(|device| tables.device(device.index));
+        record.map_or(1, |record| record.patterns[(generation & 1) as usize])
+    };
+    let query = Query {
+        headers: &headers,
+        in_patterns: patterns(&seen.in_interface),
+        out_patterns: patterns(&seen.out_interface),
+        ct: seen.states.0,
+        direction: match seen.direction {
+            Some(CtDirection::Original) => 0,
+            Some(CtDirection::Reply) => 1,
+            None => 2,
+        },
+        packets: 1,
+    };
+    traverse(tables, (), base.id(family), &query)
+}
+
+fn as_decision(outcome: &Outcome) -> Decision {
+    match outcome {
+        Outcome::Accept => Decision::Accept,
+        Outcome::Drop => Decision::Drop(fw_common::abi::stat::Stat::Policy),
+        Outcome::Masquerade { ports, random } => Decision::Masquerade {
+            ports: ports.map_or(0, |(first, last)| u32::from(last) << 16 | u32::from(first)),
+            random: *random,
+        },
+    }
+}
