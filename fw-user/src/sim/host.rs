@@ -54,6 +54,31 @@ impl HostDevice {
     }
 }
 
+impl From<&crate::host::Host> for Host {
+    /// The host as the kernel describes it. Interfaces whose link layer the programs do not read
+    /// are left out.
+    fn from(host: &crate::host::Host) -> Self {
+        let device = |interface: &crate::host::Interface| {
+            Some(HostDevice {
+                index: interface.index,
+                name: interface.name.clone(),
+                l2_len: interface.l2_len()?,
+                loopback: interface.is_loopback(),
+                masquerade4: host.masquerade4(interface),
+                masquerade6: host.masquerade6(interface),
+            })
+        };
+        Self {
+            devices: host.layer3().filter_map(device).collect(),
+            local: host
+                .local
+                .iter()
+                .filter_map(|route| IpNet::new(route.address, route.prefix_len).ok())
+                .collect(),
+        }
+    }
+}
+
 impl Host {
     /// The interface of this name.
     pub fn device(&self, name: &str) -> Option<&HostDevice> {

@@ -1,6 +1,6 @@
 //! A packet in a byte vector.
 
-use fw_common::datapath::packet::Packet;
+use fw_common::datapath::packet::{Destination, Packet};
 
 /// A frame, and what the kernel would know about it besides its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -15,6 +15,8 @@ pub struct SlicePacket {
     pub arrival_device: u32,
     /// Addressed to another host's link-layer address.
     pub for_other_host: bool,
+    /// The kernel has a route to the packet's destination, and forwards.
+    pub forwardable: bool,
     /// What ingress left for egress.
     pub note: u16,
     /// The transport checksum is unfinished (CHECKSUM_PARTIAL): it covers the pseudo header only,
@@ -35,6 +37,7 @@ impl SlicePacket {
             device,
             arrival_device: device,
             for_other_host: false,
+            forwardable: true,
             note: 0,
             partial_sum: false,
         }
@@ -131,6 +134,10 @@ impl Packet for SlicePacket {
 
     fn is_for_other_host(&self) -> bool {
         self.for_other_host
+    }
+
+    fn is_forwardable(&self, _destination: &Destination) -> bool {
+        self.forwardable
     }
 
     fn device(&self) -> u32 {

@@ -12,7 +12,8 @@ use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::maps;
 use fw_common::abi::stat::Stat;
-use fw_common::datapath::tables::{InsertError, Route, RouteQuery, Step, Tables, Tier};
+use fw_common::abi::{Addr, Family};
+use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use lru::LruCache;
 
 use super::host::Host;
@@ -243,14 +244,8 @@ impl Tables for HostTables {
         self.devices.get(&index)
     }
 
-    fn route(&self, query: &RouteQuery) -> Route {
-        match self
-            .host
-            .is_local(addr::from_abi(query.family, query.destination))
-        {
-            true => Route::Local,
-            false => Route::Forward,
-        }
+    fn is_local(&self, family: Family, address: &Addr) -> bool {
+        self.host.is_local(addr::from_abi(family, *address))
     }
 
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
@@ -282,10 +277,8 @@ impl Tables for HostTables {
     fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
         let tiers = self.tiers(key);
         let mut confirmed = tiers.confirmed.borrow_mut();
-        if confirmed.contains_key(key) {
-            return Err(InsertError::Exists);
-        }
-        if confirmed.len() >= tiers.confirmed_max {
+        if confirmed.contains_key(key) || confirmed.len() >= tiers.confirmed_max {
+            self.count(Stat::FlowTableFull);
             return Err(InsertError::Full);
         }
         confirmed.insert(*key, self.store(flow));

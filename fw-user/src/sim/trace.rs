@@ -1,13 +1,17 @@
 //! Watching the datapath decide.
 
 use std::cell::RefCell;
+use std::net::IpAddr;
 
 use fw_common::MapCell;
 use fw_common::abi::blob::Cell;
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::stat::Stat;
-use fw_common::datapath::tables::{InsertError, Route, RouteQuery, Step, Tables, Tier};
+use fw_common::abi::{Addr, Family};
+use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
+
+use crate::addr;
 
 /// An answer that the datapath got, or a change that it made, in order.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,8 +27,13 @@ pub enum Event {
     },
     /// Something was counted.
     Count(Stat),
-    /// The route was asked for.
-    Route(Route),
+    /// Whether an address is this host's was asked for.
+    Local {
+        /// The address.
+        address: IpAddr,
+        /// The answer.
+        local: bool,
+    },
     /// A flow was looked up.
     Flow {
         /// Under this key.
@@ -117,10 +126,13 @@ impl<T: Tables> Tables for Traced<'_, T> {
         self.tables.device(index)
     }
 
-    fn route(&self, query: &RouteQuery) -> Route {
-        let route = self.tables.route(query);
-        self.note(Event::Route(route));
-        route
+    fn is_local(&self, family: Family, address: &Addr) -> bool {
+        let local = self.tables.is_local(family, address);
+        self.note(Event::Local {
+            address: addr::from_abi(family, *address),
+            local,
+        });
+        local
     }
 
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
