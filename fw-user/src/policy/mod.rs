@@ -1,8 +1,22 @@
 //! From text to the typed model: iptables-save and policy.toml meet here.
+//!
+//! ```text
+//! rules.v4, rules.v6 -> save::lexer -> save::rule (by match_table) -> save::table -> model
+//! policy.toml -----------------------------------------------------> toml ------> model
+//! ```
+
+pub mod error;
 pub mod ids;
+pub mod load;
+pub mod match_table;
 pub mod model;
 pub mod names;
 pub mod print;
+mod save;
+pub mod source;
 
+pub use error::{Kind, PolicyError, PolicyErrors, Warning};
 pub use ids::{CounterId, TableName};
+pub use load::{LoadOptions, Loaded, load};
 pub use print::{print_rule, print_save};
+pub use source::SourceFile;

@@ -4,6 +4,13 @@
 
 use super::model::Family;
 
+mod icmp;
+mod services;
+
+pub(crate) use icmp::ANY_V4;
+pub use icmp::{Named, icmp_names, icmp_type};
+pub use services::{service_names, service_port};
+
 /// ICMP's protocol number (RFC 792).
 pub const ICMP: u8 = 1;
 /// TCP's protocol number (RFC 9293).
@@ -36,8 +43,7 @@ const PROTOCOLS: &[(u8, &str)] = &[
 ];
 
 /// Further names that are taken for a protocol but never printed.
-const PROTOCOL_ALIASES: &[(u8, &str)] =
-    &[(58, "icmpv6"), (58, "icmp6"), (135, "ipv6-mh"), (135, "mh")];
+const PROTOCOL_ALIASES: &[(u8, &str)] = &[(58, "icmpv6"), (135, "ipv6-mh"), (135, "mh")];
 
 /// The name that iptables-save prints for a protocol; `None` where it prints the number.
 pub fn protocol_name(number: u8) -> Option<&'static str> {

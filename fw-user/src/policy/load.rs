@@ -1,0 +1,167 @@
+//! Files -> policy: what each file is, for which IP version, and how several become one.
+
+use serde::Serialize;
+
+use super::error::{PolicyErrors, Problem, Report, Warning};
+use super::model::{Family, Policy};
+use super::save;
+use super::source::{SourceFile, Span};
+
+/// How files are read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Refuse whatever iptables-restore refuses, even if its meaning is evident.
+    pub strict: bool,
+}
+
+/// A policy and what its writer would want to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Loaded {
+    /// The policy.
+    pub policy: Policy,
+    /// What was taken although it is doubtful.
+    pub warnings: Vec<Warning>,
+}
+
+/// Reads the files that together are one policy: rule files in iptables-save's format, one per
+/// IP version and table, or one policy.toml.
+pub fn load(files: &[SourceFile], options: LoadOptions) -> Result<Loaded, PolicyErrors> {
+    let mut policy = Policy::default();
+    let mut warnings = Vec::new();
+    let mut errors = Vec::new();
+    for (index, file) in files.iter().enumerate() {
+        policy.files.push(file.name.clone());
+        let mut report = Report::new(file, index, options.strict);
+        load_file(file, &mut policy, &mut report);
+        warnings.append(&mut report.warnings);
+        report
+            .errors
+            .sort_by_key(|error| (error.line, error.column));
+        errors.append(&mut report.errors);
+    }
+    if errors.is_empty() {
+        Ok(Loaded { policy, warnings })
+    } else {
+        Err(PolicyErrors { errors })
+    }
+}
+
+fn load_file(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
+    let Some(family) = family_of(file, report) else {
+        return;
+    };
+    let ruleset = save::read(file, family, report);
+    let place = policy.ruleset_mut(family).get_or_insert_default();
+    for name in super::TableName::ALL {
+        let Some(table) = ruleset.table(name) else {
+            continue;
+        };
+        if place.table(name).is_some() {
+            let title = family.title();
+            report.error(Problem::wrong("table-in-two-files", Span::default(), format!("{title}'s table {name} is in two of the files"))
+                .expected("each table in one file")
+                .help("put the rules of both into one file, or name the IP version of each with --ipv4 or --ipv6"));
+            continue;
+        }
+        *place.table_mut(name) = Some(table.clone());
+    }
+}
+
+/// The IP version of a rule file: what the user said, else its name, else its contents.
+fn family_of(file: &SourceFile, report: &mut Report<'_>) -> Option<Family> {
+    let named = family_of_name(&file.name);
+    if let (Some(given), Some(named)) = (file.family, named)
+        && given != named
+    {
+        let message = format!(
+            "the file is given as {} but its name says {}",
+            given.title(),
+            named.title()
+        );
+        report.error(
+            Problem::wrong("family-contradiction", Span::default(), message)
+                .expected(format!("rules for {}", given.title()))
+                .help("leave the option out, or rename the file"),
+        );
+        return None;
+    }
+    if let Some(family) = file.family.or(named) {
+        return Some(family);
+    }
+    let signs = signs_of(&file.text);
+    let first = |family| signs.iter().find(|(found, _)| *found == family);
+    match (first(Family::Ipv4), first(Family::Ipv6)) {
+        (Some(_), None) => Some(Family::Ipv4),
+        (None, Some(_)) => Some(Family::Ipv6),
+        (Some(_), Some((_, span))) => {
+            report.error(
+                Problem::wrong(
+                    "family-contradiction",
+                    *span,
+                    "the file has rules for IPv4 and for IPv6",
+                )
+                .expected("rules for one IP version")
+                .help("split it in two: iptables-save writes one file, ip6tables-save the other"),
+            );
+            None
+        }
+        (None, None) => {
+            report.error(
+                Problem::wrong(
+                    "unknown-family",
+                    Span::default(),
+                    "nothing tells whether the rules are for IPv4 or IPv6",
+                )
+                .expected("a name such as rules.v4, or an address")
+                .help("give --ipv4 or --ipv6, or name the file rules.v4 or rules.v6"),
+            );
+            None
+        }
+    }
+}
+
+fn family_of_name(path: &str) -> Option<Family> {
+    let name = path.rsplit('/').next().unwrap_or(path).to_lowercase();
+    let has = |signs: &[&str]| signs.iter().any(|sign| name.contains(sign));
+    match (
+        has(&["ip6tables", ".v6", "ipv6"]),
+        has(&["iptables", ".v4", "ipv4"]),
+    ) {
+        (true, false) => Some(Family::Ipv6),
+        (false, true) => Some(Family::Ipv4),
+        _ => None,
+    }
+}
+
+/// Words of rules that belong to one IP version only.
+fn signs_of(text: &str) -> Vec<(Family, Span)> {
+    let mut signs = Vec::new();
+    if text.contains("Generated by ip6tables-save") {
+        signs.push((Family::Ipv6, Span::default()));
+    }
+    if text.contains("Generated by iptables-save") {
+        signs.push((Family::Ipv4, Span::default()));
+    }
+    for words in save::all_words(text) {
+        for pair in words.windows(2) {
+            let [option, value] = pair else { continue };
+            let sign = match option.text.as_str() {
+                "-s" | "-d" | "--source" | "--src" | "--destination" | "--dst" => {
+                    if value.text.contains(':') {
+                        Some(Family::Ipv6)
+                    } else {
+                        value.text.contains('.').then_some(Family::Ipv4)
+                    }
+                }
+                "-p" | "--protocol" | "--proto" | "-m" | "--match" => match value.text.as_str() {
+                    "icmp" | "1" => Some(Family::Ipv4),
+                    "icmpv6" | "ipv6-icmp" | "icmp6" | "58" => Some(Family::Ipv6),
+                    _ => None,
+                },
+                _ => None,
+            };
+            signs.extend(sign.map(|family| (family, value.span)));
+        }
+    }
+    signs
+}

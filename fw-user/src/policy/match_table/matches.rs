@@ -1,0 +1,429 @@
+//! The matches that fwbpf knows.
+
+use super::{
+    Argument, BOTH, MatchReading, MatchRow, ONLY_V4, ONLY_V6, OptionRow, ReadOption, Support,
+};
+use crate::policy::model::{
+    Conntrack, CtDirection, CtStates, IcmpType, Match, Multiport, Negatable, PortRange, Ports, Tcp,
+    TcpFlags, WhichPort,
+};
+use crate::policy::names::{DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
+use crate::policy::save::{Value, values};
+
+/// A match while its options are being read.
+#[derive(Clone, Debug)]
+pub(crate) enum MatchDraft {
+    Tcp(Tcp),
+    Udp(Ports),
+    Icmp(Option<Negatable<IcmpType>>),
+    Multiport(Option<Multiport>),
+    State(Option<Negatable<CtStates>>),
+    Conntrack(Conntrack),
+    Comment(Option<String>),
+}
+
+impl MatchDraft {
+    /// The finished match, or the option that it cannot be without.
+    pub fn finish(self) -> Result<Match, &'static str> {
+        match self {
+            Self::Tcp(tcp) => Ok(Match::Tcp(tcp)),
+            Self::Udp(ports) => Ok(Match::Udp(ports)),
+            Self::Icmp(None) => Err("--icmp-type (in IPv6 --icmpv6-type)"),
+            Self::Icmp(kind) => Ok(Match::Icmp(kind)),
+            Self::Multiport(ports) => ports
+                .map(Match::Multiport)
+                .ok_or("--sports, --dports or --ports"),
+            Self::State(states) => states.map(Match::State).ok_or("--state"),
+            Self::Conntrack(Conntrack {
+                states: None,
+                direction: None,
+            }) => Err("--ctstate or --ctdir"),
+            Self::Conntrack(conntrack) => Ok(Match::Conntrack(conntrack)),
+            Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
+        }
+    }
+}
+
+/// What to do instead of the rarer parts of `-m conntrack`.
+const CT_ADDRESSES: &str =
+    "match the packet's own addresses and ports with -s, -d, --sport, --dport";
+
+pub(crate) const MATCHES: &[MatchRow] = &[
+    MatchRow {
+        name: "tcp",
+        aliases: &[],
+        families: BOTH,
+        support: Support::Partly,
+        note: "Ports, ranges, service names, `--tcp-flags` and `--syn`; not `--tcp-option`.",
+        reading: Some(MatchReading {
+            start: || MatchDraft::Tcp(Tcp::default()),
+            protocols: &[TCP],
+            options: &[
+                OptionRow {
+                    names: &["sport", "source-port"],
+                    arguments: 1,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        let MatchDraft::Tcp(tcp) = draft else {
+                            return Ok(());
+                        };
+                        port(&mut tcp.ports.source, argument, Some(TCP))
+                    }),
+                },
+                OptionRow {
+                    names: &["dport", "destination-port"],
+                    arguments: 1,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        let MatchDraft::Tcp(tcp) = draft else {
+                            return Ok(());
+                        };
+                        port(&mut tcp.ports.destination, argument, Some(TCP))
+                    }),
+                },
+                OptionRow {
+                    names: &["tcp-flags"],
+                    arguments: 2,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        let [mask, set] = argument.words else {
+                            return Ok(());
+                        };
+                        set_flags(draft, argument, values::tcp_flags(mask, set)?)
+                    }),
+                },
+                OptionRow {
+                    names: &["syn"],
+                    arguments: 0,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        // FIN, SYN, RST and ACK are examined; of them SYN alone is set.
+                        set_flags(
+                            draft,
+                            argument,
+                            TcpFlags {
+                                mask: 0x17,
+                                set: 0x02,
+                            },
+                        )
+                    }),
+                },
+                OptionRow {
+                    names: &["tcp-option"],
+                    arguments: 1,
+                    negatable: true,
+                    read: ReadOption::Unsupported("leave it out: TCP's options are not looked at"),
+                },
+            ],
+        }),
+    },
+    MatchRow {
+        name: "udp",
+        aliases: &[],
+        families: BOTH,
+        support: Support::Yes,
+        note: "Ports, ranges and service names.",
+        reading: Some(MatchReading {
+            start: || MatchDraft::Udp(Ports::default()),
+            protocols: &[UDP],
+            options: &[
+                OptionRow {
+                    names: &["sport", "source-port"],
+                    arguments: 1,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        let MatchDraft::Udp(ports) = draft else {
+                            return Ok(());
+                        };
+                        port(&mut ports.source, argument, Some(UDP))
+                    }),
+                },
+                OptionRow {
+                    names: &["dport", "destination-port"],
+                    arguments: 1,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        let MatchDraft::Udp(ports) = draft else {
+                            return Ok(());
+                        };
+                        port(&mut ports.destination, argument, Some(UDP))
+                    }),
+                },
+            ],
+        }),
+    },
+    MatchRow {
+        name: "icmp",
+        aliases: &[],
+        families: ONLY_V4,
+        support: Support::Yes,
+        note: "`--icmp-type` by name, number, `type/code` or `any`.",
+        reading: Some(MatchReading {
+            start: || MatchDraft::Icmp(None),
+            protocols: &[ICMP],
+            options: &[OptionRow {
+                names: &["icmp-type"],
+                arguments: 1,
+                negatable: true,
+                read: ReadOption::Into(icmp_type),
+            }],
+        }),
+    },
+    MatchRow {
+        name: "icmp6",
+        aliases: &["icmpv6", "ipv6-icmp"],
+        families: ONLY_V6,
+        support: Support::Yes,
+        note: "`--icmpv6-type` by name, number or `type/code`.",
+        reading: Some(MatchReading {
+            start: || MatchDraft::Icmp(None),
+            protocols: &[ICMPV6],
+            options: &[OptionRow {
+                names: &["icmpv6-type"],
+                arguments: 1,
+                negatable: true,
+                read: ReadOption::Into(icmp_type),
+            }],
+        }),
+    },
+    MatchRow {
+        name: "multiport",
+        aliases: &[],
+        families: BOTH,
+        support: Support::Yes,
+        note: "`--sports`, `--dports` and `--ports` with up to 15 ports, a range counting for two.",
+        reading: Some(MatchReading {
+            start: || MatchDraft::Multiport(None),
+            protocols: &[TCP, UDP, UDPLITE, SCTP, DCCP],
+            options: &[
+                OptionRow {
+                    names: &["sports", "source-ports"],
+                    arguments: 1,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        multiport(draft, argument, WhichPort::Source)
+                    }),
+                },
+                OptionRow {
+                    names: &["dports", "destination-ports"],
+                    arguments: 1,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        multiport(draft, argument, WhichPort::Destination)
+                    }),
+                },
+                OptionRow {
+                    names: &["ports"],
+                    arguments: 1,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        multiport(draft, argument, WhichPort::Either)
+                    }),
+                },
+            ],
+        }),
+    },
+    MatchRow {
+        name: "state",
+        aliases: &[],
+        families: BOTH,
+        support: Support::Yes,
+        note: "`--state` with NEW, ESTABLISHED, RELATED, INVALID and UNTRACKED.",
+        reading: Some(MatchReading {
+            start: || MatchDraft::State(None),
+            protocols: &[],
+            options: &[OptionRow {
+                names: &["state"],
+                arguments: 1,
+                negatable: true,
+                read: ReadOption::Into(|draft, argument| {
+                    let MatchDraft::State(states) = draft else {
+                        return Ok(());
+                    };
+                    ct_states(states, argument, false)
+                }),
+            }],
+        }),
+    },
+    MatchRow {
+        name: "conntrack",
+        aliases: &[],
+        families: BOTH,
+        support: Support::Partly,
+        note: "`--ctstate` (with SNAT and DNAT) and `--ctdir`; not the original and reply tuples, `--ctstatus` and `--ctexpire`.",
+        reading: Some(MatchReading {
+            start: || MatchDraft::Conntrack(Conntrack::default()),
+            protocols: &[],
+            options: &[
+                OptionRow {
+                    names: &["ctstate"],
+                    arguments: 1,
+                    negatable: true,
+                    read: ReadOption::Into(|draft, argument| {
+                        let MatchDraft::Conntrack(conntrack) = draft else {
+                            return Ok(());
+                        };
+                        ct_states(&mut conntrack.states, argument, true)
+                    }),
+                },
+                OptionRow {
+                    names: &["ctdir"],
+                    arguments: 1,
+                    negatable: false,
+                    read: ReadOption::Into(ct_direction),
+                },
+                ct_unsupported(&["ctproto"], "match the protocol with -p"),
+                ct_unsupported(&["ctorigsrc"], CT_ADDRESSES),
+                ct_unsupported(&["ctorigdst"], CT_ADDRESSES),
+                ct_unsupported(&["ctreplsrc"], CT_ADDRESSES),
+                ct_unsupported(&["ctrepldst"], CT_ADDRESSES),
+                ct_unsupported(&["ctorigsrcport"], CT_ADDRESSES),
+                ct_unsupported(&["ctorigdstport"], CT_ADDRESSES),
+                ct_unsupported(&["ctreplsrcport"], CT_ADDRESSES),
+                ct_unsupported(&["ctrepldstport"], CT_ADDRESSES),
+                ct_unsupported(&["ctstatus"], "match the state with --ctstate"),
+                ct_unsupported(&["ctexpire"], "match the state with --ctstate"),
+            ],
+        }),
+    },
+    MatchRow {
+        name: "comment",
+        aliases: &[],
+        families: BOTH,
+        support: Support::Yes,
+        note: "Kept, shown with the rule, and used as a label of its metrics.",
+        reading: Some(MatchReading {
+            start: || MatchDraft::Comment(None),
+            protocols: &[],
+            options: &[OptionRow {
+                names: &["comment"],
+                arguments: 1,
+                negatable: false,
+                read: ReadOption::Into(comment),
+            }],
+        }),
+    },
+];
+
+const fn ct_unsupported(
+    names: &'static [&'static str],
+    instead: &'static str,
+) -> OptionRow<MatchDraft> {
+    OptionRow {
+        names,
+        arguments: 1,
+        negatable: true,
+        read: ReadOption::Unsupported(instead),
+    }
+}
+
+fn port(
+    place: &mut Option<Negatable<PortRange>>,
+    argument: &Argument<'_>,
+    protocol: Option<u8>,
+) -> Value<()> {
+    let [word] = argument.words else {
+        return Ok(());
+    };
+    let value = values::port_range(word, protocol)?;
+    argument.once(
+        place,
+        Negatable {
+            not: argument.not,
+            value,
+        },
+    )
+}
+
+fn set_flags(draft: &mut MatchDraft, argument: &Argument<'_>, value: TcpFlags) -> Value<()> {
+    let MatchDraft::Tcp(tcp) = draft else {
+        return Ok(());
+    };
+    argument.once(
+        &mut tcp.flags,
+        Negatable {
+            not: argument.not,
+            value,
+        },
+    )
+}
+
+fn icmp_type(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
+    let (MatchDraft::Icmp(kind), [word]) = (draft, argument.words) else {
+        return Ok(());
+    };
+    let value = values::icmp(word, argument.family)?;
+    argument.once(
+        kind,
+        Negatable {
+            not: argument.not,
+            value,
+        },
+    )
+}
+
+fn multiport(draft: &mut MatchDraft, argument: &Argument<'_>, which: WhichPort) -> Value<()> {
+    let (MatchDraft::Multiport(multiport), [word]) = (draft, argument.words) else {
+        return Ok(());
+    };
+    if multiport.is_some() {
+        return Err(argument
+            .twice()
+            .expected("one list per `-m multiport`")
+            .help("write `-m multiport` before each list"));
+    }
+    let ports = values::port_list(word, argument.protocol)?;
+    let ports = Negatable {
+        not: argument.not,
+        value: ports,
+    };
+    argument.once(multiport, Multiport { which, ports })
+}
+
+fn ct_states(
+    place: &mut Option<Negatable<CtStates>>,
+    argument: &Argument<'_>,
+    with_nat: bool,
+) -> Value<()> {
+    let [word] = argument.words else {
+        return Ok(());
+    };
+    let value = values::states(word, with_nat)?;
+    argument.once(
+        place,
+        Negatable {
+            not: argument.not,
+            value,
+        },
+    )
+}
+
+fn ct_direction(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
+    let (MatchDraft::Conntrack(conntrack), [word]) = (draft, argument.words) else {
+        return Ok(());
+    };
+    let direction = match word.text.to_ascii_uppercase().as_str() {
+        "ORIGINAL" => CtDirection::Original,
+        "REPLY" => CtDirection::Reply,
+        _ => {
+            let message = format!("`{}` is not a direction", word.text);
+            let problem = super::Problem::wrong("bad-direction", word.span, message);
+            return Err(problem.expected("ORIGINAL or REPLY"));
+        }
+    };
+    argument.once(&mut conntrack.direction, direction)
+}
+
+fn comment(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
+    // XT_MAX_COMMENT_LEN in linux/netfilter/xt_comment.h, with the terminating zero.
+    const LONGEST: usize = 255;
+    let (MatchDraft::Comment(text), [word]) = (draft, argument.words) else {
+        return Ok(());
+    };
+    if word.text.len() > LONGEST {
+        let message = format!("the comment has {} bytes", word.text.len());
+        let problem = super::Problem::wrong("long-comment", word.span, message);
+        return Err(problem.expected(format!("at most {LONGEST} bytes")));
+    }
+    argument.once(text, word.text.clone())
+}

@@ -1,0 +1,371 @@
+//! A table while its lines are being read, and what the kernel checks when it is whole.
+
+use super::rule::RuleDraft;
+use crate::policy::error::{Problem, Report};
+use crate::policy::ids::TableName;
+use crate::policy::model::Match;
+use crate::policy::model::{
+    Chain, ChainPolicy, Counters, InterfacePattern, Negatable, Prefix, Rule, Table, Target,
+};
+use crate::policy::names::{TCP, UDP};
+use crate::policy::source::Span;
+
+/// A table of which not all lines have been read.
+pub(crate) struct TableBuilder {
+    pub name: TableName,
+    chains: Vec<ChainBuilder>,
+}
+
+struct ChainBuilder {
+    name: String,
+    policy: Option<ChainPolicy>,
+    rules: Vec<Built>,
+}
+
+/// A rule and the places that errors found later point to.
+struct Built {
+    rule: Rule,
+    target: Span,
+}
+
+impl TableBuilder {
+    /// The built-in chains, empty and with policy ACCEPT.
+    pub fn new(name: TableName) -> Self {
+        let policy = ChainPolicy {
+            accept: true,
+            counters: None,
+            origin: None,
+        };
+        let chain = |name: &&str| ChainBuilder {
+            name: (*name).to_owned(),
+            policy: Some(policy.clone()),
+            rules: Vec::new(),
+        };
+        Self {
+            name,
+            chains: name.builtin_chains().iter().map(chain).collect(),
+        }
+    }
+
+    /// As iptables-restore does when a table comes again: policies stay, all else goes.
+    pub fn reopen(&mut self) {
+        self.chains.retain(|chain| chain.policy.is_some());
+        self.flush(None);
+    }
+
+    pub fn has_chain(&self, name: &str) -> bool {
+        self.chain(name).is_some()
+    }
+
+    pub fn is_builtin(&self, name: &str) -> bool {
+        self.chain(name).is_some_and(|chain| chain.policy.is_some())
+    }
+
+    /// The names of all chains.
+    pub fn chains(&self) -> impl Iterator<Item = &str> {
+        self.chains.iter().map(|chain| chain.name.as_str())
+    }
+
+    fn chain(&self, name: &str) -> Option<&ChainBuilder> {
+        self.chains.iter().find(|chain| chain.name == name)
+    }
+
+    fn chain_mut(&mut self, name: &str) -> Option<&mut ChainBuilder> {
+        self.chains.iter_mut().find(|chain| chain.name == name)
+    }
+
+    /// Adds a user-defined chain that does not exist yet.
+    pub fn add_chain(&mut self, name: &str) {
+        self.chains.push(ChainBuilder {
+            name: name.to_owned(),
+            policy: None,
+            rules: Vec::new(),
+        });
+    }
+
+    /// Sets a built-in chain's policy.
+    pub fn set_policy(&mut self, name: &str, policy: ChainPolicy) {
+        if let Some(chain) = self.chain_mut(name) {
+            chain.policy = Some(policy);
+        }
+    }
+
+    /// Removes the rules of one chain or of all.
+    pub fn flush(&mut self, name: Option<&str>) {
+        for chain in &mut self.chains {
+            if name.is_none_or(|name| chain.name == name) {
+                chain.rules.clear();
+            }
+        }
+    }
+
+    /// Removes a user-defined chain, or says why it cannot be removed.
+    pub fn remove_chain(&mut self, name: &str) -> Result<(), &'static str> {
+        let Some(chain) = self.chain(name) else {
+            return Err("there is no such chain");
+        };
+        if chain.policy.is_some() {
+            return Err("it is built in");
+        }
+        if !chain.rules.is_empty() {
+            return Err("it still has rules");
+        }
+        if self.is_referenced(name) {
+            return Err("rules still jump to it");
+        }
+        self.chains.retain(|chain| chain.name != name);
+        Ok(())
+    }
+
+    /// Removes every user-defined chain that is empty and that no rule jumps to, as `-X` does.
+    pub fn remove_unused_chains(&mut self) {
+        let names: Vec<String> = self.chains().map(str::to_owned).collect();
+        for name in names {
+            // Built-in and used chains stay: that is no error here.
+            let _ = self.remove_chain(&name);
+        }
+    }
+
+    fn is_referenced(&self, name: &str) -> bool {
+        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        rules
+            .into_iter()
+            .any(|built| called(&built.rule) == Some(name))
+    }
+
+    /// Sets the counters to zero.
+    pub fn zero(&mut self, name: Option<&str>) {
+        for chain in self
+            .chains
+            .iter_mut()
+            .filter(|chain| name.is_none_or(|name| chain.name == name))
+        {
+            let policies = chain.policy.iter_mut().map(|policy| &mut policy.counters);
+            let rules = chain.rules.iter_mut().map(|built| &mut built.rule.counters);
+            for counters in policies.chain(rules) {
+                *counters = counters.map(|_| Counters::default());
+            }
+        }
+    }
+
+    /// How many rules a chain has.
+    pub fn rule_count(&self, name: &str) -> usize {
+        self.chain(name).map_or(0, |chain| chain.rules.len())
+    }
+
+    /// Puts the rules of one line into a chain: at its end, or before the rule of that index.
+    pub fn insert(
+        &mut self,
+        chain: &str,
+        at: Option<usize>,
+        draft: RuleDraft,
+        line: Span,
+        report: &Report<'_>,
+    ) {
+        let target = draft.target.as_ref().map_or(line, |(_, span)| *span);
+        let rules = expand(draft, report.origin(line));
+        let Some(chain) = self.chain_mut(chain) else {
+            return;
+        };
+        for rule in rules {
+            let built = Built { rule, target };
+            match at {
+                None => chain.rules.push(built),
+                // iptables inserts the rules of a list one by one at the same place, which
+                // turns their order around.
+                Some(index) => chain.rules.insert(index.min(chain.rules.len()), built),
+            }
+        }
+    }
+
+    /// The finished table, after the checks that the kernel makes when a table is committed.
+    pub fn finish(&self, report: &mut Report<'_>) -> Table {
+        self.check_calls(report);
+        let finished = |chain: &ChainBuilder| Chain {
+            name: chain.name.clone(),
+            policy: chain.policy.clone(),
+            rules: chain.rules.iter().map(|built| built.rule.clone()).collect(),
+        };
+        let mut chains: Vec<Chain> = self.chains.iter().map(finished).collect();
+        // Stable, so that the built-in chains keep the kernel's order.
+        chains.sort_by(|one, other| match (&one.policy, &other.policy) {
+            (None, None) => one.name.cmp(&other.name),
+            _ => other.policy.is_some().cmp(&one.policy.is_some()),
+        });
+        Table { chains }
+    }
+
+    /// Walks from each built-in chain to whatever it can reach, as mark_source_chains in
+    /// net/ipv4/netfilter/ip_tables.c does: no chain may reach itself, and MASQUERADE may be
+    /// reached from POSTROUTING only. What lies behind a rule that always ends the chain is not
+    /// looked at.
+    fn check_calls(&self, report: &mut Report<'_>) {
+        let mut reported = Vec::new();
+        for (index, start) in self
+            .chains
+            .iter()
+            .enumerate()
+            .filter(|(_, chain)| chain.policy.is_some())
+        {
+            let mut visited = vec![false; self.chains.len()];
+            // The chains on the way here, each with the index of its next rule.
+            let mut path = vec![(index, 0)];
+            visited[index] = true;
+            while let Some((chain, next)) = path.last_mut() {
+                let chain_index = *chain;
+                let Some(built) = self.chains[chain_index].rules.get(*next) else {
+                    path.pop();
+                    continue;
+                };
+                *next += 1;
+                let misplaced = matches!(built.rule.target, Target::Masquerade(_))
+                    && start.name != "POSTROUTING";
+                if misplaced && !reported.contains(&built.target) {
+                    reported.push(built.target);
+                    report.error(Problem::wrong("wrong-chain", built.target, format!("MASQUERADE can be reached from {}", start.name))
+                        .expected("a place that only POSTROUTING reaches")
+                        .help("put the rule into POSTROUTING, or into a chain that only POSTROUTING calls"));
+                }
+                if always_ends(&built.rule) {
+                    path.pop();
+                    continue;
+                }
+                let Some(callee) = called(&built.rule).and_then(|name| self.position(name)) else {
+                    continue;
+                };
+                if path.iter().any(|(chain, _)| *chain == callee) {
+                    if !reported.contains(&built.target) {
+                        reported.push(built.target);
+                        let ring: Vec<_> = path
+                            .iter()
+                            .skip_while(|(chain, _)| *chain != callee)
+                            .map(|(chain, _)| self.chains[*chain].name.as_str())
+                            .collect();
+                        let name = &self.chains[callee].name;
+                        report.error(
+                            Problem::wrong(
+                                "loop",
+                                built.target,
+                                format!(
+                                    "the chain `{name}` reaches itself: {} -> {name}",
+                                    ring.join(" -> ")
+                                ),
+                            )
+                            .expected("a chain that does not lead back here"),
+                        );
+                    }
+                } else if !visited[callee] {
+                    visited[callee] = true;
+                    path.push((callee, 0));
+                }
+            }
+        }
+    }
+
+    fn position(&self, name: &str) -> Option<usize> {
+        self.chains.iter().position(|chain| chain.name == name)
+    }
+}
+
+/// The chain that a rule jumps or goes to.
+pub(crate) fn called(rule: &Rule) -> Option<&str> {
+    match &rule.target {
+        Target::Jump(name) | Target::Goto(name) => Some(name),
+        Target::Continue
+        | Target::Accept
+        | Target::Drop
+        | Target::Return
+        | Target::Masquerade(_) => None,
+    }
+}
+
+/// Whether a rule matches every packet and leaves its chain.
+pub(crate) fn always_ends(rule: &Rule) -> bool {
+    is_unconditional(rule) && matches!(rule.target, Target::Accept | Target::Drop | Target::Return)
+}
+
+/// Whether a rule matches every packet, by what it says (`-m comment` counts as a match, as it
+/// does in the kernel).
+pub(crate) fn is_unconditional(rule: &Rule) -> bool {
+    let Rule {
+        source,
+        destination,
+        in_interface,
+        out_interface,
+        protocol,
+        matches,
+        ..
+    } = rule;
+    source.is_none()
+        && destination.is_none()
+        && in_interface.is_none()
+        && out_interface.is_none()
+        && protocol.is_none()
+        && matches.is_empty()
+}
+
+/// The rules of one line: one for each pair of source and destination, as iptables makes them,
+/// and for ports without a protocol one each for TCP and UDP.
+fn expand(draft: RuleDraft, origin: crate::policy::model::Origin) -> Vec<Rule> {
+    let sources = each(draft.sources);
+    let destinations = each(draft.destinations);
+    let interface = |value: Option<(Negatable<InterfacePattern>, Span)>| {
+        let (value, _) = value?;
+        // `+` matches every interface.
+        (value.not || value.value.0 != "+").then_some(value)
+    };
+    let first = Rule {
+        source: None,
+        destination: None,
+        in_interface: interface(draft.in_interface),
+        out_interface: interface(draft.out_interface),
+        protocol: draft.protocol,
+        matches: draft.matches,
+        target: draft.target.map_or(Target::Continue, |(target, _)| target),
+        counters: draft.counters,
+        origin,
+    };
+    let mut rules = Vec::new();
+    for source in &sources {
+        for destination in &destinations {
+            let rule = Rule {
+                source: *source,
+                destination: *destination,
+                ..first.clone()
+            };
+            if draft.both_transports {
+                rules.push(with_transport(&rule, TCP));
+                rules.push(with_transport(&rule, UDP));
+            } else {
+                rules.push(rule);
+            }
+        }
+    }
+    rules
+}
+
+fn each(list: Option<Negatable<Vec<Prefix>>>) -> Vec<Option<Negatable<Prefix>>> {
+    let Some(Negatable { not, value }) = list else {
+        return vec![None];
+    };
+    let whole = |prefix: Prefix| {
+        // A zero mask matches everything; inverted it matches nothing, and is kept.
+        (not || !prefix.mask.is_unspecified()).then_some(Negatable { not, value: prefix })
+    };
+    value.into_iter().map(whole).collect()
+}
+
+fn with_transport(rule: &Rule, protocol: u8) -> Rule {
+    let ports = |found: &Match| match found {
+        Match::Tcp(tcp) if protocol == UDP => Match::Udp(tcp.ports),
+        other => other.clone(),
+    };
+    Rule {
+        protocol: Some(Negatable {
+            not: false,
+            value: protocol,
+        }),
+        matches: rule.matches.iter().map(ports).collect(),
+        ..rule.clone()
+    }
+}
