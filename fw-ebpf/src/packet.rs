@@ -223,13 +223,7 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn len(&self) -> u32 {
-        // SAFETY: the context is valid for the program's life; the difference of two scalars read
-        // from it is the frame's length.
-        unsafe {
-            let end = (&raw const (*self.0).data_end).read_volatile();
-            let start = (&raw const (*self.0).data).read_volatile();
-            end.wrapping_sub(start)
-        }
+        (self.end() as u64).wrapping_sub(self.start() as u64) as u32
     }
 
     #[inline(always)]

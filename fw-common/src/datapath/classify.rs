@@ -29,6 +29,7 @@ pub struct Query<'a> {
 
 /// How a base chain ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub enum Decision {
     /// ACCEPT.
     Accept,

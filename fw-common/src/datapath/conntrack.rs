@@ -127,10 +127,22 @@ fn precedes(a: &Addr, a_port: u16, b: &Addr, b_port: u16) -> bool {
 }
 
 /// What [`find`] found.
+///
+/// Its only niche is the reference at offset 0: the kernel refuses BTF in which the discriminant of
+/// an `Option` lies anywhere else ("Invalid member bits_offset"). So are the other types that
+/// functions of their own pass in an `Option`.
+#[repr(C)]
 struct Found<'t> {
     flow: &'t Flow,
-    reply: bool,
     alias_of: Option<&'t FlowKey>,
+    direction: u8,
+}
+
+impl Found<'_> {
+    #[inline(always)]
+    fn is_reply(&self) -> bool {
+        self.direction != 0
+    }
 }
 
 /// Whether names of translated flows are looked up: only where they can occur, at ingress, and
@@ -153,8 +165,8 @@ fn find<'t, T: Tables>(
             if !(aliases && reply && flow.status.get() & Flow::SNAT != 0) {
                 return Some(Found {
                     flow,
-                    reply,
                     alias_of: None,
+                    direction: reply as u8,
                 });
             }
         }
@@ -172,8 +184,8 @@ fn find<'t, T: Tables>(
     direction(tables, &alias.other, flow, true, now)?;
     Some(Found {
         flow,
-        reply: true,
         alias_of: Some(&alias.other),
+        direction: 1,
     })
 }
 
@@ -239,7 +251,7 @@ pub fn track<'t, P: Packet, T: Tables>(
             return opening();
         };
         let label = label(&found);
-        advance_untimed(tables, generation, headers, found.flow, found.reply, now);
+        advance_untimed(tables, generation, headers, found.flow, now);
         settle(tables, &tuple, &found);
         return label;
     }
@@ -264,7 +276,7 @@ fn track_tcp<'t, P: Packet, T: Tables>(
     }
     if let Some(found) = find(tables, &tuple, aliases, now) {
         let label = label(&found);
-        match tcp::advance(found.flow, &segment, found.reply) {
+        match tcp::advance(found.flow, &segment, found.is_reply()) {
             Outcome::Live(timeout) => {
                 refresh(tables, generation, found.flow, timeout, now);
                 settle(tables, &tuple, &found);
@@ -350,7 +362,7 @@ const fn opening<'t>() -> Tracked<'t> {
 #[inline(always)]
 fn label<'t>(found: &Found<'t>) -> Tracked<'t> {
     let status = found.flow.status.get();
-    let state = if found.reply || status & Flow::SEEN_REPLY != 0 {
+    let state = if found.is_reply() || status & Flow::SEEN_REPLY != 0 {
         ct::ESTABLISHED
     } else {
         ct::NEW
@@ -362,7 +374,7 @@ fn label<'t>(found: &Found<'t>) -> Tracked<'t> {
     };
     Tracked {
         ct: state | translated,
-        direction: found.reply as u8,
+        direction: found.direction,
         opens: false,
         error: false,
         flow: Some(found.flow),
@@ -377,7 +389,6 @@ fn advance_untimed<T: Tables>(
     generation: T::Generation,
     headers: &Headers,
     flow: &Flow,
-    _reply: bool,
     now: u64,
 ) {
     let protocol = headers.key.protocol as u8;
@@ -437,7 +448,7 @@ fn lifetime<T: Tables>(tables: &T, generation: T::Generation, timeout: Timeout) 
 fn settle<T: Tables>(tables: &T, tuple: &Tuple, found: &Found<'_>) {
     let flow = found.flow;
     let status = flow.status.get();
-    if found.reply {
+    if found.is_reply() {
         if status & Flow::SEEN_REPLY == 0 {
             flow.status.set(status | Flow::SEEN_REPLY);
         }
@@ -578,7 +589,7 @@ pub fn about<'t, P: Packet, T: Tables>(
             };
             Tracked {
                 ct: ct::RELATED | translated,
-                direction: found.reply as u8,
+                direction: found.direction,
                 opens: false,
                 error: true,
                 flow: Some(found.flow),

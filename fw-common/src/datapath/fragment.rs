@@ -41,13 +41,14 @@ fn key(headers: &Headers, side: Side) -> FragmentKey {
 
 /// What a later fragment takes over.
 #[derive(Clone, Copy)]
+#[repr(C)]
 pub struct Borrowed {
+    /// The first fragment opened its flow. First, for the reason given at `conntrack::Found`.
+    pub opened: bool,
     /// Connection state of the first fragment.
     pub ct: u8,
     /// Direction of the first fragment.
     pub direction: u8,
-    /// The first fragment opened its flow.
-    pub opened: bool,
 }
 
 /// Completes a later fragment's headers from the first's; nothing if that was not seen.
