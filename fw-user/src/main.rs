@@ -1,2 +1,9 @@
 //! The `fwbpf` command.
-fn main() {}
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    fw_user::command::run(&fw_user::cli::Cli::parse())
+}

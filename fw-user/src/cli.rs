@@ -1,0 +1,260 @@
+//! The command line: clap types only. Also the source of the man page.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::{ArgGroup, Args, ColorChoice, Parser, Subcommand};
+
+use crate::kernel::attach::XdpMode;
+use crate::kernel::state::DEFAULT_DIRECTORY;
+use crate::policy::model::Family;
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  all went well
+  1  the system failed: kernel, permissions, input or output
+  2  the command line is wrong
+  3  the policy was refused; nothing was changed
+  4  no firewall is loaded
+
+Examples:
+  fwbpf check rules.v4 rules.v6        what would be said about these files
+  fwbpf load rules.v4 rules.v6         enforce them, in one step
+  fwbpf show                           chains, rules and their counters
+  fwbpf explain --in eth0 --src 203.0.113.7 --dst 198.51.100.10 --proto tcp --dport 22
+  fwbpf unload                         back to no firewall";
+
+/// A firewall in BPF that reads iptables rule files.
+///
+/// The firewall lives in the kernel, in the network namespace in which it was loaded. It goes on
+/// when the command ends, and needs no process to stay alive.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "fwbpf", version, after_help = EXIT_CODES, color = ColorChoice::Auto)]
+#[command(propagate_version = true, max_term_width = 100)]
+pub struct Cli {
+    /// Options of every command.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Print JSON
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// When to use colours
+    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    pub color: ColorChoice,
+    /// Directory in a bpffs that holds the firewall's pins
+    #[arg(long, global = true, value_name = "DIR", env = "FWBPF_STATE_DIR")]
+    #[arg(default_value = DEFAULT_DIRECTORY, hide_default_value = false)]
+    pub state_dir: PathBuf,
+}
+
+/// The subcommands.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Command {
+    /// Enforce a policy: one or more rule files, which together replace what runs
+    Load(Load),
+    /// Say what is wrong or doubtful about rule files; needs no root
+    Check(Check),
+    /// Print the running policy with its counters
+    Show(Show),
+    /// Print how the firewall is doing: interfaces, tables, drops
+    Status,
+    /// List the tracked connections, like conntrack -L
+    Flows,
+    /// Tell what the firewall does with a packet, step by step
+    Explain(Box<Explain>),
+    /// Remove the firewall: detach the programs, forget policy, counters and flows
+    Unload,
+    /// Attach to interfaces that appear, follow address changes, export metrics
+    Daemon(Daemon),
+    /// Write the manual page to standard output
+    #[command(hide = true)]
+    Man,
+}
+
+/// `--ipv4` and `--ipv6`.
+#[derive(Clone, Copy, Debug, Default, Args)]
+pub struct FamilyArgs {
+    /// IPv4 only: take the files as iptables-save's
+    #[arg(short = '4', long, conflicts_with = "ipv6")]
+    pub ipv4: bool,
+    /// IPv6 only: take the files as ip6tables-save's
+    #[arg(short = '6', long)]
+    pub ipv6: bool,
+}
+
+/// What a policy is read from.
+#[derive(Clone, Debug, Args)]
+pub struct Files {
+    /// Which IP version the files are for
+    #[command(flatten)]
+    pub family: FamilyArgs,
+    /// Refuse what iptables would refuse, instead of warning
+    #[arg(long)]
+    pub strict: bool,
+    /// rules.v4, rules.v6 (as iptables-save and ip6tables-save write them) or policy.toml
+    #[arg(required = true, value_name = "FILE")]
+    pub files: Vec<PathBuf>,
+}
+
+/// `fwbpf load`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+All files together are the new policy. It replaces the running one in a single step: each packet
+meets either the old policy or the new. Connections go on, and rules that did not change keep
+their counters. If anything fails, the old policy stays as it is.
+
+Examples:
+  fwbpf load /etc/iptables/rules.v4 /etc/iptables/rules.v6
+  fwbpf load policy.toml
+  iptables-save -c | fwbpf load --ipv4 --counters -")]
+pub struct Load {
+    /// The policy.
+    #[command(flatten)]
+    pub policy: Files,
+    /// Start the counters of new rules with the [packets:bytes] of the files
+    #[arg(long)]
+    pub counters: bool,
+    /// Where to drop early by XDP
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t)]
+    pub xdp: XdpMode,
+}
+
+/// `fwbpf check`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Besides errors it warns of rules that can never match, services open on one IP version only, IPv6
+without neighbour discovery, a policy that would cut the SSH connection it is run from, and
+containers that are open to the whole network.
+
+Example:
+  fwbpf check --strict rules.v4 rules.v6")]
+pub struct Check {
+    /// The policy.
+    #[command(flatten)]
+    pub policy: Files,
+}
+
+/// `fwbpf show`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Examples:
+  fwbpf show                       a table per chain: packets, bytes, rule, file and line
+  fwbpf show --save --ipv4         what iptables-save -c would print
+  fwbpf show --toml > policy.toml")]
+pub struct Show {
+    /// Print as iptables-save -c and ip6tables-save -c do
+    #[arg(long, conflicts_with = "toml")]
+    pub save: bool,
+    /// Print as policy.toml
+    #[arg(long)]
+    pub toml: bool,
+    /// One IP version only
+    #[command(flatten)]
+    pub family: FamilyArgs,
+}
+
+/// `fwbpf explain`.
+#[derive(Clone, Debug, Args)]
+#[command(group = ArgGroup::new("way").required(true).multiple(true).args(["in_interface", "out_interface"]))]
+#[command(after_help = "\
+With --in the packet comes from the network; with --out it is sent by this host; with both it is
+forwarded. The packet takes the same code as in the kernel.
+
+Examples:
+  fwbpf explain --in eth0 --src 203.0.113.7 --dst 198.51.100.10 --proto tcp --dport 22
+  fwbpf explain --policy rules.v4 --in docker0 --out eth0 --src 172.17.0.2 --dst 203.0.113.5 \\
+      --proto udp --sport 5353 --dport 53
+  fwbpf explain --in eth0 --src 203.0.113.7 --dst 198.51.100.10 --proto tcp --dport 443 \\
+      --tcp-flags ACK --ctstate ESTABLISHED")]
+pub struct Explain {
+    /// Use these rule files instead of the running policy
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    pub policy: Vec<PathBuf>,
+    /// Interface that the packet comes in by
+    #[arg(long = "in", value_name = "INTERFACE")]
+    pub in_interface: Option<String>,
+    /// Interface that the packet leaves by
+    #[arg(long = "out", value_name = "INTERFACE")]
+    pub out_interface: Option<String>,
+    /// Source address
+    #[arg(long, value_name = "ADDRESS")]
+    pub src: IpAddr,
+    /// Destination address
+    #[arg(long, value_name = "ADDRESS")]
+    pub dst: IpAddr,
+    /// Protocol: a name or a number
+    #[arg(long, value_name = "PROTOCOL")]
+    pub proto: String,
+    /// Source port
+    #[arg(long, value_name = "PORT")]
+    pub sport: Option<u16>,
+    /// Destination port
+    #[arg(long, value_name = "PORT")]
+    pub dport: Option<u16>,
+    /// ICMP type, as a number or type/code
+    #[arg(long, value_name = "TYPE[/CODE]")]
+    pub icmp_type: Option<String>,
+    /// TCP flags that are set
+    #[arg(long, value_name = "FLAG,..", value_delimiter = ',')]
+    pub tcp_flags: Vec<String>,
+    /// Connection state; without it the packet opens a new connection, or, live, is looked up
+    #[arg(long, value_name = "STATE")]
+    pub ctstate: Option<String>,
+}
+
+/// `fwbpf daemon`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+The firewall does not depend on the daemon: without it, packets are filtered all the same, but
+interfaces that appear are not guarded until the next load.
+
+Signals: SIGHUP reads the interfaces anew; SIGTERM and SIGINT end the daemon, the firewall stays.")]
+pub struct Daemon {
+    /// Serve Prometheus metrics at http://ADDR:PORT/metrics
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics: Option<SocketAddr>,
+}
+
+impl FamilyArgs {
+    /// The family asked for, if one was.
+    pub fn chosen(self) -> Option<Family> {
+        match (self.ipv4, self.ipv6) {
+            (true, _) => Some(Family::Ipv4),
+            (false, true) => Some(Family::Ipv6),
+            (false, false) => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn families_exclude_each_other() {
+        let parse = |args: &[&str]| Cli::try_parse_from(["fwbpf"].iter().chain(args));
+        assert!(parse(&["check", "-4", "-6", "rules"]).is_err());
+        assert!(parse(&["load"]).is_err(), "a policy needs a file");
+        assert!(parse(&["show", "--save", "--toml"]).is_err());
+        assert!(parse(&["load", "rules.v4", "--json", "--state-dir", "/x"]).is_ok());
+        assert!(
+            parse(&["explain", "--src", "::1", "--dst", "::1", "--proto", "tcp"]).is_err(),
+            "a packet takes some way"
+        );
+    }
+}

@@ -1,0 +1,213 @@
+//! `fwbpf load`: everything that can be refused is refused before anything is touched; the last
+//! step is the flip.
+
+use std::collections::HashSet;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::Failure;
+use super::output::Output;
+use super::running::Running;
+use super::source;
+use crate::cli::Load;
+use crate::compile::{Meta, Slots, compile};
+use crate::host::Host;
+use crate::kernel::attach::{self, Attachment, XdpMode, attach_all};
+use crate::kernel::load::{Maps, Programs, prepare};
+use crate::kernel::state::{Fact, Lock, StateDir};
+use crate::kernel::sync::{Next, prune_devices, replace};
+use crate::policy::model::{InterfacePattern, Policy};
+
+/// What a load did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Outcome {
+    /// The new generation's number.
+    pub generation: u32,
+    /// Rules and chain policies that are counted.
+    pub counters: usize,
+    /// Of those, the ones that went on from the policy before.
+    pub counters_kept: usize,
+    /// Size of the compiled policy.
+    pub cells: usize,
+    /// The interfaces.
+    pub interfaces: Vec<Attachment>,
+    /// Interface patterns that no interface fits at present.
+    pub missing: Vec<InterfacePattern>,
+}
+
+/// Runs the command.
+pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<(), Failure> {
+    let policy = source::read(&arguments.policy, output)?;
+    // A policy that exceeds a limit is refused before the kernel is asked for anything.
+    if let Err(limit) = compile(&policy, &Slots::fresh(&policy), 1, &[]) {
+        output.refusal(&limit);
+        return Err(Failure::Refused);
+    }
+    let outcome = enforce(state, policy, arguments.counters, arguments.xdp)?;
+    report(&outcome, output)
+}
+
+/// Puts a policy in force.
+pub fn enforce(state: &StateDir, policy: Policy, counters: bool, xdp: XdpMode) -> Result<Outcome> {
+    let lock = state.lock()?;
+    let old = Running::find(state)?;
+    let first = old.is_none();
+    let result = enforce_locked(state, &lock, old, policy, counters, xdp);
+    if first && result.is_err() {
+        // Nothing was in force before, so nothing may be left behind.
+        let undone = Host::read()
+            .and_then(|host| attach::detach_all(state, &host))
+            .and_then(|()| state.remove());
+        if let Err(error) = undone {
+            return result.context(format!("and what was begun could not be undone: {error:#}"));
+        }
+    }
+    result
+}
+
+fn enforce_locked(
+    state: &StateDir,
+    lock: &Lock,
+    old: Option<Running>,
+    policy: Policy,
+    counters: bool,
+    xdp: XdpMode,
+) -> Result<Outcome> {
+    let plan = Plan::new(policy, old.as_ref(), counters)?;
+    let (mut maps, mut programs) = prepare(state, lock)?;
+    let host = Host::read()?;
+    let next = Next {
+        generation: plan.generation,
+        cells: &plan.cells,
+        patterns: &plan.patterns,
+        fresh_slots: &plan.fresh_slots,
+    };
+    let interfaces = if old.is_none() {
+        // The programs let everything pass while there is no policy, so that they can be on every
+        // interface before the first one takes effect, on all of them at once.
+        let interfaces = attach_all(state, &host, &mut programs, xdp)?;
+        replace(&mut maps, &host, &next)?;
+        interfaces
+    } else {
+        replace(&mut maps, &host, &next)?;
+        attach_later(state, &host, &mut maps, &mut programs, xdp)
+            .context("the new policy is in force, but not everywhere")?
+    };
+    state.set_fact(Fact::Xdp, xdp.name())?;
+
+    let fits = |pattern: &&InterfacePattern| {
+        !host
+            .interfaces
+            .iter()
+            .any(|interface| pattern.matches(&interface.name))
+    };
+    Ok(Outcome {
+        generation: plan.generation,
+        counters: plan.counters,
+        counters_kept: plan.counters - plan.fresh_slots.len(),
+        cells: plan.cells.len(),
+        missing: plan.patterns.iter().filter(fits).cloned().collect(),
+        interfaces,
+    })
+}
+
+fn attach_later(
+    state: &StateDir,
+    host: &Host,
+    maps: &mut Maps,
+    programs: &mut Programs,
+    xdp: XdpMode,
+) -> Result<Vec<Attachment>> {
+    let interfaces = attach_all(state, host, programs, xdp)?;
+    prune_devices(maps, host)?;
+    Ok(interfaces)
+}
+
+/// The next generation, ready to be written.
+struct Plan {
+    generation: u32,
+    cells: Vec<fw_common::abi::blob::Cell>,
+    patterns: Vec<InterfacePattern>,
+    counters: usize,
+    fresh_slots: Vec<(u32, [u64; 2])>,
+}
+
+impl Plan {
+    fn new(policy: Policy, old: Option<&Running>, counters: bool) -> Result<Self> {
+        let identities: Vec<String> = policy.identities().into_iter().map(|(_, id)| id).collect();
+        let known: Vec<(String, u32)> = old.map_or_else(Vec::new, |old| {
+            let identities = old.meta.policy.identities();
+            identities
+                .into_iter()
+                .map(|(_, identity)| identity)
+                .zip(old.meta.slots.of.iter().copied())
+                .collect()
+        });
+        let slots = Slots::assign(&identities, &known);
+        let in_use: HashSet<u32> = known.iter().map(|(_, slot)| *slot).collect();
+        let fresh_slots = policy
+            .counter_ids()
+            .zip(&slots.of)
+            .filter(|(_, slot)| !in_use.contains(*slot))
+            .map(|(id, slot)| {
+                let written = match policy.rule(id) {
+                    Some(rule) => rule.counters,
+                    None => policy
+                        .chain(id)
+                        .and_then(|chain| chain.policy.as_ref())
+                        .and_then(|policy| policy.counters),
+                };
+                let start = written
+                    .filter(|_| counters)
+                    .map_or([0; 2], |start| [start.packets, start.bytes]);
+                (*slot, start)
+            })
+            .collect();
+        let generation = old.map_or(1, |old| old.header.generation.wrapping_add(1).max(1));
+        let loaded_at = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_secs());
+        let meta = Meta::new(policy, slots, loaded_at);
+        let tables = compile(&meta.policy, &meta.slots, generation, &meta.encode())?;
+        Ok(Self {
+            generation,
+            cells: tables.cells,
+            patterns: tables.patterns,
+            counters: meta.slots.of.len(),
+            fresh_slots,
+        })
+    }
+}
+
+fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
+    for attachment in &outcome.interfaces {
+        for problem in &attachment.problems {
+            output.warning(format_args!("{}: {problem}", attachment.interface));
+        }
+    }
+    if !outcome.missing.is_empty() {
+        let names: Vec<&str> = outcome.missing.iter().map(|p| p.0.as_str()).collect();
+        output.warning(format_args!(
+            "the policy names interfaces that do not exist now: {}; `fwbpf daemon` attaches to \
+             interfaces when they appear, otherwise load again then",
+            names.join(", ")
+        ));
+    }
+    if output.json {
+        return output.value(outcome);
+    }
+    let names: Vec<&str> = outcome
+        .interfaces
+        .iter()
+        .map(|attachment| attachment.interface.as_str())
+        .collect();
+    output.line(format_args!(
+        "Generation {} is in force on {}: {} counters, {} of them carried on.",
+        outcome.generation,
+        names.join(", "),
+        outcome.counters,
+        outcome.counters_kept,
+    ))
+}

@@ -1,0 +1,278 @@
+//! `fwbpf status`: how the firewall is doing.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::Failure;
+use super::output::Output;
+use super::running::Running;
+use crate::host::{Host, Interface};
+use crate::kernel::flows::{FlowTable, count};
+use crate::kernel::state::{Fact, StateDir, current_netns};
+use crate::kernel::{probe, read};
+
+/// What `--json` prints.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// The state directory.
+    pub state_dir: String,
+    /// The kernel's version.
+    pub kernel: String,
+    /// The number of the running generation.
+    pub generation: u32,
+    /// When it was loaded, seconds since 1970.
+    pub loaded_at: u64,
+    /// The version of fwbpf that loaded it.
+    pub loaded_by: String,
+    /// The files that it came from.
+    pub files: Vec<String>,
+    /// Cells of the compiled policy, 64 bytes each.
+    pub cells: usize,
+    /// The `--xdp` of the last load.
+    pub xdp: String,
+    /// The interfaces.
+    pub interfaces: Vec<InterfaceStatus>,
+    /// The flow tables.
+    pub tables: Vec<TableStatus>,
+    /// Dropped packets by reason.
+    pub drops: Vec<EventStatus>,
+    /// Other events.
+    pub events: Vec<EventStatus>,
+    /// What is not as it should be, and why.
+    pub degraded: Vec<String>,
+}
+
+/// One interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct InterfaceStatus {
+    /// The name.
+    pub name: String,
+    /// The index.
+    pub index: u32,
+    /// Whether it is up.
+    pub up: bool,
+    /// The hooks that the firewall is on.
+    pub hooks: Vec<String>,
+    /// Whether layer 3 does not see it: it is the port of this interface.
+    pub port_of: Option<String>,
+}
+
+/// How full a flow table is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct TableStatus {
+    /// The table.
+    pub table: FlowTable,
+    /// Entries; a translated flow has two.
+    pub used: usize,
+    /// How many fit.
+    pub max: u32,
+}
+
+/// One event counter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct EventStatus {
+    /// Its name.
+    pub name: &'static str,
+    /// What it means.
+    pub text: &'static str,
+    /// How often it happened.
+    pub count: u64,
+}
+
+/// Runs the command.
+pub fn run(state: &StateDir, output: &mut Output) -> Result<(), Failure> {
+    let running = Running::open(state)?;
+    let status = status(state, &running, &Host::read()?)?;
+    if output.json {
+        output.value(&status)
+    } else {
+        print(&status, output)
+    }
+}
+
+/// Gathers the status.
+pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status> {
+    let interfaces = interfaces(state, host)?;
+    let stats = read::stats(&running.maps)?;
+    let (drops, events): (Vec<_>, Vec<_>) = stats.into_iter().partition(|(stat, _)| stat.is_drop());
+    let event = |(stat, count): (fw_common::abi::stat::Stat, u64)| EventStatus {
+        name: stat.name(),
+        text: stat.text(),
+        count,
+    };
+    Ok(Status {
+        state_dir: state.path().display().to_string(),
+        kernel: probe::kernel_version(),
+        generation: running.header.generation,
+        loaded_at: running.meta.loaded_at,
+        loaded_by: running.meta.version.clone(),
+        files: running.meta.policy.files.clone(),
+        cells: running.tables.cells.len(),
+        xdp: state.fact(Fact::Xdp).unwrap_or_else(|| "auto".into()),
+        degraded: degraded(state, running, host, &interfaces),
+        interfaces,
+        tables: FlowTable::ALL
+            .into_iter()
+            .map(|table| {
+                Ok(TableStatus {
+                    table,
+                    used: count(state, table)?,
+                    max: table.capacity(),
+                })
+            })
+            .collect::<Result<_>>()?,
+        drops: drops.into_iter().map(event).collect(),
+        events: events.into_iter().map(event).collect(),
+    })
+}
+
+fn interfaces(state: &StateDir, host: &Host) -> Result<Vec<InterfaceStatus>> {
+    let links = state.links()?;
+    let layer3: Vec<u32> = host.layer3().map(|interface| interface.index).collect();
+    let name_of = |index: u32| {
+        host.interfaces
+            .iter()
+            .find(|interface| interface.index == index)
+            .map_or_else(|| index.to_string(), |interface| interface.name.clone())
+    };
+    Ok(host
+        .interfaces
+        .iter()
+        .map(|interface| InterfaceStatus {
+            name: interface.name.clone(),
+            index: interface.index,
+            up: interface.up,
+            hooks: links
+                .iter()
+                .filter(|(index, _, _)| *index == interface.index)
+                .map(|(_, hook, _)| hook.clone())
+                .collect(),
+            port_of: interface
+                .master
+                .filter(|_| !layer3.contains(&interface.index))
+                .map(name_of),
+        })
+        .collect())
+}
+
+fn degraded(
+    state: &StateDir,
+    running: &Running,
+    host: &Host,
+    interfaces: &[InterfaceStatus],
+) -> Vec<String> {
+    let mut degraded: Vec<String> = probe::all()
+        .into_iter()
+        .filter(|finding| !finding.present)
+        .map(|finding| {
+            format!(
+                "this kernel has no {}: {}",
+                finding.feature, finding.without
+            )
+        })
+        .collect();
+    if let (Some(owner), Ok(here)) = (state.fact(Fact::Netns), current_netns())
+        && owner != here
+    {
+        degraded.push(format!(
+            "the firewall is in another network namespace ({owner}; this is {here}); the \
+             interfaces listed are this one's"
+        ));
+    }
+    let layer3: Vec<&Interface> = host.layer3().collect();
+    for interface in &layer3 {
+        let guarded = interfaces.iter().any(|status| {
+            status.index == interface.index
+                && ["ingress", "egress"]
+                    .iter()
+                    .all(|hook| status.hooks.iter().any(|have| have == hook))
+        });
+        if interface.l2_len().is_none() {
+            degraded.push(format!(
+                "{} is not filtered: its link layer (ARPHRD {}) is neither Ethernet nor plain IP",
+                interface.name, interface.link_layer
+            ));
+        } else if !guarded {
+            degraded.push(format!(
+                "{} is not filtered: it appeared after the last load; `fwbpf daemon` attaches to \
+                 new interfaces, or load again",
+                interface.name
+            ));
+        }
+    }
+    for pattern in &running.tables.patterns {
+        if !layer3
+            .iter()
+            .any(|interface| pattern.matches(&interface.name))
+        {
+            degraded.push(format!(
+                "the policy names `{}`, and no interface fits that now",
+                pattern.0
+            ));
+        }
+    }
+    degraded
+}
+
+fn print(status: &Status, output: &mut Output) -> Result<(), Failure> {
+    let loaded =
+        humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(status.loaded_at));
+    output.line(format_args!(
+        "Generation {} of {}, loaded {loaded} by fwbpf {} ({} cells), kernel {}, --xdp {}",
+        status.generation,
+        status.files.join(", "),
+        status.loaded_by,
+        status.cells,
+        status.kernel,
+        status.xdp,
+    ))?;
+
+    output.line("")?;
+    output.heading("Interfaces")?;
+    let rows = status.interfaces.iter().map(|interface| {
+        vec![
+            interface.name.clone(),
+            if interface.up { "up" } else { "down" }.into(),
+            match &interface.port_of {
+                Some(master) => format!("port of {master}"),
+                None if interface.hooks.is_empty() => "not filtered".into(),
+                None => interface.hooks.join(", "),
+            },
+        ]
+    });
+    output.table(&["interface", "", "hooks"], rows, &[])?;
+
+    output.line("")?;
+    output.heading("Connection tracking")?;
+    let rows = status.tables.iter().map(|table| {
+        vec![
+            table.table.map().to_lowercase(),
+            table.used.to_string(),
+            table.max.to_string(),
+            format!("{:.1} %", 100.0 * table.used as f64 / f64::from(table.max)),
+        ]
+    });
+    output.table(&["table", "used", "max", "full"], rows, &[1, 2, 3])?;
+
+    output.line("")?;
+    output.heading("Dropped packets and other events")?;
+    let rows = status.drops.iter().chain(&status.events).map(|event| {
+        vec![
+            event.count.to_string(),
+            event.name.into(),
+            event.text.into(),
+        ]
+    });
+    output.table(&["count", "reason", "meaning"], rows, &[0])?;
+
+    if !status.degraded.is_empty() {
+        output.line("")?;
+        output.heading("Degraded")?;
+        for line in &status.degraded {
+            output.line(format_args!("  {line}"))?;
+        }
+    }
+    Ok(())
+}
