@@ -147,3 +147,29 @@ fn hint(error: &anyhow::Error) -> Option<&'static str> {
         _ => None,
     }
 }
+
+/// Shows on standard error what libraries warn of, aya above all.
+#[derive(Debug)]
+struct Warnings;
+
+impl log::Log for Warnings {
+    fn enabled(&self, metadata: &log::Metadata<'_>) -> bool {
+        metadata.level() <= log::Level::Warn
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        if self.enabled(record.metadata()) {
+            anstream::eprintln!("warning: {}: {}", record.target(), record.args());
+        }
+    }
+
+    fn flush(&self) {}
+}
+
+/// Lets libraries' warnings through to standard error.
+pub fn show_library_warnings() {
+    // It only fails when there is a logger already, which then shows them.
+    if log::set_logger(&Warnings).is_ok() {
+        log::set_max_level(log::LevelFilter::Warn);
+    }
+}
