@@ -5,6 +5,7 @@ mod namespace;
 mod raw_socket;
 mod requirements;
 mod server;
+pub mod sockets;
 
 pub use firewall::{Firewall, Fwbpf, Iptables, fwbpf_binary};
 pub use namespace::{Namespace, run};

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FlowLabel,
-    Ipv6Header, TcpHeader,
+    Ipv6FragmentHeader, Ipv6Header, TcpHeader,
 };
 
 use super::layers::ones_complement;
@@ -296,11 +296,14 @@ struct Piece {
 }
 
 impl Piece {
-    /// RFC 8200, 4.5. Written here because etherparse puts offset and flag in the wrong bits.
     fn ipv6_header(self, next: u8, id: u16) -> [u8; 8] {
-        let [high, low] = (self.offset as u16 | u16::from(self.more)).to_be_bytes();
-        let [id_high, id_low] = id.to_be_bytes();
-        [next, 0, high, low, 0, 0, id_high, id_low]
+        Ipv6FragmentHeader {
+            next_header: IpNumber(next),
+            fragment_offset: self.field(),
+            more_fragments: self.more,
+            identification: u32::from(id),
+        }
+        .to_bytes()
     }
 
     fn field(self) -> IpFragOffset {
