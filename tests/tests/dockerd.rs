@@ -205,7 +205,7 @@ fn is_reached_only_when_input_allows(
         "busybox",
         "/bin/busybox",
         "nc",
-        "-lk",
+        "-ll",
         "-p",
         "80",
         "-e",

@@ -106,6 +106,12 @@ fn compare(arguments: &Arguments) -> Result<bool> {
             SabotageName::Policy => Sabotage::Policy,
         }),
     })?;
+    if outcome.draws > 0 {
+        println!(
+            "{} rulesets differed with one draw of random ports and not with others",
+            outcome.draws
+        );
+    }
     println!(
         "compared {} rulesets, {} packets: {} divergences",
         outcome.rulesets, outcome.packets, outcome.divergences

@@ -9,7 +9,9 @@
 //!    ([`FragmentModel`]). What is delivered is compared whole.
 //! 3. **Random ports.** `--random`, `--to-ports` and collisions make both sides draw a port; each
 //!    translated port is replaced by a number that stands for its flow ([`RandomPorts`]). That it
-//!    is a port at all that brings replies back is tested by sending them there.
+//!    is a port at all that brings replies back is tested by sending them there. A draw can also
+//!    decide whether a rule on ports matches a late reply: a trial with drawn ports that differs
+//!    is run again, up to [`OTHER_DRAWS`] times, and counts if it differs once more.
 //! 4. **Silent OUTPUT drop.** iptables fails the sender's call with EPERM; tcx drops silently. What
 //!    the sender is told is not compared; what leaves the host is.
 //! 5. **Broken layer 4 checksums.** netfilter calls them INVALID in FORWARD and INPUT; a BPF
@@ -45,6 +47,9 @@ pub struct RandomPorts {
     by_itself: HashMap<(u8, End), u16>,
 }
 
+/// How often a trial with drawn ports is run again before its difference is put down to the draw.
+pub const OTHER_DRAWS: usize = 3;
+
 /// Address, and port or echo identifier.
 type End = (IpAddr, u16);
 
@@ -68,6 +73,11 @@ impl RandomPorts {
         }
     }
 
+    /// Whether no port was drawn.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty()
+    }
+
     fn stand_in(&self, protocol: u8, end: End, peer: End) -> Option<u16> {
         self.known
             .get(&(protocol, end, peer_of(protocol, peer)))
@@ -84,13 +94,19 @@ fn peer_of(protocol: u8, peer: End) -> End {
     }
 }
 
-/// The packet with everything made equal that may differ (3, 6 and 7). `id` is the identification
-/// of the packet that was sent last, which a packet that was forwarded keeps.
-pub fn canonical(mut bytes: Vec<u8>, id: u16, random: &RandomPorts) -> Vec<u8> {
+/// The packet with everything made equal that may differ (3, 6 and 7). `sent` is the packet that
+/// was sent last: what it became keeps its identification.
+pub fn canonical(mut bytes: Vec<u8>, sent: &[u8], random: &RandomPorts) -> Vec<u8> {
     let Some(layers) = Layers::read(&bytes) else {
         return bytes;
     };
-    blank_identification(&mut bytes, id);
+    if !is_the_same(&bytes, sent) {
+        blank_identification(&mut bytes);
+    }
+    if layers.source.is_ipv4() {
+        // The header's checksum was examined before; it follows the identification.
+        bytes[10..12].fill(0);
+    }
     replace_ports(&mut bytes, 0, random);
     if let Some(inner) = layers.quoted(&bytes) {
         replace_ports(&mut bytes, inner, random);
@@ -103,19 +119,33 @@ pub fn canonical(mut bytes: Vec<u8>, id: u16, random: &RandomPorts) -> Vec<u8> {
     bytes
 }
 
-fn blank_identification(bytes: &mut [u8], id: u16) {
+/// Whether a packet is the one that was sent, as far as no translation changes it, or one that
+/// the kernel made.
+fn is_the_same(bytes: &[u8], sent: &[u8]) -> bool {
+    let (Some(left), Some(right)) = (Layers::read(bytes), Layers::read(sent)) else {
+        return false;
+    };
+    // What the kernel's answer would have different: ICMP's type; TCP's numbers and flags.
+    let mark = match left.protocol {
+        protocol::ICMP | protocol::ICMPV6 => 0..1,
+        protocol::TCP => 4..14,
+        _ => 0..0,
+    };
+    let of = |packet: &[u8], layers: &Layers| -> Option<Vec<u8>> {
+        let body = packet.get(layers.body..)?;
+        body.get(mark.clone()).map(<[u8]>::to_vec)
+    };
+    left.protocol == right.protocol
+        && left.end - left.body == right.end - right.body
+        && of(bytes, &left) == of(sent, &right)
+}
+
+fn blank_identification(bytes: &mut [u8]) {
     if bytes[0] >> 4 == 4 {
-        if bytes[4..6] != id.to_be_bytes() {
-            bytes[4..6].fill(0);
-        }
-        // The header's checksum was examined before; it follows the identification.
-        bytes[10..12].fill(0);
+        bytes[4..6].fill(0);
     } else {
-        let label = u32::from_be_bytes([0, bytes[1] & 0x0f, bytes[2], bytes[3]]);
-        if label != u32::from(id) {
-            bytes[1] &= 0xf0;
-            bytes[2..4].fill(0);
-        }
+        bytes[1] &= 0xf0;
+        bytes[2..4].fill(0);
     }
 }
 
@@ -248,10 +278,10 @@ mod tests {
             learn(&mut random, port);
             random
         };
-        let left = canonical(packet(20_001), 9, &random(20_001));
-        let right = canonical(packet(31_007), 9, &random(31_007));
+        let left = canonical(packet(20_001), &packet(1), &random(20_001));
+        let right = canonical(packet(31_007), &packet(1), &random(31_007));
         assert_eq!(left, right);
-        let unknown = canonical(packet(31_008), 9, &random(31_007));
+        let unknown = canonical(packet(31_008), &packet(1), &random(31_007));
         assert_ne!(left, unknown);
     }
 

@@ -371,7 +371,7 @@ impl<R: Rng> Writer<'_, R> {
         for _ in 0..self.upto(4) {
             let port = self.random.random_range(1..65_000);
             list.push(if self.chance(0.3) {
-                format!("{port}:{}", port + self.upto(500) as u16)
+                format!("{port}:{}", port + 1 + self.upto(500) as u16)
             } else {
                 port.to_string()
             });
@@ -384,7 +384,7 @@ impl<R: Rng> Writer<'_, R> {
 
     /// The port, or a range around it, or one beside it.
     fn ports(&mut self, port: u16, separator: char) -> String {
-        let wide = self.upto(2000) as u16;
+        let wide = 1 + self.upto(2000) as u16;
         match self.upto(10) {
             0..6 => port.to_string(),
             6 => format!(

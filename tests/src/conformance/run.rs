@@ -13,7 +13,7 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 use super::compare::{self, Difference, Pair, Trial};
-use super::differences::prepare_reference;
+use super::differences::{OTHER_DRAWS, prepare_reference};
 use super::grammar::Rules;
 use super::minimise::minimise;
 use super::side::Side;
@@ -61,6 +61,8 @@ pub struct Outcome {
     pub packets: usize,
     /// Rule sets that made a difference.
     pub divergences: usize,
+    /// Rule sets that made one only with one draw of random ports.
+    pub draws: usize,
 }
 
 /// Runs the test. Reports go to standard output, progress to standard error.
@@ -110,14 +112,29 @@ fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
             continue;
         }
         let trial = trial(options, number);
-        let difference = pair
-            .run(&trial)
-            .with_context(|| format!("trial {number}"))?;
+        let difference =
+            difference_of(&mut pair, &trial, shared).with_context(|| format!("trial {number}"))?;
         shared.finished(&trial, difference.is_some());
         if let Some(difference) = difference {
             report(options, shared, &mut pair, number, &trial, &difference)?;
         }
     }
+}
+
+/// Runs a trial; again with other random ports if a draw may have made the difference.
+fn difference_of(pair: &mut Pair, trial: &Trial, shared: &Shared) -> Result<Option<Difference>> {
+    let first = pair.run(trial)?;
+    let drew = pair.reference.drew_ports() || pair.tested.drew_ports();
+    if first.is_none() || !drew {
+        return Ok(first);
+    }
+    for _ in 0..OTHER_DRAWS {
+        if let Some(again) = pair.run(trial)? {
+            return Ok(Some(again));
+        }
+    }
+    shared.outcome.lock().expect("no worker panicked").draws += 1;
+    Ok(None)
 }
 
 /// The trial of this number: the same for the same seed, whatever else runs.

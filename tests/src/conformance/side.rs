@@ -139,6 +139,11 @@ impl Side {
         Ok(())
     }
 
+    /// Whether a port was drawn at random since the last reset.
+    pub fn drew_ports(&self) -> bool {
+        !self.random_ports.is_empty()
+    }
+
     /// The bytes that a step sends on this side: replies go where the request seemed to come from.
     pub fn packets(&self, traffic: &Traffic, step: &Step) -> Vec<Vec<u8>> {
         let flow = &traffic.flows[step.flow];
@@ -177,12 +182,13 @@ impl Side {
     ) -> Result<Vec<Seen>> {
         let raw = self.collect(family, patience)?;
         self.learn(traffic, step, &raw);
+        let sent = self.packet(&traffic.flows[step.flow], step).bytes();
         let mut seen: Vec<Seen> = raw
             .into_iter()
             .map(|(place, bytes)| Seen {
                 place,
                 sound: checksum_is_sound(&bytes),
-                bytes: canonical(bytes, step.id, &self.random_ports),
+                bytes: canonical(bytes, &sent, &self.random_ports),
             })
             .collect();
         seen.sort();
