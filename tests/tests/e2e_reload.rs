@@ -34,9 +34,9 @@ fn a_bad_reload_changes_nothing() {
                 "the rules changed by\n{text}"
             );
         }
-        for version in 0..2 {
+        for server in SERVER {
             for (port, expected) in [(80, Reach::Open), (81, Reach::Silent)] {
-                let got = reach(&guide.lab.outside, None, ip(SERVER[version]), port)?;
+                let got = reach(&guide.lab.outside, None, ip(server), port)?;
                 ensure!(got == expected, "port {port} is {got:?}");
             }
         }

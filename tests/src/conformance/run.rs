@@ -227,7 +227,7 @@ impl Shared {
         outcome.packets += trial.traffic.steps.len();
         outcome.divergences += usize::from(differs);
         let step = (self.total / 10).max(1);
-        if outcome.rulesets % step == 0 {
+        if outcome.rulesets.is_multiple_of(step) {
             eprintln!(
                 "{} of {} rule sets, {} packets, {} divergences, {:.0} s",
                 outcome.rulesets,

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, bail};
 use fw_user::policy::model::Family;
@@ -194,6 +194,6 @@ pub fn fwbpf_binary() -> Option<PathBuf> {
         .max_by_key(|path| {
             path.metadata()
                 .and_then(|meta| meta.modified())
-                .unwrap_or(SystemTime::from(UNIX_EPOCH))
+                .unwrap_or(UNIX_EPOCH)
         })
 }
