@@ -4,6 +4,7 @@ pub mod cli;
 pub mod command;
 pub mod compile;
 pub mod daemon;
+pub mod explain;
 pub mod host;
 pub mod kernel;
 pub mod manual;

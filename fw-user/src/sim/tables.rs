@@ -185,6 +185,37 @@ impl HostTables {
         state
     }
 
+    /// Puts a flow in as it is, for instance one read from the kernel.
+    pub fn put_flow(&self, key: &FlowKey, flow: &Flow, embryo: bool) {
+        let tiers = self.tiers(key);
+        let place = self.store(flow);
+        if embryo {
+            put_bounded(
+                &mut tiers.embryos.borrow_mut(),
+                *key,
+                place,
+                tiers.embryos_max,
+            );
+        } else {
+            tiers.confirmed.borrow_mut().insert(*key, place);
+        }
+    }
+
+    /// The same machine with the same policy and flows, to try something out on.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let mut fork = Self::new(self.host.clone());
+        if let Some(policy) = &self.policy {
+            fork.load(policy.clone());
+        }
+        fork.set_now(self.now.get());
+        fork.set_seed(self.random.get());
+        for (key, FlowState { embryo, flow }) in &self.state().flows {
+            fork.put_flow(key, flow, *embryo);
+        }
+        fork
+    }
+
     fn device_records(&self) -> BTreeMap<u32, Device> {
         let record = |device: &super::HostDevice| {
             let word = |policy: &TableSet| policy.pattern_word(&device.name);
