@@ -27,25 +27,28 @@ use crate::tables::{BpfTables, RecordingTables};
 /// the firewall drops; what it accepts goes on to other programs (TCX_NEXT is TC_ACT_UNSPEC).
 #[classifier]
 pub fn fwbpf_ingress(context: TcContext) -> i32 {
-    let Some(draft) = maps::draft() else {
+    let Some(scratch) = maps::scratch() else {
         return TC_ACT_SHOT;
     };
-    tc_action(ingress(&mut SkbPacket::new(context), &BpfTables, draft))
+    tc_action(ingress(&mut SkbPacket::new(context), &BpfTables, scratch))
 }
 
 /// tcx or clsact egress of every layer-3 interface. Attached last: it judges what really leaves.
 #[classifier]
 pub fn fwbpf_egress(context: TcContext) -> i32 {
-    let Some(draft) = maps::draft() else {
+    let Some(scratch) = maps::scratch() else {
         return TC_ACT_SHOT;
     };
-    tc_action(egress(&mut SkbPacket::new(context), &BpfTables, draft))
+    tc_action(egress(&mut SkbPacket::new(context), &BpfTables, scratch))
 }
 
 /// XDP on interfaces whose driver runs it natively.
 #[xdp]
 pub fn fwbpf_xdp(context: XdpContext) -> u32 {
-    match early(&mut XdpPacket::new(context), &RecordingTables) {
+    let Some(scratch) = maps::scratch() else {
+        return XDP_PASS;
+    };
+    match early(&mut XdpPacket::new(context), &RecordingTables, scratch) {
         Verdict::Pass => XDP_PASS,
         Verdict::Drop(_) => XDP_DROP,
     }

@@ -16,7 +16,7 @@ use fw_common::abi::maps::{
     COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX, LOCAL_MAX,
 };
 use fw_common::abi::stat::STATS_MAX;
-use fw_common::datapath::nat::Draft;
+use fw_common::datapath::nat::Scratch;
 
 /// A policy: `BPF_F_INNER_MAP` lets each generation have its own size, `BPF_F_MMAPABLE` lets user
 /// space fill it without a syscall for each cell.
@@ -67,9 +67,9 @@ pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STATS_MAX, 0)
 #[map]
 pub static FRAMES: PerCpuArray<MapCell<u64>> = PerCpuArray::with_max_entries(MAX_DEPTH, 0);
 
-/// The flow being opened. Scratch: it would fill half the BPF stack.
+/// A packet's headers and the flow that it opens: they would fill the BPF stack.
 #[map]
-static DRAFT: PerCpuArray<Draft> = PerCpuArray::with_max_entries(1, 0);
+static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// Rules that XDP matched but has not counted. Scratch.
 #[map]
@@ -93,14 +93,15 @@ pub struct Path {
 /// Rules that one packet may match at XDP.
 pub const PATH_SLOTS: usize = 64;
 
-/// This CPU's draft.
+/// This CPU's scratch space.
 #[inline(always)]
-pub fn draft() -> Option<&'static mut Draft> {
-    let draft = DRAFT.get_ptr_mut(0)?;
+pub fn scratch() -> Option<&'static mut Scratch> {
+    let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the value is this CPU's, programs at these hooks run to their end before another
     // starts on the same CPU (they run with bottom halves off, and never in interrupts), and each
-    // program asks for it once. All of its bytes are integers, so any content is a value.
-    Some(unsafe { &mut *draft })
+    // program asks for it once. It begins as zeroes, which are a value of every
+    // field, and is only written as a whole type since.
+    Some(unsafe { &mut *scratch })
 }
 
 /// This CPU's path.

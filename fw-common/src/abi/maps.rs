@@ -25,8 +25,8 @@ pub const STATS: &str = "STATS";
 
 /// PERCPU_ARRAY of u64: the chain interpreter's return addresses. Scratch, not pinned.
 pub const FRAMES: &str = "FRAMES";
-/// PERCPU_ARRAY of one draft flow. Scratch, not pinned.
-pub const DRAFT: &str = "DRAFT";
+/// PERCPU_ARRAY of one value. Scratch, not pinned.
+pub const SCRATCH: &str = "SCRATCH";
 
 /// Counter slots: rules and policies of the running and the next generation together.
 pub const COUNTER_SLOTS: u32 = 65_536;

@@ -129,8 +129,10 @@ impl<T: Tables> Step for Walk<'_, T> {
                 let Some(frame) = self.tables.frame(self.depth) else {
                     return ControlFlow::Break(());
                 };
-                frame.set((self.chain as u64) << 32 | self.cursor as u64);
-                self.depth = self.depth.wrapping_add(1);
+                frame.set(pack_frame(self.chain, self.cursor, self.depth.wrapping_add(1)));
+                // Read back, so that the depth is an unknown number to the verifier: it would
+                // explore a constant for every depth of its own.
+                self.depth = frame_depth(frame.get());
                 self.enter_chain(rule.argument())
             }
             target::GOTO => self.enter_chain(rule.argument()),
@@ -173,13 +175,13 @@ impl<T: Tables> Walk<'_, T> {
             }
             return ControlFlow::Break(());
         }
-        self.depth = self.depth.wrapping_sub(1);
-        let Some(frame) = self.tables.frame(self.depth & (MAX_DEPTH - 1)) else {
+        let Some(frame) = self.tables.frame(self.depth.wrapping_sub(1)) else {
             return ControlFlow::Break(());
         };
         let caller = frame.get();
-        self.chain = (caller >> 32) as u32;
-        self.cursor = caller as u32;
+        self.chain = (caller >> 40) as u32;
+        self.cursor = (caller >> 8) as u32;
+        self.depth = frame_depth(caller).wrapping_sub(1);
         ControlFlow::Continue(())
     }
 
@@ -190,6 +192,19 @@ impl<T: Tables> Walk<'_, T> {
             .hit(slot, query.packets as u32, query.headers.bytes);
     }
 }
+
+/// A return address: the chain (24 bits), the rule to go on with, and the depth after the jump.
+#[inline(always)]
+fn pack_frame(chain: u32, cursor: u32, depth: u32) -> u64 {
+    (chain as u64) << 40 | (cursor as u64) << 8 | depth as u64
+}
+
+#[inline(always)]
+fn frame_depth(frame: u64) -> u32 {
+    frame as u32 & 0xff
+}
+
+const _: () = assert!(MAX_DEPTH <= 0xff);
 
 /// The first rule of a chain at or after `cursor` that matches, as its cell's index; 0 for none.
 #[inline(always)]

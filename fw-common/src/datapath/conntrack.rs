@@ -1,6 +1,7 @@
 //! Connection tracking: which flow a packet belongs to, and what that makes of it. The labels are
 //! netfilter's (`nf_conntrack_in`, net/netfilter/nf_conntrack_core.c).
 
+use super::fragment::Borrowed;
 use super::header::{Headers, Icmp, Part, be32, icmp_kind, protocol, query_ports};
 use super::packet::Packet;
 use super::rewrite::Endpoint;
@@ -12,8 +13,17 @@ use crate::abi::stat::Stat;
 use crate::abi::{Addr, Family, ct};
 
 /// A packet's place in its flow.
-#[derive(Clone, Copy)]
-pub struct Tracked<'t> {
+///
+/// It holds no reference to the flow: LLVM stores references that pass through memory piecemeal,
+/// which makes them numbers to the verifier ("R0 invalid mem access 'scalar'").
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Tracked {
+    /// What one end of the packet has to become: the source of a packet in the original direction,
+    /// the destination of a reply. Meaningful if [`Tracked::translated`].
+    pub endpoint: Endpoint,
+    /// The packet has to be translated at this hook.
+    pub translated: bool,
     /// Connection state: one bit of [`ct`], and the virtual ones.
     pub ct: u8,
     /// 0 original, 1 reply, 2 no flow.
@@ -22,25 +32,47 @@ pub struct Tracked<'t> {
     pub opens: bool,
     /// The packet is an ICMP error about the flow.
     pub error: bool,
-    /// The flow, if it is stored.
-    pub flow: Option<&'t Flow>,
-    /// The flow's key, if the packet came under the flow's translated name: its destination has
-    /// to be restored.
-    pub alias_of: Option<&'t FlowKey>,
+    /// A later fragment of a datagram that opened its flow: it meets the nat chains again, for
+    /// their counters.
+    pub replayed: bool,
+    /// Packets to count: none for a later fragment.
+    pub packets: u8,
 }
 
-impl Tracked<'_> {
+impl Tracked {
     /// A packet that belongs to no flow.
     #[inline(always)]
-    pub const fn without_flow(ct: u8) -> Self {
+    pub fn without_flow(ct: u8) -> Self {
         Self {
             ct,
             direction: NO_FLOW,
-            opens: false,
-            error: false,
-            flow: None,
-            alias_of: None,
+            packets: 1,
+            ..Self::default()
         }
+    }
+
+    /// A packet of a flow that is found: it has to be translated if it came under the flow's alias
+    /// (its destination), or goes the original way (its source).
+    #[inline(always)]
+    fn in_flow(found: &Found<'_>, state: u8) -> Self {
+        let flow = found.flow;
+        let mut tracked = Self {
+            ct: state,
+            direction: found.direction,
+            packets: 1,
+            ..Self::default()
+        };
+        if flow.status.get() & Flow::SNAT != 0 {
+            tracked.ct |= ct::SNAT;
+            if let Some(key) = found.alias_of {
+                tracked.endpoint = opener(key, flow);
+                tracked.translated = true;
+            } else if !found.is_reply() {
+                tracked.endpoint = outside(flow);
+                tracked.translated = true;
+            }
+        }
+        tracked
     }
 
     /// The label as ingress hands it to egress in the packet's note.
@@ -223,13 +255,13 @@ pub fn end_flow<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
 
 /// Tracks a packet and moves its flow on.
 #[inline(never)]
-pub fn track<'t, P: Packet, T: Tables>(
+pub fn track<P: Packet, T: Tables>(
     packet: &P,
-    tables: &'t T,
+    tables: &T,
     generation: T::Generation,
     headers: &Headers,
     aliases: Aliases,
-) -> Tracked<'t> {
+) -> Tracked {
     if headers.broken {
         return Tracked::without_flow(ct::INVALID);
     }
@@ -259,13 +291,13 @@ pub fn track<'t, P: Packet, T: Tables>(
 }
 
 #[inline(always)]
-fn track_tcp<'t, P: Packet, T: Tables>(
+fn track_tcp<P: Packet, T: Tables>(
     packet: &P,
-    tables: &'t T,
+    tables: &T,
     generation: T::Generation,
     headers: &Headers,
     aliases: Aliases,
-) -> Tracked<'t> {
+) -> Tracked {
     let now = tables.now();
     let tuple = Tuple::of(headers);
     let Some(segment) = segment(packet, headers) else {
@@ -294,21 +326,18 @@ fn track_tcp<'t, P: Packet, T: Tables>(
                 if status & Flow::SNAT != 0 {
                     found.flow.status.set(status | Flow::DYING);
                     found.flow.expires.set(now.wrapping_add(DYING_GRACE));
-                    return label;
+                } else {
+                    end_found(tables, &tuple, &found);
                 }
-                end_found(tables, &tuple, &found);
-                return Tracked {
-                    flow: None,
-                    ..label
-                };
+                return label;
             }
             Outcome::Reopened => end_found(tables, &tuple, &found),
         }
     }
-    let mut probe = Flow::default();
-    match tcp::open(&mut probe, &segment) {
-        Some(_) => opening(),
-        None => Tracked::without_flow(ct::INVALID),
+    if segment.opens() {
+        opening()
+    } else {
+        Tracked::without_flow(ct::INVALID)
     }
 }
 
@@ -322,64 +351,66 @@ pub fn segment<P: Packet>(packet: &P, headers: &Headers) -> Option<Segment> {
     Some(Segment::new(&header, headers.l4_len as u32))
 }
 
+/// A later fragment's place: its first fragment's, whose flow is not moved on again.
+#[inline(always)]
+pub fn follow<T: Tables>(
+    tables: &T,
+    headers: &Headers,
+    aliases: Aliases,
+    first: &Borrowed,
+) -> Tracked {
+    let mut tracked = look_up(tables, headers, aliases, first.ct, first.direction);
+    tracked.opens = false;
+    tracked.replayed = first.opened;
+    tracked.packets = 0;
+    tracked
+}
+
 /// Looks a packet up whose label is known already, without moving its flow on.
 #[inline(always)]
-pub fn look_up<'t, T: Tables>(
-    tables: &'t T,
+pub fn look_up<T: Tables>(
+    tables: &T,
     headers: &Headers,
     aliases: Aliases,
     ct: u8,
     direction: u8,
-) -> Tracked<'t> {
+) -> Tracked {
     let mut tracked = Tracked::without_flow(ct);
     tracked.direction = direction;
     if direction == NO_FLOW {
         return tracked;
     }
-    let found = find(tables, &Tuple::of(headers), aliases, 0);
-    if let Some(found) = found {
-        tracked.flow = Some(found.flow);
-        tracked.alias_of = found.alias_of;
-    } else {
-        tracked.opens = ct & ct::NEW != 0;
+    match find(tables, &Tuple::of(headers), aliases, 0) {
+        Some(found) => {
+            let flow = Tracked::in_flow(&found, 0);
+            tracked.endpoint = flow.endpoint;
+            tracked.translated = flow.translated;
+        }
+        None => tracked.opens = ct & ct::NEW != 0,
     }
     tracked
 }
 
 #[inline(always)]
-const fn opening<'t>() -> Tracked<'t> {
+fn opening() -> Tracked {
     Tracked {
         ct: ct::NEW,
-        direction: 0,
         opens: true,
-        error: false,
-        flow: None,
-        alias_of: None,
+        packets: 1,
+        ..Tracked::default()
     }
 }
 
 /// A packet of a known flow is NEW until something came back (`resolve_normal_ct`).
 #[inline(always)]
-fn label<'t>(found: &Found<'t>) -> Tracked<'t> {
-    let status = found.flow.status.get();
-    let state = if found.is_reply() || status & Flow::SEEN_REPLY != 0 {
+fn label(found: &Found<'_>) -> Tracked {
+    let answered = found.flow.status.get() & Flow::SEEN_REPLY != 0;
+    let state = if found.is_reply() || answered {
         ct::ESTABLISHED
     } else {
         ct::NEW
     };
-    let translated = if status & Flow::SNAT != 0 {
-        ct::SNAT
-    } else {
-        0
-    };
-    Tracked {
-        ct: state | translated,
-        direction: found.direction,
-        opens: false,
-        error: false,
-        flow: Some(found.flow),
-        alias_of: found.alias_of,
-    }
+    Tracked::in_flow(found, state)
 }
 
 /// UDP, ICMP and the rest: a timer, and for UDP the proof of a lasting exchange.
@@ -486,6 +517,15 @@ pub fn opener(key: &FlowKey, flow: &Flow) -> Endpoint {
     }
 }
 
+/// The endpoint that the far side of a translated flow sees instead.
+#[inline(always)]
+pub fn outside(flow: &Flow) -> Endpoint {
+    Endpoint {
+        address: flow.nat_source,
+        port: flow.nat_port,
+    }
+}
+
 /// The packet that an ICMP error quotes.
 #[derive(Clone, Copy, Debug)]
 pub struct Quoted {
@@ -559,13 +599,13 @@ pub fn quoted<P: Packet>(packet: &P, headers: &Headers) -> Option<Quoted> {
 
 /// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's
 /// sender; otherwise it is INVALID (`nf_conntrack_inet_error`). It does not keep the flow alive.
-#[inline(always)]
-pub fn about<'t, P: Packet, T: Tables>(
+#[inline(never)]
+pub fn about<P: Packet, T: Tables>(
     packet: &P,
-    tables: &'t T,
+    tables: &T,
     headers: &Headers,
     aliases: Aliases,
-) -> Tracked<'t> {
+) -> Tracked {
     let Some(quoted) = quoted(packet, headers) else {
         return Tracked::without_flow(ct::INVALID);
     };
@@ -580,45 +620,33 @@ pub fn about<'t, P: Packet, T: Tables>(
         return Tracked::without_flow(ct::INVALID);
     }
     match find(tables, &mirror, aliases, tables.now()) {
-        Some(found) => {
-            let status = found.flow.status.get();
-            let translated = if status & Flow::SNAT != 0 {
-                ct::SNAT
-            } else {
-                0
-            };
-            Tracked {
-                ct: ct::RELATED | translated,
-                direction: found.direction,
-                opens: false,
-                error: true,
-                flow: Some(found.flow),
-                alias_of: found.alias_of,
-            }
-        }
+        Some(found) => Tracked {
+            error: true,
+            ..Tracked::in_flow(&found, ct::RELATED)
+        },
         None => Tracked::without_flow(ct::INVALID),
     }
 }
 
 /// A flow as its first packet makes it.
-#[inline(always)]
+#[inline(never)]
 pub fn new_flow<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     generation: T::Generation,
     headers: &Headers,
-) -> Flow {
+    flow: &mut Flow,
+) {
     let now = tables.now();
-    let mut flow = Flow::default();
+    *flow = Flow::default();
     let mut timeout = untimed(headers);
     if headers.key.protocol as u8 == protocol::TCP && headers.part as u8 != Part::Later as u8 {
         if let Some(segment) = segment(packet, headers) {
-            if let Some(first) = tcp::open(&mut flow, &segment) {
+            if let Some(first) = tcp::open(flow, &segment) {
                 timeout = first;
             }
         }
     }
     flow.created = now;
-    refresh(tables, generation, &flow, timeout, now);
-    flow
+    refresh(tables, generation, flow, timeout, now);
 }

@@ -3,8 +3,9 @@
 use super::Verdict;
 use super::classify::{Decision, traverse};
 use super::conntrack::{Tuple, track};
-use super::header::{Headers, Part, parse};
-use super::ingress::{is_for_this_host, patterns, query};
+use super::header::{Headers, Parsed, Part, parse};
+use super::nat::Scratch;
+use super::ingress::{has_nat, is_for_this_host, patterns, query};
 use super::packet::Packet;
 use super::tables::Tables;
 use crate::abi::blob::{BaseChain, HEADER, Header};
@@ -26,16 +27,21 @@ pub trait Recorder: Tables {
 /// these, tracking has no effect on any state, so that running the same chains here and counting
 /// the same rules is exact.
 #[inline(always)]
-pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T) -> Verdict {
+pub fn early<P: Packet, T: Recorder>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+) -> Verdict {
     let Some(generation) = tables.generation() else {
         return Verdict::Pass;
     };
     let Some(device) = tables.device(packet.device()) else {
         return Verdict::Pass;
     };
-    let Ok(headers) = parse(packet, device.l2_len, true) else {
+    let headers = &mut scratch.headers;
+    if parse(packet, tables, device.l2_len, headers) != Parsed::Headers {
         return Verdict::Pass;
-    };
+    }
     if headers.part as u8 != Part::Whole as u8 {
         return Verdict::Pass;
     }
@@ -44,16 +50,18 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T) -> Verdict {
     };
     let policy = Header(policy);
     let nat = policy.has_nat(headers.family);
-    if belongs_to_flow(tables, &headers, nat) || !is_for_this_host(packet, tables, &headers) {
+    if belongs_to_flow(tables, headers, nat) || !is_for_this_host(packet, tables, headers) {
         return Verdict::Pass;
     }
-    let tracked = track(packet, tables, generation, &headers, nat);
+    place(packet, tables, generation, scratch);
+    let headers = &scratch.headers;
+    let tracked = scratch.tracked;
     if tracked.ct & (ct::NEW | ct::INVALID | ct::UNTRACKED) == 0 {
         return Verdict::Pass;
     }
     tables.begin();
     let patterns = patterns(device, policy.generation());
-    let query = query(&headers, patterns, 1, &tracked, 1);
+    let query = query(headers, patterns, 1, &tracked);
     if tracked.opens && nat {
         let chain = BaseChain::NatPrerouting.id(headers.family);
         if traverse(tables, generation, chain, &query) != Decision::Accept {
@@ -68,6 +76,17 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T) -> Verdict {
         }
         _ => Verdict::Pass,
     }
+}
+
+#[inline(never)]
+fn place<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    generation: T::Generation,
+    scratch: &mut Scratch,
+) {
+    let aliases = has_nat(tables, generation, scratch.headers.family);
+    scratch.tracked = track(packet, tables, generation, &scratch.headers, aliases);
 }
 
 #[inline(always)]

@@ -3,13 +3,13 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse};
-use super::conntrack::{NOTE_SEEN, Tracked, Tuple, about, end_flow, look_up, quoted, track};
+use super::conntrack::{NOTE_SEEN, Tracked, Tuple, about, end_flow, follow, look_up, outside, track};
 use super::fragment::{Side, borrow, lend};
-use super::header::{Headers, Icmp, Part, Unparsed, parse};
-use super::ingress::{patterns, query};
-use super::nat::{Draft, Wish, open};
+use super::header::{Headers, Icmp, Part, Parsed, parse};
+use super::ingress::{patterns, query, translate};
+use super::nat::{Scratch, Wish, open};
 use super::packet::Packet;
-use super::rewrite::{End, Endpoint, rewrite, rewrite_error};
+use super::rewrite::{End, Endpoint};
 use super::tables::Tables;
 use crate::abi::blob::{BaseChain, HEADER, Header};
 use crate::abi::ct;
@@ -19,18 +19,19 @@ use crate::abi::stat::Stat;
 
 /// Judges a packet that is about to leave by an interface.
 #[inline(always)]
-pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, draft: &mut Draft) -> Verdict {
+pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
     let Some(generation) = tables.generation() else {
         return Verdict::Pass;
     };
     let Some(device) = tables.device(packet.device()) else {
         return Verdict::Drop(Stat::UnknownDevice);
     };
-    let mut headers = match parse(packet, device.l2_len, false) {
-        Ok(headers) => headers,
-        Err(Unparsed::NotOurs) => return Verdict::Pass,
-        Err(Unparsed::Malformed) => return Verdict::Drop(Stat::Malformed),
-    };
+    let headers = &mut scratch.headers;
+    match parse(packet, tables, device.l2_len, headers) {
+        Parsed::Headers => {}
+        Parsed::NotOurs => return Verdict::Pass,
+        Parsed::Malformed => return Verdict::Drop(Stat::Malformed),
+    }
     let Some(policy) = tables.cell(generation, HEADER) else {
         return Verdict::Pass;
     };
@@ -45,38 +46,23 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, draft: &mut Draf
         None => 1,
     };
 
-    let note = packet.note();
-    let mut packets = 1;
-    let mut replayed = false;
-    let tracked = if headers.part as u8 == Part::Later as u8 {
-        let Some(first) = borrow(tables, &mut headers, Side::Egress) else {
-            return Verdict::Drop(Stat::FragmentWithoutFirst);
-        };
-        packets = 0;
-        replayed = first.opened;
-        let mut tracked = look_up(tables, &headers, false, first.ct, first.direction);
-        tracked.opens = false;
-        tracked
-    } else {
-        let tracked = if !forwarded || note & NOTE_SEEN == 0 {
-            track(packet, tables, generation, &headers, false)
-        } else {
-            labelled(packet, tables, &headers, note)
-        };
-        lend(tables, &headers, Side::Egress, &tracked);
-        tracked
-    };
+    let note = if forwarded { packet.note() } else { 0 };
+    if !place(packet, tables, generation, scratch, note) {
+        return Verdict::Drop(Stat::FragmentWithoutFirst);
+    }
+    let headers = &mut scratch.headers;
+    let mut tracked = scratch.tracked;
     if device.flags & Device::LOOPBACK != 0 {
         packet.set_note(tracked.note());
     }
-    let opens = tracked.opens || replayed;
+    let opens = tracked.opens || tracked.replayed;
 
     let (nat_chain, filter_chain) = if forwarded {
         (None, BaseChain::FilterForward)
     } else {
         (Some(BaseChain::NatOutput), BaseChain::FilterOutput)
     };
-    let query = query(&headers, in_patterns, out_patterns, &tracked, packets);
+    let query = query(headers, in_patterns, out_patterns, &tracked);
     if let (Some(chain), true) = (nat_chain, opens && nat) {
         let chain = chain.id(headers.family);
         if let Decision::Drop(stat) = traverse(tables, generation, chain, &query) {
@@ -117,26 +103,87 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, draft: &mut Draf
             }
         }
         if tracked.opens {
+            let draft = &mut scratch.draft;
             draft.wish = wish;
-            if let Err(stat) = open(packet, tables, generation, &headers, draft) {
+            if let Err(stat) = open(packet, tables, generation, headers, draft) {
                 return Verdict::Drop(stat);
+            }
+            if draft.flow.status.get() & Flow::SNAT != 0 {
+                tracked.endpoint = outside(&draft.flow);
+                tracked.translated = true;
             }
         }
     }
     if !nat || tracked.direction != 0 {
         return Verdict::Pass;
     }
-    translate(packet, tables, &mut headers, &tracked)
+    if !tracked.translated && tracked.ct & ct::SNAT != 0 {
+        // Its flow ended while the packet was on the way, or just ended with it: it must not leave
+        // with its inner address.
+        match last_words(tables, headers) {
+            Some(endpoint) => {
+                tracked.endpoint = endpoint;
+                tracked.translated = true;
+            }
+            None => return Verdict::Drop(Stat::NoFlowEntry),
+        }
+    }
+    if tracked.translated && translate(packet, headers, &tracked, End::Source).is_none() {
+        return Verdict::Drop(Stat::Rewrite);
+    }
+    Verdict::Pass
+}
+
+/// Finds the packet's place in its flow; false for a fragment whose first one was not seen.
+#[inline(never)]
+fn place<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    generation: T::Generation,
+    scratch: &mut Scratch,
+    note: u16,
+) -> bool {
+    let headers = &mut scratch.headers;
+    if headers.part as u8 == Part::Later as u8 {
+        let Some(first) = borrow(tables, headers, Side::Egress) else {
+            return false;
+        };
+        scratch.tracked = follow(tables, headers, false, &first);
+        return true;
+    }
+    scratch.tracked = if note & NOTE_SEEN != 0 {
+        labelled(packet, tables, headers, note)
+    } else {
+        track(packet, tables, generation, headers, false)
+    };
+    lend(tables, headers, Side::Egress, &scratch.tracked);
+    true
+}
+
+/// The translation of a flow that waits for its last packet, which this is.
+#[inline(always)]
+fn last_words<T: Tables>(tables: &T, headers: &Headers) -> Option<Endpoint> {
+    let key = Tuple::of(headers).key(FlowKey::PRIMARY).0;
+    let flow = tables.flow(&key)?;
+    let status = flow.status.get();
+    if status & Flow::SNAT == 0 {
+        return None;
+    }
+    let endpoint = outside(flow);
+    if status & Flow::DYING != 0 {
+        end_flow(tables, &key, flow);
+    }
+    Some(endpoint)
 }
 
 /// What ingress said of a forwarded packet, and the packet's flow.
 #[inline(always)]
-fn labelled<'t, P: Packet, T: Tables>(
+fn labelled<P: Packet, T: Tables>(
     packet: &P,
-    tables: &'t T,
+    tables: &T,
     headers: &Headers,
     note: u16,
-) -> Tracked<'t> {
+) -> Tracked {
     let (label, direction) = (note as u8, (note >> 8) as u8 & 3);
     if headers.icmp as u8 != Icmp::Error as u8 {
         return look_up(tables, headers, false, label, direction);
@@ -147,48 +194,3 @@ fn labelled<'t, P: Packet, T: Tables>(
     tracked
 }
 
-/// Gives a packet in the original direction the flow's translated source.
-#[inline(always)]
-fn translate<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    headers: &mut Headers,
-    tracked: &Tracked<'_>,
-) -> Verdict {
-    let key = Tuple::of(headers).key(FlowKey::PRIMARY).0;
-    let flow = match tracked.flow {
-        Some(flow) => flow,
-        None if tracked.error => return Verdict::Pass,
-        None => match tables.flow(&key) {
-            Some(flow) => flow,
-            // The flow ended while its packet was on the way: the packet must not leave with its
-            // inner address unless it never had another.
-            None if tracked.ct & ct::SNAT != 0 => return Verdict::Drop(Stat::NoFlowEntry),
-            None => return Verdict::Pass,
-        },
-    };
-    let status = flow.status.get();
-    if status & Flow::SNAT == 0 {
-        return Verdict::Pass;
-    }
-    let outside = Endpoint {
-        address: flow.nat_source,
-        port: flow.nat_port,
-    };
-    if status & Flow::DYING != 0 {
-        // This is the packet that it waited for.
-        end_flow(tables, &key, flow);
-    }
-    let done = if tracked.error {
-        match quoted(packet, headers) {
-            Some(quoted) => rewrite_error(packet, headers, &quoted, End::Source, &outside),
-            None => None,
-        }
-    } else {
-        rewrite(packet, headers, End::Source, &outside)
-    };
-    match done {
-        Some(()) => Verdict::Pass,
-        None => Verdict::Drop(Stat::Rewrite),
-    }
-}

@@ -70,14 +70,14 @@ pub fn borrow<T: Tables>(tables: &T, headers: &mut Headers, side: Side) -> Optio
 
 /// Keeps what later fragments will need, if the packet is a first fragment.
 #[inline(always)]
-pub fn lend<T: Tables>(tables: &T, headers: &Headers, side: Side, tracked: &Tracked<'_>) {
+pub fn lend<T: Tables>(tables: &T, headers: &Headers, side: Side, tracked: &Tracked) {
     if headers.part as u8 == Part::First as u8 {
         store(tables, headers, side, tracked);
     }
 }
 
 #[inline(never)]
-fn store<T: Tables>(tables: &T, headers: &Headers, side: Side, tracked: &Tracked<'_>) {
+fn store<T: Tables>(tables: &T, headers: &Headers, side: Side, tracked: &Tracked) {
     let fragment = Fragment {
         expires: tables.now().wrapping_add(LIFETIME),
         ports: headers.key.ports,

@@ -1,6 +1,9 @@
 //! Parsing: from a frame to the fields that everything else works on.
 
+use core::ops::ControlFlow;
+
 use super::packet::Packet;
+use super::tables::{Step, Tables};
 use crate::abi::blob::HashKey;
 use crate::abi::{Addr, Family};
 
@@ -83,13 +86,35 @@ pub enum Icmp {
     Other,
 }
 
-/// Why a frame has no [`Headers`].
+/// What parsing came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unparsed {
+#[repr(u8)]
+pub enum Parsed {
+    /// The headers are filled in.
+    Headers,
     /// Not IP, or so broken that the stack drops it before iptables would see it.
     NotOurs,
     /// IP, but the transport header is cut short or the extension headers do not end.
     Malformed,
+}
+
+impl Default for Headers {
+    fn default() -> Self {
+        Self {
+            key: HashKey::default(),
+            flow_ports: 0,
+            bytes: 0,
+            fragment_id: 0,
+            l3: 0,
+            l4: 0,
+            l4_len: 0,
+            family: Family::V4,
+            part: Part::Whole,
+            broken: false,
+            tcp_flags: 0,
+            icmp: Icmp::No,
+        }
+    }
 }
 
 impl Headers {
@@ -104,19 +129,46 @@ impl Headers {
 ///
 /// The checks before the transport header are those of the stack (`ip_rcv_core` in
 /// net/ipv4/ip_input.c, `ip6_rcv_core` in net/ipv6/ip6_input.c): what it drops, rules never see.
-#[inline(always)]
-pub fn parse<P: Packet>(packet: &P, l3: u32, verify_sum: bool) -> Result<Headers, Unparsed> {
+#[inline(never)]
+pub fn parse<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    l3: u32,
+    headers: &mut Headers,
+) -> Parsed {
     let l3 = l3 & 0x3f;
-    match packet.ethertype() {
-        0x0800 => parse_v4(packet, l3, verify_sum),
-        0x86dd => parse_v6(packet, l3),
-        _ => Err(Unparsed::NotOurs),
+    headers.l3 = l3 as u16;
+    headers.key.ports = 0;
+    headers.flow_ports = 0;
+    headers.fragment_id = 0;
+    headers.part = Part::Whole;
+    headers.broken = false;
+    headers.tcp_flags = 0;
+    headers.icmp = Icmp::No;
+    let parsed = match packet.ethertype() {
+        0x0800 => parse_v4(packet, tables, l3, headers),
+        0x86dd => parse_v6(packet, tables, l3, headers),
+        _ => return Parsed::NotOurs,
+    };
+    if parsed as u8 != Parsed::Headers as u8 || headers.part as u8 == Part::Later as u8 {
+        return parsed;
+    }
+    match parse_transport(packet, headers) {
+        Some(()) => Parsed::Headers,
+        None => Parsed::Malformed,
     }
 }
 
 #[inline(always)]
-fn parse_v4<P: Packet>(packet: &P, l3: u32, verify_sum: bool) -> Result<Headers, Unparsed> {
-    let ip: [u8; 20] = packet.load(l3).ok_or(Unparsed::NotOurs)?;
+fn parse_v4<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    l3: u32,
+    headers: &mut Headers,
+) -> Parsed {
+    let Some(ip) = packet.load::<20>(l3) else {
+        return Parsed::NotOurs;
+    };
     let header_len = (ip[0] & 0x0f) as u32 * 4;
     let total_len = u16::from_be_bytes([ip[2], ip[3]]) as u32;
     // A super-packet of more than 64 KiB has a total length of zero (BIG TCP).
@@ -129,71 +181,88 @@ fn parse_v4<P: Packet>(packet: &P, l3: u32, verify_sum: bool) -> Result<Headers,
         || header_len < 20
         || total_len < header_len
         || packet.len().wrapping_sub(l3) < total_len
-        || (verify_sum && !sum_is_right(packet, l3, &ip, header_len))
+        || !sum_is_right(packet, tables, l3, &ip, header_len)
     {
-        return Err(Unparsed::NotOurs);
+        return Parsed::NotOurs;
     }
     let fragment = u16::from_be_bytes([ip[6], ip[7]]);
-    let part = match (fragment & 0x1fff, fragment & 0x2000) {
-        (0, 0) => Part::Whole,
-        (0, _) => Part::First,
-        _ => Part::Later,
-    };
-    let mut headers = Headers {
-        key: HashKey {
-            source: [be32(ip[12], ip[13], ip[14], ip[15]), 0, 0, 0],
-            destination: [be32(ip[16], ip[17], ip[18], ip[19]), 0, 0, 0],
-            ports: 0,
-            protocol: ip[9] as u32,
-        },
-        flow_ports: 0,
-        bytes: total_len,
-        fragment_id: u16::from_be_bytes([ip[4], ip[5]]) as u32,
-        l3: l3 as u16,
-        l4: (l3 + header_len) as u16,
-        l4_len: clamp_len(total_len - header_len),
-        family: Family::V4,
-        part,
-        broken: false,
-        tcp_flags: 0,
-        icmp: Icmp::No,
-    };
-    if part as u8 == Part::Later as u8 {
+    headers.family = Family::V4;
+    headers.key.source = [be32(ip[12], ip[13], ip[14], ip[15]), 0, 0, 0];
+    headers.key.destination = [be32(ip[16], ip[17], ip[18], ip[19]), 0, 0, 0];
+    headers.key.protocol = ip[9] as u32;
+    headers.fragment_id = u16::from_be_bytes([ip[4], ip[5]]) as u32;
+    headers.l4 = (l3 + header_len) as u16;
+    headers.l4_len = clamp_len(total_len - header_len);
+    headers.bytes = total_len;
+    if fragment & 0x1fff != 0 {
+        headers.part = Part::Later;
         // iptables counts the reassembled datagram: one header, and every fragment's data.
         headers.bytes = total_len - header_len;
-        return Ok(headers);
+    } else if fragment & 0x2000 != 0 {
+        headers.part = Part::First;
     }
-    parse_transport(packet, headers)
+    Parsed::Headers
 }
 
 /// RFC 1071 over the header; the stack drops a packet whose header sum is wrong.
 #[inline(always)]
-fn sum_is_right<P: Packet>(packet: &P, l3: u32, ip: &[u8; 20], header_len: u32) -> bool {
+fn sum_is_right<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    l3: u32,
+    ip: &[u8; 20],
+    header_len: u32,
+) -> bool {
     let mut sum = 0u32;
     let mut at = 0;
     while at < 20 {
         sum += u16::from_be_bytes([ip[at], ip[at + 1]]) as u32;
         at += 2;
     }
-    let mut option = 20;
-    while option < 60 {
-        if option >= header_len {
-            break;
-        }
-        let Some(word) = packet.load::<4>(l3 + option) else {
-            return false;
+    if header_len > 20 {
+        let mut options = Options {
+            packet,
+            at: l3 + 20,
+            sum,
         };
-        sum += u16::from_be_bytes([word[0], word[1]]) as u32;
-        sum += u16::from_be_bytes([word[2], word[3]]) as u32;
-        option += 4;
+        tables.run((header_len - 20) / 4, &mut options);
+        sum = options.sum;
     }
     sum = (sum & 0xffff) + (sum >> 16);
     (sum & 0xffff) + (sum >> 16) == 0xffff
 }
 
+/// Adds up the words of IPv4 options.
+struct Options<'a, P> {
+    packet: &'a P,
+    at: u32,
+    sum: u32,
+}
+
+impl<P: Packet> Step for Options<'_, P> {
+    #[inline(always)]
+    fn step(&mut self, turn: u32) -> ControlFlow<()> {
+        let Some(word) = self.packet.load::<4>((self.at + 4 * turn) & 0xff) else {
+            // No sum is right any more.
+            self.sum = 0;
+            return ControlFlow::Break(());
+        };
+        self.sum += u16::from_be_bytes([word[0], word[1]]) as u32;
+        self.sum += u16::from_be_bytes([word[2], word[3]]) as u32;
+        ControlFlow::Continue(())
+    }
+}
+
 #[inline(always)]
-fn parse_v6<P: Packet>(packet: &P, l3: u32) -> Result<Headers, Unparsed> {
-    let ip: [u8; 40] = packet.load(l3).ok_or(Unparsed::NotOurs)?;
+fn parse_v6<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    l3: u32,
+    headers: &mut Headers,
+) -> Parsed {
+    let Some(ip) = packet.load::<40>(l3) else {
+        return Parsed::NotOurs;
+    };
     let available = packet.len().wrapping_sub(l3).wrapping_sub(40);
     let payload_len = u16::from_be_bytes([ip[4], ip[5]]) as u32;
     // A jumbogram or a super-packet of more than 64 KiB has a payload length of zero.
@@ -203,55 +272,38 @@ fn parse_v6<P: Packet>(packet: &P, l3: u32) -> Result<Headers, Unparsed> {
         payload_len
     };
     if ip[0] >> 4 != 6 || available < payload_len {
-        return Err(Unparsed::NotOurs);
+        return Parsed::NotOurs;
     }
-    let mut headers = Headers {
-        key: HashKey {
-            source: addr6(&ip, 8),
-            destination: addr6(&ip, 24),
-            ports: 0,
-            protocol: 0,
-        },
-        flow_ports: 0,
-        bytes: payload_len + 40,
-        fragment_id: 0,
-        l3: l3 as u16,
-        l4: 0,
-        l4_len: 0,
-        family: Family::V6,
+    headers.family = Family::V6;
+    headers.key.source = addr6(&ip, 8);
+    headers.key.destination = addr6(&ip, 24);
+    let mut walk = Extensions {
+        packet,
+        protocol: ip[6],
         part: Part::Whole,
-        broken: false,
-        tcp_flags: 0,
-        icmp: Icmp::No,
+        fragment_id: 0,
+        at: l3 + 40,
+        ended: is_transport(ip[6]),
     };
-    let end = extension_headers(packet, l3 + 40, ip[6])?;
-    headers.key.protocol = end.protocol as u32;
-    headers.part = end.part;
-    headers.fragment_id = end.fragment_id;
-    headers.l4 = end.l4 as u16;
-    let skipped = end.l4.wrapping_sub(l3 + 40);
-    if skipped > payload_len {
-        return Err(Unparsed::Malformed);
+    if !walk.ended {
+        tables.run(MAX_EXTENSION_HEADERS, &mut walk);
     }
+    let skipped = walk.at.wrapping_sub(l3 + 40);
+    if !walk.ended || skipped > payload_len {
+        return Parsed::Malformed;
+    }
+    headers.key.protocol = walk.protocol as u32;
+    headers.part = walk.part;
+    headers.fragment_id = walk.fragment_id;
+    headers.l4 = walk.at as u16;
     headers.l4_len = clamp_len(payload_len - skipped);
-    match end.part {
-        Part::Whole => {}
+    headers.bytes = match walk.part {
+        Part::Whole => payload_len + 40,
         // Reassembly removes the fragment header.
-        Part::First => headers.bytes -= 8,
-        Part::Later => {
-            headers.bytes = payload_len - skipped;
-            return Ok(headers);
-        }
-    }
-    parse_transport(packet, headers)
-}
-
-/// Where the extension headers of IPv6 lead.
-struct ExtensionEnd {
-    protocol: u8,
-    part: Part,
-    fragment_id: u32,
-    l4: u32,
+        Part::First => payload_len + 32,
+        Part::Later => payload_len - skipped,
+    };
+    Parsed::Headers
 }
 
 /// Extension headers that one packet may have. RFC 8200 4.1 recommends each at most once, which
@@ -260,65 +312,62 @@ const MAX_EXTENSION_HEADERS: u32 = 8;
 
 /// Follows the chain as the kernel's `ipv6_find_hdr` does (net/ipv6/exthdrs_core.c): hop-by-hop,
 /// routing, destination options, authentication and fragment headers are walked over.
-#[inline(always)]
-fn extension_headers<P: Packet>(
-    packet: &P,
-    start: u32,
-    first: u8,
-) -> Result<ExtensionEnd, Unparsed> {
-    let mut end = ExtensionEnd {
-        protocol: first,
-        part: Part::Whole,
-        fragment_id: 0,
-        l4: start,
-    };
-    let mut walked = 0;
-    while walked < MAX_EXTENSION_HEADERS {
-        let length = match end.protocol {
-            0 | 43 | 60 => {
-                let head: [u8; 2] = packet.load(end.l4).ok_or(Unparsed::Malformed)?;
-                end.protocol = head[0];
-                (head[1] as u32 + 1) * 8
-            }
-            51 => {
-                let head: [u8; 2] = packet.load(end.l4).ok_or(Unparsed::Malformed)?;
-                end.protocol = head[0];
-                (head[1] as u32 + 2) * 4
-            }
+struct Extensions<'a, P> {
+    packet: &'a P,
+    protocol: u8,
+    part: Part,
+    fragment_id: u32,
+    at: u32,
+    ended: bool,
+}
+
+impl<P: Packet> Step for Extensions<'_, P> {
+    #[inline(always)]
+    fn step(&mut self, _turn: u32) -> ControlFlow<()> {
+        let Some(head) = self.packet.load::<8>(self.at & 0x3fff) else {
+            return ControlFlow::Break(());
+        };
+        let length = match self.protocol {
             44 => {
-                let head: [u8; 8] = packet.load(end.l4).ok_or(Unparsed::Malformed)?;
                 let fragment = u16::from_be_bytes([head[2], head[3]]);
-                end.protocol = head[0];
-                end.fragment_id = be32(head[4], head[5], head[6], head[7]);
+                self.fragment_id = be32(head[4], head[5], head[6], head[7]);
                 if fragment & 0xfff8 != 0 {
-                    end.part = Part::Later;
-                    end.l4 += 8;
-                    return Ok(end);
-                }
-                if fragment & 1 != 0 {
-                    end.part = Part::First;
+                    self.part = Part::Later;
+                } else if fragment & 1 != 0 {
+                    self.part = Part::First;
                 }
                 8
             }
-            _ => return Ok(end),
+            51 => (head[1] as u32 + 2) * 4,
+            _ => (head[1] as u32 + 1) * 8,
         };
-        end.l4 = (end.l4 + length) & 0x3fff;
-        walked += 1;
+        self.protocol = head[0];
+        self.at = (self.at + length) & 0x3fff;
+        self.ended = self.part as u8 == Part::Later as u8 || is_transport(head[0]);
+        if self.ended {
+            ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
+        }
     }
-    Err(Unparsed::Malformed)
 }
 
 #[inline(always)]
-fn parse_transport<P: Packet>(packet: &P, mut headers: Headers) -> Result<Headers, Unparsed> {
+fn is_transport(protocol: u8) -> bool {
+    !matches!(protocol, 0 | 43 | 44 | 51 | 60)
+}
+
+#[inline(always)]
+fn parse_transport<P: Packet>(packet: &P, headers: &mut Headers) -> Option<()> {
     let l4 = headers.l4 as u32;
     let available = headers.l4_len as u32;
     let v6 = headers.is_v6();
     match (headers.key.protocol as u8, v6) {
         (protocol::TCP, _) => {
             if available < 20 {
-                return Err(Unparsed::Malformed);
+                return None;
             }
-            let tcp: [u8; 14] = packet.load(l4).ok_or(Unparsed::Malformed)?;
+            let tcp: [u8; 14] = packet.load(l4)?;
             let data_offset = (tcp[12] >> 4) as u32 * 4;
             headers.key.ports = be32(tcp[0], tcp[1], tcp[2], tcp[3]);
             headers.flow_ports = headers.key.ports;
@@ -327,9 +376,9 @@ fn parse_transport<P: Packet>(packet: &P, mut headers: Headers) -> Result<Header
         }
         (protocol::UDP, _) => {
             if available < 8 {
-                return Err(Unparsed::Malformed);
+                return None;
             }
-            let udp: [u8; 8] = packet.load(l4).ok_or(Unparsed::Malformed)?;
+            let udp: [u8; 8] = packet.load(l4)?;
             let length = u16::from_be_bytes([udp[4], udp[5]]) as u32;
             headers.key.ports = be32(udp[0], udp[1], udp[2], udp[3]);
             headers.flow_ports = headers.key.ports;
@@ -338,15 +387,15 @@ fn parse_transport<P: Packet>(packet: &P, mut headers: Headers) -> Result<Header
                 && available < u16::MAX as u32;
         }
         (protocol::UDPLITE | protocol::SCTP | protocol::DCCP, _) => {
-            let ports: [u8; 4] = packet.load(l4).ok_or(Unparsed::Malformed)?;
+            let ports: [u8; 4] = packet.load(l4)?;
             headers.key.ports = be32(ports[0], ports[1], ports[2], ports[3]);
             headers.flow_ports = headers.key.ports;
         }
         (protocol::ICMP, false) | (protocol::ICMPV6, true) => {
             if available < 8 {
-                return Err(Unparsed::Malformed);
+                return None;
             }
-            let icmp: [u8; 8] = packet.load(l4).ok_or(Unparsed::Malformed)?;
+            let icmp: [u8; 8] = packet.load(l4)?;
             let id = u16::from_be_bytes([icmp[4], icmp[5]]);
             let (kind, request) = icmp_kind(icmp[0], v6);
             headers.key.ports = (icmp[0] as u32) << 16 | icmp[1] as u32;
@@ -355,7 +404,7 @@ fn parse_transport<P: Packet>(packet: &P, mut headers: Headers) -> Result<Header
         }
         _ => {}
     }
-    Ok(headers)
+    Some(())
 }
 
 /// How a message type is tracked, and the request type that it belongs to

@@ -2,14 +2,15 @@
 
 use super::Verdict;
 use super::classify::{Decision, Query, traverse};
-use super::conntrack::{NOTE_SEEN, Tracked, look_up, opener, quoted, track};
+use super::conntrack::{NOTE_SEEN, Tracked, follow, quoted, track};
 use super::fragment::{Side, borrow, lend};
-use super::header::{Headers, Part, Unparsed, parse};
-use super::nat::{Draft, Wish, open};
+use super::header::{Headers, Part, Parsed, parse};
+use super::nat::{Scratch, Wish, open};
 use super::packet::{Destination, Packet};
-use super::rewrite::{End, Endpoint, rewrite, rewrite_error};
+use super::rewrite::{End, rewrite, rewrite_error};
 use super::tables::Tables;
 use crate::abi::blob::{BaseChain, HEADER, Header};
+use crate::abi::Family;
 use crate::abi::device::Device;
 use crate::abi::stat::Stat;
 
@@ -18,7 +19,7 @@ use crate::abi::stat::Stat;
 /// Packets for this host end here, in INPUT. Others get their label and, if they are replies to a
 /// translated flow, their destination back; FORWARD is egress's, which knows the way out.
 #[inline(always)]
-pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, draft: &mut Draft) -> Verdict {
+pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
     let Some(generation) = tables.generation() else {
         return Verdict::Pass;
     };
@@ -30,11 +31,12 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, draft: &mut Dra
     let Some(device) = tables.device(packet.device()) else {
         return Verdict::Drop(Stat::UnknownDevice);
     };
-    let mut headers = match parse(packet, device.l2_len, true) {
-        Ok(headers) => headers,
-        Err(Unparsed::NotOurs) => return Verdict::Pass,
-        Err(Unparsed::Malformed) => return Verdict::Drop(Stat::Malformed),
-    };
+    let headers = &mut scratch.headers;
+    match parse(packet, tables, device.l2_len, headers) {
+        Parsed::Headers => {}
+        Parsed::NotOurs => return Verdict::Pass,
+        Parsed::Malformed => return Verdict::Drop(Stat::Malformed),
+    }
     let Some(policy) = tables.cell(generation, HEADER) else {
         return Verdict::Pass;
     };
@@ -45,51 +47,36 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, draft: &mut Dra
     // On loopback every packet has been through egress just now: its label came along, it is in
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
     let looped = device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
-    let mut packets = 1;
-    let mut replayed = false;
-    let tracked = if headers.part as u8 == Part::Later as u8 {
-        let Some(first) = borrow(tables, &mut headers, Side::Ingress) else {
-            // The stack cannot complete a datagram of this host's without its first fragment,
-            // which will be judged. A forwarded one is dropped at egress.
-            return Verdict::Pass;
-        };
-        packets = 0;
-        replayed = first.opened;
-        let mut tracked = look_up(tables, &headers, nat, first.ct, first.direction);
-        tracked.opens = false;
-        tracked
-    } else if looped {
-        let mut tracked = Tracked::without_flow(note as u8);
-        tracked.direction = (note >> 8) as u8 & 3;
-        lend(tables, &headers, Side::Ingress, &tracked);
-        tracked
-    } else {
-        let tracked = track(packet, tables, generation, &headers, nat);
-        lend(tables, &headers, Side::Ingress, &tracked);
-        tracked
-    };
+    let note = if looped { note } else { 0 };
+    if !place(packet, tables, generation, scratch, note) {
+        // The stack cannot complete a datagram of this host's without its first fragment, which
+        // will be judged. A forwarded one is dropped at egress.
+        return Verdict::Pass;
+    }
+    let headers = &mut scratch.headers;
+    let tracked = scratch.tracked;
 
-    let opens = tracked.opens || replayed;
+    let opens = tracked.opens || tracked.replayed;
     if opens && nat {
         // Only its counters matter: nothing in this chain translates.
-        let query = query(&headers, patterns, 1, &tracked, packets);
+        let query = query(headers, patterns, 1, &tracked);
         let chain = BaseChain::NatPrerouting.id(headers.family);
         if let Decision::Drop(stat) = traverse(tables, generation, chain, &query) {
             return Verdict::Drop(stat);
         }
     }
-    if let (Some(flow), Some(key)) = (tracked.flow, tracked.alias_of) {
-        let opener = opener(key, flow);
-        if restore_destination(packet, &mut headers, &opener, tracked.error).is_none() {
-            return Verdict::Drop(Stat::Rewrite);
-        }
+    if tracked.translated
+        && tracked.direction == 1
+        && translate(packet, headers, &tracked, End::Destination).is_none()
+    {
+        return Verdict::Drop(Stat::Rewrite);
     }
 
-    if !looped && !is_for_this_host(packet, tables, &headers) {
+    if !looped && !is_for_this_host(packet, tables, headers) {
         packet.set_note(tracked.note());
         return Verdict::Pass;
     }
-    let input = query(&headers, patterns, 1, &tracked, packets);
+    let input = query(headers, patterns, 1, &tracked);
     let chain = BaseChain::FilterInput.id(headers.family);
     if let Decision::Drop(stat) = traverse(tables, generation, chain, &input) {
         return Verdict::Drop(stat);
@@ -106,15 +93,52 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, draft: &mut Dra
     if !tracked.opens {
         return Verdict::Pass;
     }
-    draft.wish = Wish {
+    scratch.draft.wish = Wish {
         address: headers.key.source,
         embryo: true,
         ..Wish::default()
     };
-    match open(packet, tables, generation, &headers, draft) {
+    match open(packet, tables, generation, headers, &mut scratch.draft) {
         Ok(()) => Verdict::Pass,
         Err(stat) => Verdict::Drop(stat),
     }
+}
+
+/// Finds the packet's place in its flow; false for a fragment whose first one was not seen.
+#[inline(never)]
+fn place<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    generation: T::Generation,
+    scratch: &mut Scratch,
+    note: u16,
+) -> bool {
+    let headers = &mut scratch.headers;
+    let aliases = has_nat(tables, generation, headers.family);
+    if headers.part as u8 == Part::Later as u8 {
+        let Some(first) = borrow(tables, headers, Side::Ingress) else {
+            return false;
+        };
+        scratch.tracked = follow(tables, headers, aliases, &first);
+        return true;
+    }
+    scratch.tracked = if note != 0 {
+        let mut tracked = Tracked::without_flow(note as u8);
+        tracked.direction = (note >> 8) as u8 & 3;
+        tracked
+    } else {
+        track(packet, tables, generation, headers, aliases)
+    };
+    lend(tables, headers, Side::Ingress, &scratch.tracked);
+    true
+}
+
+/// Whether the family has a nat table.
+#[inline(always)]
+pub(super) fn has_nat<T: Tables>(tables: &T, generation: T::Generation, family: Family) -> bool {
+    tables
+        .cell(generation, HEADER)
+        .is_some_and(|cell| Header(cell).has_nat(family))
 }
 
 /// Whether a packet is INPUT's business. The table of local addresses decides; an address that is
@@ -149,8 +173,7 @@ pub(super) fn query<'a>(
     headers: &'a Headers,
     in_patterns: u64,
     out_patterns: u64,
-    tracked: &Tracked<'_>,
-    packets: u8,
+    tracked: &Tracked,
 ) -> Query<'a> {
     Query {
         headers,
@@ -158,21 +181,21 @@ pub(super) fn query<'a>(
         out_patterns,
         ct: tracked.ct,
         direction: tracked.direction,
-        packets,
+        packets: tracked.packets,
     }
 }
 
-/// Gives a reply, or an error about a request, the opener's own address back.
+/// Gives a packet, or an ICMP error about one, the endpoint that tracking found for it.
 #[inline(always)]
-fn restore_destination<P: Packet>(
+pub(super) fn translate<P: Packet>(
     packet: &mut P,
     headers: &mut Headers,
-    opener: &Endpoint,
-    error: bool,
+    tracked: &Tracked,
+    end: End,
 ) -> Option<()> {
-    if error {
+    if tracked.error {
         let quoted = quoted(packet, headers)?;
-        return rewrite_error(packet, headers, &quoted, End::Destination, opener);
+        return rewrite_error(packet, headers, &quoted, end, &tracked.endpoint);
     }
-    rewrite(packet, headers, End::Destination, opener)
+    rewrite(packet, headers, end, &tracked.endpoint)
 }

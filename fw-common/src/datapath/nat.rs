@@ -6,7 +6,7 @@
 
 use core::ops::ControlFlow;
 
-use super::conntrack::{Tuple, end_flow, new_flow};
+use super::conntrack::{Tracked, Tuple, end_flow, new_flow};
 use super::header::{Headers, Icmp, protocol};
 use super::packet::Packet;
 use super::tables::{InsertError, Step, Tables, Tier};
@@ -14,7 +14,20 @@ use crate::abi::Addr;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
 
-/// Where a flow is built before it is stored. Too large for the BPF stack, so the caller lends it.
+/// What a packet's way needs room for. Too large for the BPF stack, so the caller lends it.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    /// The packet's headers.
+    pub headers: Headers,
+    /// The packet's place in its flow. The stage that finds it is a function of its own and leaves
+    /// it here, so that the verifier explores what follows once, not once for every way to get
+    /// here.
+    pub tracked: Tracked,
+    /// The flow that it opens.
+    pub draft: Draft,
+}
+
+/// Where a flow is built before it is stored.
 #[derive(Clone, Debug, Default)]
 #[repr(C)]
 pub struct Draft {
@@ -62,7 +75,7 @@ pub fn open<P: Packet, T: Tables>(
     let tuple = Tuple::of(headers);
     let (key, from_low) = tuple.key(FlowKey::PRIMARY);
     draft.key = key;
-    draft.flow = new_flow(packet, tables, generation, headers);
+    new_flow(packet, tables, generation, headers, &mut draft.flow);
     let opened = if from_low { Flow::LOW_OPENED } else { 0 };
 
     let port = (headers.flow_ports >> 16) as u16;

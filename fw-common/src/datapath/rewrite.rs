@@ -32,8 +32,9 @@ impl End {
     }
 }
 
-/// A new endpoint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// An endpoint of a flow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
 pub struct Endpoint {
     /// Address.
     pub address: Addr,

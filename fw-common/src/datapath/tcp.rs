@@ -130,6 +130,12 @@ impl Segment {
         }
     }
 
+    /// Whether the segment can open a flow.
+    #[inline(always)]
+    pub fn opens(&self) -> bool {
+        next_state(false, self.kind(), state::NONE) < INVALID
+    }
+
     /// Whether the flags make sense together. ECN bits and PSH go with anything.
     #[inline(always)]
     pub fn flags_are_valid(&self) -> bool {
@@ -281,7 +287,7 @@ pub fn open(flow: &mut Flow, segment: &Segment) -> Option<Timeout> {
 }
 
 /// A further segment of a flow.
-#[inline(always)]
+#[inline(never)]
 pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
     let status = flow.status.get();
     let mut word = Word::of(flow);
