@@ -62,6 +62,22 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    /// The same policy makes the same bytes: a reload of an unchanged file changes nothing.
+    #[test]
+    fn compiling_is_a_function(policy in generate::policy()) {
+        let slots = scattered_slots(&policy);
+        let compiled = || compile(&policy, &slots, 1, &[]).expect("within the limits");
+        prop_assert_eq!(compiled(), compiled());
+        // The dump reads every cell that is referred to.
+        let dump = format!("{:?}", compiled());
+        prop_assert!(!dump.contains("beyond"), "{}", dump);
+        prop_assert!(!dump.contains("unknown"), "{}", dump);
+    }
+}
+
 /// Slots in an order of their own, so that a slot taken for an index shows.
 fn scattered_slots(policy: &Policy) -> Slots {
     let needed = Slots::needed_by(policy) as u32;
