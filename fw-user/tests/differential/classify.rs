@@ -1,8 +1,5 @@
 //! The compiled policy, judged by the datapath on the host, against the model's own meaning.
 
-mod generate;
-mod model;
-
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{BaseChain, HashKey};
 use fw_common::datapath::classify::{Decision, Query, traverse};
@@ -13,8 +10,10 @@ use fw_user::compile::{Slots, compile};
 use fw_user::policy::TableName;
 use fw_user::policy::model::{CtDirection, Family, Policy};
 use fw_user::sim::{Host, HostDevice, HostTables};
-use model::{Hits, Outcome, Seen, judge};
 use proptest::prelude::*;
+
+use crate::generate;
+use crate::model::{Hits, Outcome, Seen, judge};
 
 const BYTES: u32 = 60;
 
