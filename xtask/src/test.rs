@@ -86,7 +86,7 @@ pub fn conformance(progress: &Progress, options: &ConformanceOptions) -> Result<
         bail!("the package fwbpf-tests has no binary `conformance`");
     }
     let built = Built::make(progress, &[Need::Build, Need::Test])?;
-    progress.hand_over(built.conformance().args(&options.arguments))
+    progress.hand_over(built.conformance(progress)?.args(&options.arguments))
 }
 
 /// What the suites run against.
@@ -121,7 +121,7 @@ impl Built {
             }
             Suite::Lab => self.cargo_test(&["--package=fwbpf-tests", "--lib", "--bins"]),
             Suite::Integration(name) => self.cargo_test(&["--package=fwbpf-tests", "--test", name]),
-            Suite::Conformance => self.conformance(),
+            Suite::Conformance => self.conformance(progress)?,
         };
         if let (Some(only), false) = (only, *suite == Suite::Conformance) {
             command.args(["--", only]);
@@ -135,15 +135,15 @@ impl Built {
         command
     }
 
-    fn conformance(&self) -> Command {
+    /// Optimised on both sides: it loads hundreds of policies.
+    fn conformance(&self, progress: &Progress) -> Result<Command> {
+        let binary = build::binary(progress, &self.object, true)?;
         let mut command = self.cargo("run");
-        command.args([
-            "--release",
-            "--package=fwbpf-tests",
-            "--bin=conformance",
-            "--",
-        ]);
         command
+            .args(["--release", "--package=fwbpf-tests", "--bin=conformance"])
+            .arg("--")
+            .env("FWBPF_BIN", binary);
+        Ok(command)
     }
 
     fn cargo(&self, verb: &str) -> Command {

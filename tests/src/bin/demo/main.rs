@@ -43,9 +43,16 @@ struct Cli {
 }
 
 fn main() -> ExitCode {
-    match demo(&Cli::parse()) {
+    let cli = Cli::parse();
+    let interrupted = Arc::new(AtomicBool::new(false));
+    match demo(&cli, &interrupted) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        // Whatever the programs of the sandbox died of, the reason is known.
+        Err(_) if interrupted.load(Ordering::Relaxed) => {
+            eprintln!("\ninterrupted; the sandbox is gone");
+            ExitCode::FAILURE
+        }
         Err(error) => {
             eprintln!("\nerror: {error:#}");
             ExitCode::FAILURE
@@ -54,12 +61,12 @@ fn main() -> ExitCode {
 }
 
 /// The whole show. False if a probe ended otherwise than the guide says.
-fn demo(cli: &Cli) -> Result<bool> {
+fn demo(cli: &Cli, interrupted: &Arc<AtomicBool>) -> Result<bool> {
     ensure!(
         nix::unistd::geteuid().is_root(),
         "the demo makes network namespaces and loads BPF programs: run it as root"
     );
-    let interrupted = watch_for_interrupts()?;
+    watch_for_interrupts(interrupted)?;
     let binary = fwbpf_binary().context(
         "there is no fwbpf binary: run `cargo xtask demo`, which builds it, or set FWBPF_BIN",
     )?;
@@ -77,7 +84,7 @@ fn demo(cli: &Cli) -> Result<bool> {
     let right = {
         let sandbox = Sandbox::make(binary)?;
         sandbox.load(&files)?;
-        let outcomes = sandbox.probe(&policies, &interrupted)?;
+        let outcomes = sandbox.probe(&policies, interrupted)?;
         report::tables(&outcomes);
         sandbox.show_counters()?;
         report::verdict(&outcomes)
@@ -132,7 +139,7 @@ impl Sandbox {
         let mut outcomes = Vec::with_capacity(all.len());
         for probe in all {
             if interrupted.load(Ordering::Relaxed) {
-                bail!("interrupted; the sandbox is removed");
+                bail!("interrupted");
             }
             progress.step(probe.what);
             let policy = policies
@@ -184,12 +191,10 @@ impl Sandbox {
 }
 
 /// Ctrl-C, a closed terminal and `kill` end the demo between two probes, so that it cleans up.
-fn watch_for_interrupts() -> Result<Arc<AtomicBool>> {
-    let interrupted = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&interrupted);
+fn watch_for_interrupts(interrupted: &Arc<AtomicBool>) -> Result<()> {
+    let flag = Arc::clone(interrupted);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed))
-        .context("cannot install the handler for Ctrl-C")?;
-    Ok(interrupted)
+        .context("cannot install the handler for Ctrl-C")
 }
 
 /// A demo that was killed outright could not remove its pins. The lab does the same for
