@@ -1,13 +1,12 @@
 //! Sending the packet through the datapath, and putting what happens into steps.
 
 use fw_common::MapCell;
-use fw_common::abi::blob::{HEADER, Header};
 use fw_common::abi::ct;
 use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::abi::stat::Stat;
-use fw_common::datapath::conntrack::{Tuple, track};
-use fw_common::datapath::header::{Headers, parse, protocol};
-use fw_common::datapath::nat::Draft;
+use fw_common::datapath::conntrack::{Tracked, Tuple};
+use fw_common::datapath::header::{Headers, Parsed, parse, protocol};
+use fw_common::datapath::nat::Scratch;
 use fw_common::datapath::tables::{Tables, Tier};
 use fw_common::datapath::{Verdict as PacketVerdict, egress, ingress, tcp};
 
@@ -29,20 +28,11 @@ pub fn explain(machine: &Machine, question: &Question) -> Result<Explanation, Ex
     let mut steps = Vec::new();
     prepare(&tables, &way, question, &mut steps)?;
     let packet = question.packet(way.first())?;
-    let (tracked, label) = tracked(&tables.fork(), &way, &packet);
-    if let (Some(asked), Some(actual)) = (question.state, label)
-        && asked != actual
-    {
-        return Err(ExplainError::State {
-            asked,
-            why: format!("connection tracking calls it {}", actual.name()),
-        });
-    }
     let mut walk = Walk {
         machine,
         tables: Traced::new(&tables),
         steps,
-        tracked,
+        asked: question.state,
         hits: Vec::new(),
     };
     let verdict = walk.run(&way, packet)?;
@@ -114,13 +104,13 @@ fn prepare(
                     quoted.source, quoted.destination
                 ),
             });
-            if let Some(headers) = headers(way.first(), &quoted.packet(way.first())?) {
+            if let Some(headers) = headers(tables, way.first(), &quoted.packet(way.first())?) {
                 put_established(tables, &headers, false);
             }
         }
         Some(State::Established) => {
             let packet = question.packet(way.first())?;
-            let Some(headers) = headers(way.first(), &packet) else {
+            let Some(headers) = headers(tables, way.first(), &packet) else {
                 return Ok(());
             };
             let (key, _) = Tuple::of(&headers).key(FlowKey::PRIMARY);
@@ -149,17 +139,17 @@ fn prepare(
 /// policy drops it, an earlier policy may have let it pass: the caller makes the connection then.
 fn open(tables: &HostTables, way: &Way, question: &Question) -> Result<(), ExplainError> {
     let mut packet = question.packet(way.first())?;
-    let mut draft = Draft::default();
+    let mut scratch = Scratch::default();
     match way {
         Way::Out { by } => {
             packet = packet.at_egress_of(by.index).made_here();
-            egress(&mut packet, tables, &mut draft);
+            egress(&mut packet, tables, &mut scratch);
         }
         Way::In { then, .. } => {
-            let verdict = ingress(&mut packet, tables, &mut draft);
+            let verdict = ingress(&mut packet, tables, &mut scratch);
             if let (PacketVerdict::Pass, Some(then)) = (verdict, then) {
                 packet = packet.at_egress_of(then.index);
-                egress(&mut packet, tables, &mut draft);
+                egress(&mut packet, tables, &mut scratch);
             }
         }
     }
@@ -193,32 +183,10 @@ fn put_established(tables: &HostTables, headers: &Headers, reply: bool) {
     tables.put_flow(&key, &flow, false);
 }
 
-fn headers(device: &HostDevice, packet: &SlicePacket) -> Option<Headers> {
-    parse(packet, device.l2_len, false).ok()
-}
-
-/// What connection tracking will say; nothing if the packet does not get that far.
-fn tracked(tables: &HostTables, way: &Way, packet: &SlicePacket) -> (Option<Step>, Option<State>) {
-    let nothing = (None, None);
-    let Some(headers) = headers(way.first(), packet) else {
-        return nothing;
-    };
-    let Some(header) = tables.cell((), HEADER) else {
-        return nothing;
-    };
-    let aliases = matches!(way, Way::In { .. }) && Header(header).has_nat(headers.family);
-    let tracked = track(packet, tables, (), &headers, aliases);
-    let state = State::of(tracked.ct);
-    let step = state.map(|state| Step::Tracked {
-        state,
-        original: match tracked.direction {
-            0 => Some(true),
-            1 => Some(false),
-            _ => None,
-        },
-        translated: tracked.ct & ct::SNAT != 0,
-    });
-    (step, state)
+fn headers(tables: &HostTables, device: &HostDevice, packet: &SlicePacket) -> Option<Headers> {
+    let mut headers = Headers::default();
+    let parsed = parse(packet, tables, device.l2_len, &mut headers);
+    (parsed == Parsed::Headers).then_some(headers)
 }
 
 impl State {
@@ -256,35 +224,34 @@ struct Walk<'m> {
     machine: &'m Machine,
     tables: Traced<'m, HostTables>,
     steps: Vec<Step>,
-    /// Said at the first hook.
-    tracked: Option<Step>,
+    /// The state that the packet shall have, until the first hook says which it has.
+    asked: Option<State>,
     hits: Vec<Decider>,
 }
 
-impl Walk<'_> {
+impl<'m> Walk<'m> {
     fn run(&mut self, way: &Way, mut packet: SlicePacket) -> Result<PacketVerdict, ExplainError> {
-        let mut draft = Draft::default();
         match way {
             Way::Out { by } => {
                 packet = packet.at_egress_of(by.index).made_here();
-                let verdict = self.leave(by, &mut packet, &mut draft);
+                let verdict = self.leave(by, &mut packet)?;
                 if verdict == PacketVerdict::Pass && by.loopback {
                     // What is sent on loopback comes in again.
                     packet.arrival_device = by.index;
-                    return Ok(self.arrive(by, &mut packet, &mut draft));
+                    return self.arrive(by, &mut packet);
                 }
                 Ok(verdict)
             }
             Way::In { by, then } => {
-                let verdict = self.arrive(by, &mut packet, &mut draft);
+                let verdict = self.arrive(by, &mut packet)?;
                 let forwarded = packet.note != 0;
                 match (verdict, forwarded, then) {
                     (PacketVerdict::Pass, true, Some(then)) => {
                         packet = packet.at_egress_of(then.index);
-                        Ok(self.leave(then, &mut packet, &mut draft))
+                        self.leave(then, &mut packet)
                     }
                     (PacketVerdict::Pass, true, None) => {
-                        let destination = headers(by, &packet)
+                        let destination = headers(&self.machine.tables, by, &packet)
                             .map(|headers| addr::from_abi(headers.family, headers.key.destination));
                         Err(ExplainError::WayOut(destination.unwrap_or([0; 4].into())))
                     }
@@ -298,37 +265,37 @@ impl Walk<'_> {
         &mut self,
         device: &HostDevice,
         packet: &mut SlicePacket,
-        draft: &mut Draft,
-    ) -> PacketVerdict {
+    ) -> Result<PacketVerdict, ExplainError> {
         self.steps.push(Step::Arrives {
             interface: device.name.clone(),
         });
-        self.steps.extend(self.tracked.take());
-        let before = headers(device, packet);
-        let verdict = ingress(packet, &self.tables, draft);
-        self.record(before, headers(device, packet));
-        verdict
+        self.pass(device, packet, ingress)
     }
 
     fn leave(
         &mut self,
         device: &HostDevice,
         packet: &mut SlicePacket,
-        draft: &mut Draft,
-    ) -> PacketVerdict {
+    ) -> Result<PacketVerdict, ExplainError> {
         self.steps.push(Step::Leaves {
             interface: device.name.clone(),
             made_here: packet.arrival_device == 0,
         });
-        self.steps.extend(self.tracked.take());
-        let before = headers(device, packet);
-        let verdict = egress(packet, &self.tables, draft);
-        self.record(before, headers(device, packet));
-        verdict
+        self.pass(device, packet, egress)
     }
 
-    /// Turns what the hook did into steps.
-    fn record(&mut self, before: Option<Headers>, after: Option<Headers>) {
+    /// Runs a hook, and turns what it did into steps.
+    fn pass(
+        &mut self,
+        device: &HostDevice,
+        packet: &mut SlicePacket,
+        hook: impl Fn(&mut SlicePacket, &Traced<'m, HostTables>, &mut Scratch) -> PacketVerdict,
+    ) -> Result<PacketVerdict, ExplainError> {
+        let mut scratch = Scratch::default();
+        let before = headers(&self.machine.tables, device, packet);
+        let verdict = hook(packet, &self.tables, &mut scratch);
+        self.say_state(&scratch.tracked)?;
+        let after = headers(&self.machine.tables, device, packet);
         let mut translations = self.translations(before, after);
         for event in self.tables.take() {
             match event {
@@ -358,6 +325,36 @@ impl Walk<'_> {
             }
         }
         self.steps.append(&mut translations);
+        Ok(verdict)
+    }
+
+    /// Says what connection tracking made of the packet at the first hook; later ones follow it.
+    fn say_state(&mut self, tracked: &Tracked) -> Result<(), ExplainError> {
+        let said = |step: &Step| matches!(step, Step::Tracked { .. });
+        let Some(state) = State::of(tracked.ct) else {
+            return Ok(());
+        };
+        if self.steps.iter().any(said) {
+            return Ok(());
+        }
+        if let Some(asked) = self.asked
+            && asked != state
+        {
+            return Err(ExplainError::State {
+                asked,
+                why: format!("connection tracking calls it {state}"),
+            });
+        }
+        self.steps.push(Step::Tracked {
+            state,
+            original: match tracked.direction {
+                0 => Some(true),
+                1 => Some(false),
+                _ => None,
+            },
+            translated: tracked.ct & ct::SNAT != 0,
+        });
+        Ok(())
     }
 
     fn translations(&self, before: Option<Headers>, after: Option<Headers>) -> Vec<Step> {

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use etherparse::PacketBuilder;
 use fw_common::abi::flow::FlowKey;
 use fw_common::abi::stat::Stat;
-use fw_common::datapath::header::{Headers, parse};
-use fw_common::datapath::nat::Draft;
+use fw_common::datapath::header::{Headers, Parsed, parse};
+use fw_common::datapath::nat::Scratch;
 use fw_common::datapath::{Verdict, egress, ingress};
 use fw_user::compile::{Slots, compile};
 use fw_user::policy::TableName;
@@ -159,8 +159,10 @@ impl Talk {
 }
 
 /// Reads the talk off a packet, and checks its sums.
-fn heard(packet: &SlicePacket, reply: bool) -> Talk {
-    let headers = parse(packet, L2, true).expect("right header sum");
+fn heard(tables: &HostTables, packet: &SlicePacket, reply: bool) -> Talk {
+    let mut headers = Headers::default();
+    let parsed = parse(packet, tables, L2, &mut headers);
+    assert_eq!(parsed, Parsed::Headers, "right header sum");
     assert_eq!(transport_sum(packet, &headers), 0xffff, "{headers:?}");
     let address = |words| fw_user::addr::from_abi(headers.family, words);
     let (mut source, mut destination) =
@@ -212,15 +214,15 @@ fn transport_sum(packet: &SlicePacket, headers: &Headers) -> u32 {
 
 /// Sends a packet through the host, in by one device and out by another.
 fn forward(tables: &HostTables, frame: Vec<u8>, from: u32, to: u32) -> (Verdict, SlicePacket) {
-    let mut draft = Draft::default();
+    let mut scratch = Scratch::default();
     let mut packet = SlicePacket::ethernet(frame, from);
-    let verdict = ingress(&mut packet, tables, &mut draft);
+    let verdict = ingress(&mut packet, tables, &mut scratch);
     if verdict != Verdict::Pass {
         return (verdict, packet);
     }
     assert_ne!(packet.note, 0, "the packet is to be forwarded");
     packet = packet.at_egress_of(to);
-    let verdict = egress(&mut packet, tables, &mut draft);
+    let verdict = egress(&mut packet, tables, &mut scratch);
     (verdict, packet)
 }
 
@@ -273,7 +275,7 @@ proptest! {
         for inside in &talks {
             let (verdict, packet) = forward(&tables, inside.frame(), DOCKER0, ETH0);
             prop_assert_eq!(verdict, Verdict::Pass);
-            let out = heard(&packet, false);
+            let out = heard(&tables, &packet, false);
             let address: IpAddr = match inside.source {
                 IpAddr::V4(_) => OUTSIDE4.into(),
                 IpAddr::V6(_) => OUTSIDE6.parse().expect("an address"),
@@ -287,11 +289,11 @@ proptest! {
         for (inside, out) in seen {
             let (verdict, packet) = forward(&tables, out.answer().frame(), ETH0, DOCKER0);
             prop_assert_eq!(verdict, Verdict::Pass, "{:?}", out);
-            prop_assert_eq!(heard(&packet, true), inside.answer());
+            prop_assert_eq!(heard(&tables, &packet, true), inside.answer());
             // The same port again, now that the connection is known.
             let (verdict, packet) = forward(&tables, inside.frame(), DOCKER0, ETH0);
             prop_assert_eq!(verdict, Verdict::Pass);
-            prop_assert_eq!(heard(&packet, false), out);
+            prop_assert_eq!(heard(&tables, &packet, false), out);
         }
         let primaries = |key: &&FlowKey| key.kind == FlowKey::PRIMARY;
         let flows = tables.state().flows;
@@ -332,21 +334,21 @@ proptest! {
     ) {
         let tables = running(&policy);
         let has_nat = policy.rulesets().any(|(_, ruleset)| ruleset.nat.is_some());
-        let mut draft = Draft::default();
+        let mut scratch = Scratch::default();
         for (frame, device, way) in frames {
             let before = tables.state().flows.len();
             let mut packet = SlicePacket::ethernet(frame.clone(), device);
             let verdict = match way {
-                0 => ingress(&mut packet, &tables, &mut draft),
+                0 => ingress(&mut packet, &tables, &mut scratch),
                 1 => {
                     packet = packet.made_here();
-                    egress(&mut packet, &tables, &mut draft)
+                    egress(&mut packet, &tables, &mut scratch)
                 }
                 _ => {
-                    let verdict = ingress(&mut packet, &tables, &mut draft);
+                    let verdict = ingress(&mut packet, &tables, &mut scratch);
                     if verdict == Verdict::Pass {
                         packet = packet.at_egress_of(ETH0);
-                        egress(&mut packet, &tables, &mut draft)
+                        egress(&mut packet, &tables, &mut scratch)
                     } else {
                         verdict
                     }
