@@ -22,6 +22,8 @@
 //! 7. **Checksums left to the card.** The sum of a packet that the server's kernel makes may be
 //!    unfinished on a veth (CHECKSUM_PARTIAL). Whether a sum is right, finished or not, is
 //!    compared; then it is blanked.
+//! 8. **`! --sport 0:65535`.** iptables-save leaves it out, and so turns a rule that never matches
+//!    into one that does when its dump is loaded; fwbpf prints it. It is not generated.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -332,14 +332,10 @@ impl<R: Rng> Writer<'_, R> {
             words.push(format!("-m {name}"));
         }
         if self.chance(0.3) {
-            let not = self.not(0.15);
-            let ports = self.ports(from.port, ':');
-            words.push(format!("{not}--sport {ports}"));
+            words.push(self.port_match("--sport", from.port));
         }
         if self.chance(0.7) {
-            let not = self.not(0.15);
-            let ports = self.ports(to.port, ':');
-            words.push(format!("{not}--dport {ports}"));
+            words.push(self.port_match("--dport", to.port));
         }
         if name == "tcp" && self.chance(0.3) {
             let not = self.not(0.25);
@@ -357,6 +353,18 @@ impl<R: Rng> Writer<'_, R> {
             .expect("not empty");
             words.push(format!("{not}{flags}"));
         }
+    }
+
+    fn port_match(&mut self, flag: &str, port: u16) -> String {
+        let ports = self.ports(port, ':');
+        // iptables-save prints nothing for `! --sport 0:65535`, though the rule never matches:
+        // difference 8.
+        let not = if ports == "0:65535" {
+            String::new()
+        } else {
+            self.not(0.15)
+        };
+        format!("{not}{flag} {ports}")
     }
 
     fn multiport(&mut self, from: Endpoint, to: Endpoint) -> String {

@@ -7,10 +7,10 @@
 mod compare;
 mod counters;
 mod differences;
-mod grammar;
+pub mod grammar;
 mod minimise;
 mod run;
 mod side;
-mod traffic;
+pub mod traffic;
 
 pub use run::{Options, Outcome, Sabotage, run};
