@@ -8,14 +8,14 @@ use fw_common::abi::flow::FlowKey;
 use fw_common::abi::stat::Stat;
 use fw_common::datapath::header::{Headers, Parsed, parse};
 use fw_common::datapath::nat::Scratch;
-use fw_common::datapath::{Verdict, egress, ingress};
+use fw_common::datapath::{Verdict, early, egress, ingress};
 use fw_user::compile::{Slots, compile};
 use fw_user::policy::TableName;
 use fw_user::policy::model::{
     Chain, ChainPolicy, InterfacePattern, Masquerade, Negatable, Origin, Policy, Rule, Ruleset,
     Table, Target,
 };
-use fw_user::sim::{Host, HostDevice, HostTables, SlicePacket};
+use fw_user::sim::{Held, Host, HostDevice, HostTables, SlicePacket};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::select;
@@ -362,5 +362,58 @@ proptest! {
                 prop_assert!(tables.state().flows.len() <= before);
             }
         }
+    }
+}
+
+/// A frame to the host itself, now and then spoiled.
+fn frame_to_host() -> impl Strategy<Value = Vec<u8>> {
+    let to_host = talk().prop_map(|talk| {
+        let destination = match talk.source {
+            IpAddr::V4(_) => OUTSIDE4.into(),
+            IpAddr::V6(_) => OUTSIDE6.parse().expect("an address"),
+        };
+        Talk {
+            destination,
+            ..talk
+        }
+        .frame()
+    });
+    prop_oneof![4 => to_host, 1 => odd_frame()]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    /// Dropping early is dropping the same packets with the same counts: what XDP drops, ingress
+    /// would have dropped, and what it passes leaves no trace.
+    #[test]
+    fn early_drops_are_ingress_drops(
+        policy in generate::policy(),
+        frames in vec((frame_to_host(), any::<bool>()), 1..30),
+    ) {
+        let (plain, with_xdp) = (running(&policy), running(&policy));
+        let mut scratch = Scratch::default();
+        let mut dropped = 0;
+        for (frame, at_xdp) in frames {
+            let packet = SlicePacket::ethernet(frame, ETH0);
+            let expected = ingress(&mut packet.clone(), &plain, &mut scratch);
+            let before = with_xdp.state();
+            let mut verdict = Verdict::Pass;
+            if at_xdp {
+                let held = Held::new(&with_xdp, 16);
+                verdict = early(&mut packet.clone(), &held, &mut scratch);
+            }
+            if verdict == Verdict::Pass {
+                prop_assert_eq!(with_xdp.state(), before);
+                verdict = ingress(&mut packet.clone(), &with_xdp, &mut scratch);
+            } else {
+                dropped += 1;
+            }
+            prop_assert_eq!(verdict, expected);
+        }
+        prop_assert_eq!(with_xdp.stat(Stat::XdpDrop), dropped);
+        let (plain, with_xdp) = (plain.state(), with_xdp.state());
+        prop_assert_eq!(with_xdp.counters, plain.counters);
+        prop_assert_eq!(with_xdp.flows, plain.flows);
     }
 }

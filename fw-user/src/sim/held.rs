@@ -1,0 +1,115 @@
+//! Tables for XDP's early drop: hits wait until the packet's end is certain.
+
+use std::cell::RefCell;
+
+use fw_common::MapCell;
+use fw_common::abi::blob::Cell;
+use fw_common::abi::device::Device;
+use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::stat::Stat;
+use fw_common::abi::{Addr, Family};
+use fw_common::datapath::Recorder;
+use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
+
+/// Tables whose hits are held back.
+pub struct Held<'t, T> {
+    tables: &'t T,
+    hits: RefCell<Vec<(u32, u32, u32)>>,
+    room: usize,
+}
+
+impl<'t, T> Held<'t, T> {
+    /// Holds back up to `room` hits of a packet, as the kernel's programs do.
+    pub fn new(tables: &'t T, room: usize) -> Self {
+        Self {
+            tables,
+            hits: RefCell::default(),
+            room,
+        }
+    }
+}
+
+impl<T: Tables> Recorder for Held<'_, T> {
+    fn begin(&self) {
+        self.hits.borrow_mut().clear();
+    }
+
+    fn commit(&self) -> bool {
+        let hits = self.hits.take();
+        if hits.len() > self.room {
+            return false;
+        }
+        for (slot, packets, bytes) in hits {
+            self.tables.hit(slot, packets, bytes);
+        }
+        true
+    }
+}
+
+impl<T: Tables> Tables for Held<'_, T> {
+    type Generation = T::Generation;
+
+    fn generation(&self) -> Option<Self::Generation> {
+        self.tables.generation()
+    }
+
+    fn cell(&self, generation: Self::Generation, index: u32) -> Option<&Cell> {
+        self.tables.cell(generation, index)
+    }
+
+    fn hit(&self, slot: u32, packets: u32, bytes: u32) {
+        self.hits.borrow_mut().push((slot, packets, bytes));
+    }
+
+    fn count(&self, stat: Stat) {
+        self.tables.count(stat);
+    }
+
+    fn device(&self, index: u32) -> Option<&Device> {
+        self.tables.device(index)
+    }
+
+    fn is_local(&self, family: Family, address: &Addr) -> bool {
+        self.tables.is_local(family, address)
+    }
+
+    fn flow(&self, key: &FlowKey) -> Option<&Flow> {
+        self.tables.flow(key)
+    }
+
+    fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
+        self.tables.insert_flow(key, flow, tier)
+    }
+
+    fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        self.tables.promote_flow(key, flow)
+    }
+
+    fn remove_flow(&self, key: &FlowKey) {
+        self.tables.remove_flow(key);
+    }
+
+    fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
+        self.tables.fragment(key)
+    }
+
+    fn insert_fragment(&self, key: &FragmentKey, fragment: &Fragment) {
+        self.tables.insert_fragment(key, fragment);
+    }
+
+    fn frame(&self, depth: u32) -> Option<&MapCell<u64>> {
+        self.tables.frame(depth)
+    }
+
+    fn now(&self) -> u64 {
+        self.tables.now()
+    }
+
+    fn random(&self) -> u32 {
+        self.tables.random()
+    }
+
+    fn run<S: Step>(&self, count: u32, step: &mut S) {
+        self.tables.run(count, step);
+    }
+}
