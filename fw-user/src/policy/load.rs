@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::document;
 use super::error::{PolicyErrors, Problem, Report, Warning};
 use super::model::{Family, Policy};
 use super::save;
@@ -47,6 +48,15 @@ pub fn load(files: &[SourceFile], options: LoadOptions) -> Result<Loaded, Policy
 }
 
 fn load_file(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
+    if is_toml(file) {
+        if policy.files.len() > 1 {
+            report.error(alone());
+        }
+        return document::load(file, policy, report);
+    }
+    if policy.toml.is_some() {
+        return report.error(alone());
+    }
     let Some(family) = family_of(file, report) else {
         return;
     };
@@ -65,6 +75,26 @@ fn load_file(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
         }
         *place.table_mut(name) = Some(table.clone());
     }
+}
+
+/// A policy.toml by its name, or by a first line that only TOML can have.
+fn is_toml(file: &SourceFile) -> bool {
+    let mut lines = file.text.lines().map(str::trim);
+    let first = lines
+        .find(|line| !line.is_empty() && !line.starts_with('#'))
+        .unwrap_or_default();
+    let header = first.starts_with('[') && first.ends_with(']') && !first.contains(':');
+    file.name.to_lowercase().ends_with(".toml") || header
+}
+
+fn alone() -> Problem {
+    Problem::wrong(
+        "toml-and-others",
+        Span::default(),
+        "a policy.toml is given together with another file",
+    )
+    .expected("one policy.toml alone, or rule files")
+    .help("a policy.toml speaks for both IP versions: give it alone")
 }
 
 /// The IP version of a rule file: what the user said, else its name, else its contents.

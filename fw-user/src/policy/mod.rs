@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! rules.v4, rules.v6 -> save::lexer -> save::rule (by match_table) -> save::table -> model
-//! policy.toml -----------------------------------------------------> toml ------> model
+//! policy.toml -> document::read -> document::lower --------------------> model
 //! ```
 
+mod document;
 pub mod error;
 pub mod ids;
 pub mod load;
@@ -15,6 +16,7 @@ pub mod print;
 mod save;
 pub mod source;
 
+pub use document::{NotExpressible, print_toml};
 pub use error::{Kind, PolicyError, PolicyErrors, Warning};
 pub use ids::{CounterId, TableName};
 pub use load::{LoadOptions, Loaded, load};

@@ -43,7 +43,13 @@ const PROTOCOLS: &[(u8, &str)] = &[
 ];
 
 /// Further names that are taken for a protocol but never printed.
-const PROTOCOL_ALIASES: &[(u8, &str)] = &[(58, "icmpv6"), (135, "ipv6-mh"), (135, "mh")];
+const PROTOCOL_ALIASES: &[(u8, &str)] = &[
+    (0, "ip"),
+    (0, "hopopt"),
+    (58, "icmpv6"),
+    (135, "ipv6-mh"),
+    (135, "mh"),
+];
 
 /// The name that iptables-save prints for a protocol; `None` where it prints the number.
 pub fn protocol_name(number: u8) -> Option<&'static str> {

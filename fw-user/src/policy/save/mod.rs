@@ -9,6 +9,7 @@ mod table;
 pub(crate) mod values;
 
 pub(crate) use lexer::Word;
+pub(crate) use table::is_unconditional;
 pub(crate) use values::Value;
 
 use super::error::{Problem, Report, nearest};
@@ -574,7 +575,9 @@ impl FileReader<'_, '_> {
                 }
             }
             (Core::Flush, name) => builder.flush(name),
-            (Core::Zero, name) => builder.zero(name),
+            // iptables-restore's -Z leaves the counters that the file itself gives as they are,
+            // and all others begin at zero anyway.
+            (Core::Zero, _) => {}
             (Core::DeleteChain, None) => builder.remove_unused_chains(),
             (Core::DeleteChain, Some(name)) => {
                 if let Err(why) = builder.remove_chain(name) {

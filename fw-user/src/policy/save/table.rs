@@ -5,7 +5,7 @@ use crate::policy::error::{Problem, Report};
 use crate::policy::ids::TableName;
 use crate::policy::model::Match;
 use crate::policy::model::{
-    Chain, ChainPolicy, Counters, InterfacePattern, Negatable, Prefix, Rule, Table, Target,
+    Chain, ChainPolicy, InterfacePattern, Negatable, Prefix, Rule, Table, Target,
 };
 use crate::policy::names::{TCP, UDP};
 use crate::policy::source::Span;
@@ -131,21 +131,6 @@ impl TableBuilder {
         rules
             .into_iter()
             .any(|built| called(&built.rule) == Some(name))
-    }
-
-    /// Sets the counters to zero.
-    pub fn zero(&mut self, name: Option<&str>) {
-        for chain in self
-            .chains
-            .iter_mut()
-            .filter(|chain| name.is_none_or(|name| chain.name == name))
-        {
-            let policies = chain.policy.iter_mut().map(|policy| &mut policy.counters);
-            let rules = chain.rules.iter_mut().map(|built| &mut built.rule.counters);
-            for counters in policies.chain(rules) {
-                *counters = counters.map(|_| Counters::default());
-            }
-        }
     }
 
     /// How many rules a chain has.

@@ -1,0 +1,140 @@
+//! policy.toml: one file for both IP versions, safe by default. docs/policy-toml.md describes it.
+//!
+//! text -> [`Document`] (read) -> model (lower); and back: model -> [`Document`] (convert) -> text
+//! (write).
+
+mod convert;
+mod lower;
+mod read;
+mod write;
+
+pub use convert::NotExpressible;
+use convert::from_policy;
+
+use super::error::Report;
+use super::model::{Family, Origin, Policy, PortRange, Prefix};
+use super::source::SourceFile;
+
+/// Reads a policy.toml into the policy. What comes back is only meant without errors.
+pub(crate) fn load(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
+    let document = read::read(file, report);
+    if report.errors.is_empty() {
+        lower::lower(&document, policy);
+        policy.toml = Some(write::write(&document));
+    }
+}
+
+/// The policy as policy.toml: the document it was written as, or for rule files what
+/// policy.toml can say, if it can say all.
+pub fn print_toml(policy: &Policy) -> Result<String, NotExpressible> {
+    match &policy.toml {
+        Some(text) => Ok(text.clone()),
+        None => from_policy(policy),
+    }
+}
+
+/// What a policy.toml says. Equal documents mean the same policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Document {
+    pub defaults: Defaults,
+    pub incoming: Section,
+    pub outgoing: Section,
+    pub forward: Section,
+    pub masquerade: Option<Masquerading>,
+}
+
+/// What is allowed without a rule, unless switched off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Defaults {
+    pub loopback: bool,
+    pub established: bool,
+    pub neighbour_discovery: bool,
+}
+
+/// `[incoming]`, `[outgoing]` or `[forward]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Section {
+    /// Whether what no rule decides is allowed.
+    pub accept: bool,
+    pub rules: Vec<Entry>,
+    /// The line of `default`, if there is one.
+    pub origin: Place,
+}
+
+/// One rule.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub accept: bool,
+    pub what: Vec<What>,
+    pub ports: Vec<PortRange>,
+    pub source_ports: Vec<PortRange>,
+    pub from: Vec<Prefix>,
+    pub to: Vec<Prefix>,
+    pub in_interfaces: Vec<String>,
+    pub out_interfaces: Vec<String>,
+    pub family: Option<Family>,
+    pub comment: Option<String>,
+    pub origin: Place,
+}
+
+/// What `allow` and `drop` name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum What {
+    Any,
+    /// ICMP in IPv4, ICMPv6 in IPv6.
+    Icmp,
+    /// Packets of known flows and ICMP errors about them.
+    Established,
+    /// Packets of no flow that cannot open one.
+    Invalid,
+    Protocol(u8),
+}
+
+/// `[masquerade]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Masquerading {
+    pub out_interfaces: Vec<String>,
+    pub from: Vec<Prefix>,
+    pub family: Option<Family>,
+    pub origin: Place,
+}
+
+/// Where something was written; it plays no part in comparisons.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Place(pub Option<Origin>);
+
+impl PartialEq for Place {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Place {}
+
+impl Place {
+    /// The line; the file's first for what nobody wrote.
+    pub fn origin(self) -> Origin {
+        self.0.unwrap_or(Origin { file: 0, line: 1 })
+    }
+}
+
+impl Default for Document {
+    fn default() -> Self {
+        let section = |accept| Section {
+            accept,
+            rules: Vec::new(),
+            origin: Place::default(),
+        };
+        Self {
+            defaults: Defaults {
+                loopback: true,
+                established: true,
+                neighbour_discovery: true,
+            },
+            incoming: section(false),
+            outgoing: section(true),
+            forward: section(false),
+            masquerade: None,
+        }
+    }
+}

@@ -1,0 +1,464 @@
+//! policy.toml's text -> [`Document`]: every key is known, every value has its place.
+
+use toml::Spanned;
+use toml::de::{DeTable, DeValue};
+
+use super::{Document, Entry, Masquerading, Place, Section, What};
+use crate::policy::error::{Problem, Report, nearest};
+use crate::policy::model::{Family, PortRange, Prefix};
+use crate::policy::names::{TCP, UDP, protocol_names, protocol_number};
+use crate::policy::save::{Word, values};
+use crate::policy::source::{SourceFile, Span};
+
+/// Reads the text. After an error the rest is still read, so that all errors are reported.
+pub(super) fn read(file: &SourceFile, report: &mut Report<'_>) -> Document {
+    let (root, errors) = DeTable::parse_recoverable(&file.text);
+    for error in errors {
+        let span = error.span().unwrap_or(0..0).into();
+        let message = format!("this is not TOML: {}", error.message().trim());
+        report.error(Problem::wrong("bad-toml", span, message).expected("valid TOML (toml.io)"));
+    }
+    let mut document = Document::default();
+    let mut reader = Reader { report };
+    reader.root(root.get_ref(), &mut document);
+    document
+}
+
+type Value<'i> = Spanned<DeValue<'i>>;
+
+struct Reader<'r, 'f> {
+    report: &'r mut Report<'f>,
+}
+
+impl Reader<'_, '_> {
+    fn root(&mut self, table: &DeTable<'_>, document: &mut Document) {
+        const KEYS: &[&str] = &["defaults", "incoming", "outgoing", "forward", "masquerade"];
+        for (key, value) in table {
+            let at = key.span().into();
+            match key.get_ref().as_ref() {
+                "defaults" => self.defaults(value, document),
+                "incoming" => self.section(value, "incoming", &mut document.incoming),
+                "outgoing" => self.section(value, "outgoing", &mut document.outgoing),
+                "forward" => self.section(value, "forward", &mut document.forward),
+                "masquerade" => document.masquerade = self.masquerade(value, at),
+                unknown => self.unknown_key(unknown, at, KEYS),
+            }
+        }
+    }
+
+    fn defaults(&mut self, value: &Value<'_>, document: &mut Document) {
+        const KEYS: &[&str] = &["loopback", "established", "neighbour_discovery"];
+        let Some(table) = self.table(value) else {
+            return;
+        };
+        let defaults = &mut document.defaults;
+        for (key, value) in table {
+            let place = match key.get_ref().as_ref() {
+                "loopback" => &mut defaults.loopback,
+                "established" => &mut defaults.established,
+                "neighbour_discovery" | "neighbor_discovery" => &mut defaults.neighbour_discovery,
+                unknown => {
+                    self.unknown_key(unknown, key.span().into(), KEYS);
+                    continue;
+                }
+            };
+            match value.get_ref().as_bool() {
+                Some(chosen) => *place = chosen,
+                None => self.wrong_type(value, "true or false"),
+            }
+        }
+    }
+
+    fn section(&mut self, value: &Value<'_>, name: &str, section: &mut Section) {
+        const KEYS: &[&str] = &["default", "rules"];
+        let Some(table) = self.table(value) else {
+            return;
+        };
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "default" => {
+                    section.origin = Place(Some(self.report.origin(key.span().into())));
+                    match value.get_ref().as_str() {
+                        Some("allow") => section.accept = true,
+                        Some("drop") => section.accept = false,
+                        _ => self.wrong_type(value, "\"allow\" or \"drop\""),
+                    }
+                }
+                "rules" => {
+                    let Some(rules) = value.get_ref().as_array() else {
+                        self.wrong_type(
+                            value,
+                            "a list of rules: [ { allow = \"tcp\", ports = [22] } ]",
+                        );
+                        continue;
+                    };
+                    for rule in rules.iter() {
+                        section.rules.extend(self.rule(rule, name));
+                    }
+                }
+                unknown => self.unknown_key(unknown, key.span().into(), KEYS),
+            }
+        }
+    }
+
+    fn rule(&mut self, value: &Value<'_>, section: &str) -> Option<Entry> {
+        const KEYS: &[&str] = &[
+            "allow",
+            "drop",
+            "ports",
+            "source_ports",
+            "from",
+            "to",
+            "in",
+            "out",
+            "family",
+            "comment",
+        ];
+        let table = self.table(value)?;
+        let whole: Span = value.span().into();
+        let errors = self.report.errors.len();
+        let mut entry = Entry {
+            origin: Place(Some(self.report.origin(whole))),
+            ..Entry::default()
+        };
+        let mut decided = false;
+        for (key, value) in table {
+            let at: Span = key.span().into();
+            match key.get_ref().as_ref() {
+                verb @ ("allow" | "drop") => {
+                    if std::mem::replace(&mut decided, true) {
+                        self.report.error(
+                            Problem::wrong("two-verdicts", at, "a rule either allows or drops")
+                                .expected("only one of `allow` and `drop`")
+                                .help("write two rules"),
+                        );
+                    }
+                    entry.accept = verb == "allow";
+                    entry.what = self.list(value, "a protocol such as \"tcp\"", Self::what);
+                }
+                "ports" => entry.ports = self.list(value, PORTS, Self::ports),
+                "source_ports" => entry.source_ports = self.list(value, PORTS, Self::ports),
+                "from" => entry.from = self.list(value, ADDRESSES, Self::prefix),
+                "to" => entry.to = self.list(value, ADDRESSES, Self::prefix),
+                "in" => {
+                    if section == "outgoing" {
+                        self.report.error(
+                            Problem::wrong(
+                                "misplaced-interface",
+                                at,
+                                "outgoing packets were not received by any interface",
+                            )
+                            .expected("`out`"),
+                        );
+                    }
+                    entry.in_interfaces = self.list(value, INTERFACES, Self::interface);
+                }
+                "out" => {
+                    if section == "incoming" {
+                        self.report.error(
+                            Problem::wrong(
+                                "misplaced-interface",
+                                at,
+                                "incoming packets are not sent by any interface",
+                            )
+                            .expected("`in`"),
+                        );
+                    }
+                    entry.out_interfaces = self.list(value, INTERFACES, Self::interface);
+                }
+                "family" => entry.family = self.family(value),
+                "comment" => entry.comment = self.comment(value),
+                unknown => self.unknown_key(unknown, at, KEYS),
+            }
+        }
+        // A misspelt key has been reported already, and it may have been the verdict.
+        if !decided && self.report.errors.len() == errors {
+            self.report.error(
+                Problem::wrong(
+                    "no-verdict",
+                    whole,
+                    "the rule neither allows nor drops anything",
+                )
+                .expected("`allow = ...` or `drop = ...`")
+                .help("for every protocol write `allow = \"any\"`"),
+            );
+        }
+        if self.report.errors.len() == errors {
+            self.check(&entry, whole);
+        }
+        (self.report.errors.len() == errors).then_some(entry)
+    }
+
+    /// What no single key can tell.
+    fn check(&mut self, entry: &Entry, whole: Span) {
+        let has_ports = !entry.ports.is_empty() || !entry.source_ports.is_empty();
+        let portless = entry
+            .what
+            .iter()
+            .any(|what| !matches!(what, What::Protocol(TCP | UDP)));
+        if has_ports && portless {
+            self.report.error(
+                Problem::wrong("ports-without-protocol", whole, "ports need tcp or udp")
+                    .expected("`\"tcp\"`, `\"udp\"` or both as the protocol")
+                    .help("write `allow = [\"tcp\", \"udp\"]` (or `drop`) for both"),
+            );
+        }
+        let possible = [Family::Ipv4, Family::Ipv6]
+            .into_iter()
+            .any(|family| super::lower::applies(entry, family));
+        if !possible {
+            self.report.error(
+                Problem::wrong(
+                    "no-family",
+                    whole,
+                    "no packet can match: the addresses are of different IP versions",
+                )
+                .expected("`from`, `to` and `family` with one IP version in common"),
+            );
+        }
+    }
+
+    fn masquerade(&mut self, value: &Value<'_>, at: Span) -> Option<Masquerading> {
+        const KEYS: &[&str] = &["out", "from", "family"];
+        let table = self.table(value)?;
+        let mut masquerade = Masquerading {
+            origin: Place(Some(self.report.origin(at))),
+            ..Masquerading::default()
+        };
+        let errors = self.report.errors.len();
+        for (key, value) in table {
+            match key.get_ref().as_ref() {
+                "out" => masquerade.out_interfaces = self.list(value, INTERFACES, Self::interface),
+                "from" => masquerade.from = self.list(value, ADDRESSES, Self::prefix),
+                "family" => masquerade.family = self.family(value),
+                unknown => self.unknown_key(unknown, key.span().into(), KEYS),
+            }
+        }
+        if masquerade.out_interfaces.is_empty() && self.report.errors.len() == errors {
+            self.report.error(
+                Problem::wrong("no-interface", at, "masquerading needs an interface")
+                    .expected("`out = [\"eth0\"]`, the interfaces towards the outside"),
+            );
+        }
+        Some(masquerade)
+    }
+
+    /// A value or a list of values. An empty list is refused: it would match nothing or anything.
+    fn list<T>(
+        &mut self,
+        value: &Value<'_>,
+        expected: &str,
+        mut read: impl FnMut(&mut Self, &Value<'_>, &str) -> Option<T>,
+    ) -> Vec<T> {
+        let Some(items) = value.get_ref().as_array() else {
+            return read(self, value, expected).into_iter().collect();
+        };
+        if items.is_empty() {
+            self.report.error(
+                Problem::wrong("empty-list", value.span().into(), "the list is empty")
+                    .expected(expected)
+                    .help("leave the key out for no restriction"),
+            );
+        }
+        items
+            .iter()
+            .filter_map(|item| read(self, item, expected))
+            .collect()
+    }
+
+    fn what(&mut self, value: &Value<'_>, expected: &str) -> Option<What> {
+        if let Some(number) = integer(value) {
+            return match u8::try_from(number) {
+                Ok(number) if number > 0 => Some(What::Protocol(number)),
+                _ => self.refuse(
+                    value,
+                    "bad-protocol",
+                    "a protocol's number is from 1 to 255",
+                    expected,
+                ),
+            };
+        }
+        let Some(name) = value.get_ref().as_str() else {
+            return self.mistyped(value, expected);
+        };
+        match name {
+            "any" => Some(What::Any),
+            "icmp" => Some(What::Icmp),
+            "established" => Some(What::Established),
+            "invalid" => Some(What::Invalid),
+            _ => {
+                match protocol_number(name) {
+                    Some(number) => Some(What::Protocol(number)),
+                    None => {
+                        let near = nearest(
+                            name,
+                            ["any", "established", "invalid"]
+                                .into_iter()
+                                .chain(protocol_names()),
+                        );
+                        let problem = Problem::wrong("unknown-protocol", value.span().into(), format!("there is no protocol `{name}`"))
+                        .expected("tcp, udp, icmp, any, established, invalid, or a protocol's name or number");
+                        self.report.error(match near {
+                            Some(near) => problem.help(format!("did you mean \"{near}\"?")),
+                            None => problem,
+                        });
+                        None
+                    }
+                }
+            }
+        }
+    }
+
+    fn ports(&mut self, value: &Value<'_>, expected: &str) -> Option<PortRange> {
+        if let Some(number) = integer(value) {
+            return match u16::try_from(number) {
+                Ok(port) => Some(PortRange {
+                    first: port,
+                    last: port,
+                }),
+                Err(_) => self.refuse(value, "bad-port", "a port is from 0 to 65535", expected),
+            };
+        }
+        let Some(text) = value.get_ref().as_str() else {
+            return self.mistyped(value, expected);
+        };
+        let range = text
+            .split_once('-')
+            .filter(|(low, _)| low.bytes().all(|byte| byte.is_ascii_digit()));
+        let spelt = range.map_or_else(|| text.to_owned(), |(low, high)| format!("{low}:{high}"));
+        let word = Word {
+            text: spelt,
+            span: value.span().into(),
+        };
+        match values::port_range(&word, None) {
+            Ok(range) => Some(range),
+            Err(_) => self.refuse(
+                value,
+                "bad-port",
+                &format!("`{text}` is neither a port nor a range of ports"),
+                expected,
+            ),
+        }
+    }
+
+    fn prefix(&mut self, value: &Value<'_>, expected: &str) -> Option<Prefix> {
+        let Some(text) = value.get_ref().as_str() else {
+            return self.mistyped(value, expected);
+        };
+        let family = if text.contains(':') {
+            Family::Ipv6
+        } else {
+            Family::Ipv4
+        };
+        match values::prefix(text, value.span().into(), family) {
+            Ok(prefix) => Some(prefix),
+            Err(problem) => {
+                self.report.error(Problem {
+                    span: value.span().into(),
+                    ..problem
+                });
+                None
+            }
+        }
+    }
+
+    fn interface(&mut self, value: &Value<'_>, expected: &str) -> Option<String> {
+        let Some(text) = value.get_ref().as_str() else {
+            return self.mistyped(value, expected);
+        };
+        if let Some(stem) = text.strip_suffix('*') {
+            let message = format!("`{text}` is not an interface");
+            self.report.error(
+                Problem::wrong("bad-interface", value.span().into(), message)
+                    .expected(expected)
+                    .help(format!(
+                        "every interface that begins with `{stem}` is written \"{stem}+\""
+                    )),
+            );
+            return None;
+        }
+        let word = Word {
+            text: text.to_owned(),
+            span: value.span().into(),
+        };
+        match values::interface(&word) {
+            Ok(pattern) => Some(pattern.0),
+            Err(problem) => {
+                self.report.error(problem);
+                None
+            }
+        }
+    }
+
+    fn family(&mut self, value: &Value<'_>) -> Option<Family> {
+        match value.get_ref().as_str() {
+            Some("ipv4") => Some(Family::Ipv4),
+            Some("ipv6") => Some(Family::Ipv6),
+            _ => self.mistyped(value, "\"ipv4\" or \"ipv6\""),
+        }
+    }
+
+    fn comment(&mut self, value: &Value<'_>) -> Option<String> {
+        match value.get_ref().as_str() {
+            Some(text) if text.len() <= 255 && !text.chars().any(char::is_control) => {
+                Some(text.to_owned())
+            }
+            _ => self.mistyped(value, "a line of at most 255 bytes"),
+        }
+    }
+
+    fn table<'v, 'i>(&mut self, value: &'v Value<'i>) -> Option<&'v DeTable<'i>> {
+        let table = value.get_ref().as_table();
+        if table.is_none() {
+            self.wrong_type(value, "a table with keys");
+        }
+        table
+    }
+
+    fn mistyped<T>(&mut self, value: &Value<'_>, expected: &str) -> Option<T> {
+        self.wrong_type(value, expected);
+        None
+    }
+
+    fn wrong_type(&mut self, value: &Value<'_>, expected: &str) {
+        let message = match value.get_ref() {
+            DeValue::String(text) => format!("`{text}` is not expected here"),
+            other => format!("a value of type {} is not expected here", other.type_str()),
+        };
+        self.report
+            .error(Problem::wrong("bad-value", value.span().into(), message).expected(expected));
+    }
+
+    fn refuse<T>(
+        &mut self,
+        value: &Value<'_>,
+        code: &'static str,
+        message: &str,
+        expected: &str,
+    ) -> Option<T> {
+        self.report
+            .error(Problem::wrong(code, value.span().into(), message).expected(expected));
+        None
+    }
+
+    fn unknown_key(&mut self, key: &str, span: Span, known: &[&str]) {
+        let problem = Problem::wrong("unknown-key", span, format!("there is no key `{key}` here"))
+            .expected(format!("one of {}", known.join(", ")));
+        self.report
+            .error(match nearest(key, known.iter().copied()) {
+                Some(near) => problem.help(format!("did you mean `{near}`?")),
+                None => problem,
+            });
+    }
+}
+
+const PORTS: &str = "a port such as 22, or a range such as \"8000-8100\"";
+const ADDRESSES: &str = "an address such as \"192.0.2.2\" or \"2001:db8::/32\"";
+const INTERFACES: &str = "an interface such as \"eth0\"";
+
+fn integer(value: &Value<'_>) -> Option<i64> {
+    let integer = value.get_ref().as_integer()?;
+    i64::from_str_radix(integer.as_str(), integer.radix())
+        .ok()
+        .or(Some(-1))
+}
