@@ -8,6 +8,7 @@
 mod document;
 pub mod error;
 pub mod ids;
+pub mod lint;
 pub mod load;
 pub mod match_table;
 pub mod model;
@@ -19,6 +20,7 @@ pub mod source;
 pub use document::{NotExpressible, print_toml};
 pub use error::{Kind, PolicyError, PolicyErrors, Warning};
 pub use ids::{CounterId, TableName};
+pub use lint::{LintContext, SshSession, lint};
 pub use load::{LoadOptions, Loaded, load};
 pub use print::{print_rule, print_save};
 pub use source::SourceFile;

@@ -9,7 +9,7 @@ mod table;
 pub(crate) mod values;
 
 pub(crate) use lexer::Word;
-pub(crate) use table::is_unconditional;
+pub(crate) use table::{called, is_unconditional};
 pub(crate) use values::Value;
 
 use super::error::{Problem, Report, nearest};

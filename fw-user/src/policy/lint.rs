@@ -1,0 +1,83 @@
+//! What `fwbpf check` warns of: policies that are right by the letter and probably not meant.
+
+mod containers;
+mod covers;
+mod families;
+mod reach;
+mod ssh;
+
+pub use ssh::SshSession;
+
+use super::error::Warning;
+use super::ids::TableName;
+use super::model::{Chain, Origin, Policy, Rule, Table};
+
+/// What the machine that checks knows besides the policy.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LintContext {
+    /// The SSH connection that the check is run from.
+    pub ssh: Option<SshSession>,
+}
+
+/// Every warning about the policy, in the order of its lines.
+pub fn lint(policy: &Policy, context: &LintContext) -> Vec<Warning> {
+    let mut findings = Findings {
+        policy,
+        warnings: Vec::new(),
+    };
+    reach::lint(&mut findings);
+    families::lint(&mut findings);
+    containers::lint(&mut findings);
+    if let Some(session) = &context.ssh {
+        ssh::lint(&mut findings, session);
+    }
+    let mut warnings = findings.warnings;
+    let line = |warning: &Warning| warning.origin.map(|origin| (origin.file, origin.line));
+    // Stable; what is about no line in particular comes first.
+    warnings.sort_by_key(line);
+    warnings
+}
+
+/// The warnings found so far.
+struct Findings<'a> {
+    policy: &'a Policy,
+    warnings: Vec<Warning>,
+}
+
+impl Findings<'_> {
+    fn warn(&mut self, code: &'static str, origin: Option<Origin>, text: String, help: &str) {
+        let name =
+            origin.and_then(|origin| self.policy.files.get(usize::try_from(origin.file).ok()?));
+        let (file, help) = (name.cloned(), Some(help.to_owned()));
+        self.warnings.push(Warning {
+            code,
+            origin,
+            file,
+            text,
+            help,
+        });
+    }
+}
+
+/// A chain and the rules that packets can meet in it, each with the rules before it.
+fn filter_tables(policy: &Policy) -> impl Iterator<Item = (super::model::Family, &Table)> {
+    policy.rulesets().filter_map(|(family, ruleset)| {
+        ruleset
+            .table(TableName::Filter)
+            .map(|table| (family, table))
+    })
+}
+
+/// The rules that a packet in this chain may meet, those of called chains in their place, as far
+/// as calls go eight deep. Enough to see what a policy lets in; not an evaluation.
+fn flattened<'a>(table: &'a Table, chain: &'a Chain, depth: usize) -> Vec<&'a Rule> {
+    let mut rules = Vec::new();
+    for rule in &chain.rules {
+        rules.push(rule);
+        let called = super::save::called(rule).and_then(|name| table.chain(name));
+        if let Some(called) = called.filter(|_| depth < 8 && rules.len() < 10_000) {
+            rules.extend(flattened(table, called, depth + 1));
+        }
+    }
+    rules
+}
