@@ -1,17 +1,77 @@
 //! `fwbpf check`: what is wrong or doubtful about a policy. Needs no root.
 
+use serde::Serialize;
+
 use super::Failure;
 use super::output::Output;
-use super::source;
+use super::source::parse;
 use crate::cli::Check;
 use crate::compile::{Slots, compile};
+use crate::policy::{PolicyErrors, Warning};
+
+/// What `--json` prints.
+#[derive(Clone, Debug, Serialize)]
+struct Report {
+    accepted: bool,
+    errors: Option<PolicyErrors>,
+    /// A limit of fwbpf's that the policy as a whole exceeds.
+    limit: Option<String>,
+    warnings: Vec<Warning>,
+}
 
 /// Runs the command.
 pub fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure> {
-    let policy = source::read(&arguments.policy, output)?;
-    if let Err(limit) = compile(&policy, &Slots::fresh(&policy), 1, &[]) {
-        output.refusal(&limit);
-        return Err(Failure::Refused);
+    let files = &arguments.policy;
+    let report = match parse(&files.files, files.family.chosen(), files.strict)? {
+        Ok(loaded) => {
+            let limit = compile(&loaded.policy, &Slots::fresh(&loaded.policy), 1, &[]).err();
+            Report {
+                accepted: limit.is_none(),
+                errors: None,
+                limit: limit.map(|limit| limit.to_string()),
+                warnings: loaded.warnings,
+            }
+        }
+        Err(errors) => Report {
+            accepted: false,
+            errors: Some(errors),
+            limit: None,
+            warnings: Vec::new(),
+        },
+    };
+    if output.json {
+        output.value(&report)?;
+    } else {
+        print(&report, output)?;
     }
-    output.line("ok")
+    if report.accepted {
+        Ok(())
+    } else {
+        Err(Failure::Refused)
+    }
+}
+
+fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {
+    if let Some(errors) = &report.errors {
+        output.say(errors.render(output.colours_on_stderr()));
+        let count = errors.errors.len();
+        output.say(format_args!(
+            "{count} error{}: this policy would be refused",
+            if count == 1 { "" } else { "s" }
+        ));
+    }
+    if let Some(limit) = &report.limit {
+        output.refusal(limit);
+    }
+    for warning in &report.warnings {
+        output.say(warning);
+    }
+    if report.accepted {
+        output.line(match report.warnings.len() {
+            0 => "The policy is fine.".to_owned(),
+            1 => "The policy can be loaded; there is 1 warning.".to_owned(),
+            count => format!("The policy can be loaded; there are {count} warnings."),
+        })?;
+    }
+    Ok(())
 }

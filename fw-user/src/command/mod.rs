@@ -22,6 +22,8 @@ use output::Output;
 /// Why a command did not succeed. Each has its exit code.
 #[derive(Debug)]
 pub enum Failure {
+    /// The command line is well-formed but makes no sense.
+    Usage(String),
     /// The system failed: kernel, permissions, input or output.
     System(anyhow::Error),
     /// The policy was refused; everything there is to say has been said.
@@ -47,6 +49,7 @@ impl Failure {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::System(_) => 1,
+            Self::Usage(_) => 2,
             Self::Refused => 3,
             Self::NotLoaded(_) => 4,
         }

@@ -124,6 +124,7 @@ impl Output {
                     self.say(format_args!("  help: {hint}"));
                 }
             }
+            Failure::Usage(text) => self.say(format_args!("{style}error{style:#}: {text}")),
             // Its errors have been printed with their lines.
             Failure::Refused => {}
             Failure::NotLoaded(state) => self.say(format_args!(

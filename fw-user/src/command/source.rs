@@ -1,16 +1,61 @@
 //! Reading the files of a policy.
 
-use anyhow::Context as _;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result};
 
 use super::Failure;
 use super::output::Output;
 use crate::cli::Files;
-use crate::policy::model::Policy;
+use crate::policy::model::{Family, Policy};
+use crate::policy::{LoadOptions, Loaded, PolicyErrors, SourceFile, load};
 
-/// Reads all files as one policy, and says all that is wrong or doubtful about them.
-pub fn read(files: &Files, _output: &mut Output) -> Result<Policy, Failure> {
-    let path = &files.files[0];
-    let text =
-        std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(serde_json::from_str(&text).context("JSON stand-in")?)
+/// Reads all files as one policy, and says on standard error what is wrong or doubtful.
+pub fn read(files: &Files, output: &mut Output) -> Result<Policy, Failure> {
+    match parse(&files.files, files.family.chosen(), files.strict)? {
+        Ok(loaded) => {
+            for warning in &loaded.warnings {
+                output.say(warning);
+            }
+            Ok(loaded.policy)
+        }
+        Err(errors) => {
+            if output.json {
+                output.value(&serde_json::json!({ "errors": errors }))?;
+            } else {
+                output.say(errors.render(output.colours_on_stderr()));
+            }
+            Err(Failure::Refused)
+        }
+    }
+}
+
+/// Reads all files as one policy.
+pub fn parse(
+    files: &[PathBuf],
+    family: Option<Family>,
+    strict: bool,
+) -> Result<Result<Loaded, PolicyErrors>> {
+    let sources = files
+        .iter()
+        .map(|path| {
+            let (name, bytes) = contents(path)?;
+            Ok(SourceFile::new(name, &bytes, family))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(load(&sources, LoadOptions { strict }))
+}
+
+/// `-` is standard input.
+fn contents(path: &Path) -> Result<(String, Vec<u8>)> {
+    if path == Path::new("-") {
+        let mut bytes = Vec::new();
+        std::io::stdin()
+            .read_to_end(&mut bytes)
+            .context("cannot read standard input")?;
+        return Ok(("<stdin>".to_owned(), bytes));
+    }
+    let bytes = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok((path.display().to_string(), bytes))
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
-use aya::programs::{Program, SchedClassifier, Xdp};
+use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use aya_obj::programs::XdpAttachType;
 use fw_common::abi::blob::Cell;
@@ -146,7 +146,7 @@ pub fn prepare(state: &StateDir, _lock: &Lock) -> Result<(Maps, Programs)> {
     let pinned = PROGRAMS.iter().all(|name| state.program(name).exists());
     if !pinned || state.fact(Fact::Object).as_deref() != Some(&hash) {
         // While the pins are a mixture of two objects, no hash may vouch for them.
-        remove_if_present(&state.map("@object"))?;
+        state.forget_fact(Fact::Object)?;
         load_object(state)?;
         state.set_fact(Fact::Object, &hash)?;
     }
@@ -207,12 +207,29 @@ fn load_object(state: &StateDir) -> Result<()> {
 }
 
 fn load_program(object: &mut Ebpf, name: &str) -> Result<()> {
-    match program(object, name)? {
+    let loaded = match program(object, name)? {
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
         _ => bail!("the BPF object's program {name} is of an unexpected type"),
+    };
+    match loaded {
+        Err(ProgramError::LoadError {
+            io_error,
+            verifier_log,
+        }) => Err(io_error).with_context(|| {
+            format!(
+                "the kernel's verifier refused the program {name}; its log ends with:\n{}\n",
+                last_lines(&verifier_log.to_string(), 12)
+            )
+        }),
+        other => other.with_context(|| format!("cannot load the program {name}")),
     }
-    .with_context(|| format!("the kernel refused the program {name}"))
+}
+
+/// The verifier's reason is at the end of a log that can have a million lines.
+fn last_lines(text: &str, count: usize) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].join("\n")
 }
 
 fn pin_program(object: &mut Ebpf, name: &str, path: &Path) -> Result<()> {

@@ -38,19 +38,16 @@ pub enum Fact {
     Netns,
     /// The `--xdp` that the last load asked for.
     Xdp,
-    /// When the running policy was loaded, RFC 3339.
-    Loaded,
 }
 
 impl Fact {
-    const ALL: [Self; 4] = [Self::Object, Self::Netns, Self::Xdp, Self::Loaded];
+    const ALL: [Self; 3] = [Self::Object, Self::Netns, Self::Xdp];
 
     fn name(self) -> &'static str {
         match self {
             Self::Object => "@object",
             Self::Netns => "@netns",
             Self::Xdp => "@xdp",
-            Self::Loaded => "@loaded",
         }
     }
 }
@@ -192,6 +189,11 @@ impl StateDir {
             }
             Ok(()) | Err(_) => Ok(()),
         }
+    }
+
+    /// Removes a fact.
+    pub fn forget_fact(&self, fact: Fact) -> Result<()> {
+        remove_if_present(&self.0.join(fact.name()))
     }
 
     /// What is in the directory that this version does not know, so must not touch.
