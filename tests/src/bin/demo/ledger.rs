@@ -4,60 +4,59 @@ use std::{collections::HashMap, fs, path::Path};
 
 use anyhow::{Context, Result};
 use fw_user::policy::model::Family;
+use serde::Deserialize;
 
-/// A rule's place: table, chain, and position in the chain.
-type Place = (String, String, usize);
-
-/// A policy file's rules, to name the line of a rule that counted.
+/// A policy file's lines, to cite the one that counted.
 pub struct Policy {
     /// The family that the file is for.
     pub family: Family,
-    lines: HashMap<Place, (usize, String)>,
+    lines: Vec<String>,
 }
 
 impl Policy {
-    /// Reads a file in iptables-save's format.
+    /// Reads a file.
     pub fn read(family: Family, path: &Path) -> Result<Self> {
         let text =
             fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-        Ok(Self {
-            family,
-            lines: rules(&text)
-                .map(|rule| (rule.place, (rule.line, rule.text.to_owned())))
-                .collect(),
-        })
+        let lines = text.lines().map(str::to_owned).collect();
+        Ok(Self { family, lines })
     }
 
-    fn cite(&self, place: &Place) -> Option<String> {
-        let (line, text) = self.lines.get(place)?;
-        Some(format!("{line:>3}: {text}"))
+    fn cite(&self, rule: &Rule) -> String {
+        let text = rule
+            .line
+            .checked_sub(1)
+            .and_then(|index| self.lines.get(index))
+            .unwrap_or(&rule.rule);
+        format!("{:>3}: {text}", rule.line)
     }
 }
 
-/// The counters of one family at one moment, as `fwbpf show --save` printed them.
-#[derive(Debug, PartialEq, Eq)]
+/// The counters of one family at one moment, as `fwbpf show --json` prints them.
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+#[serde(transparent)]
 pub struct Ledger {
-    entries: Vec<Entry>,
+    chains: Vec<Chain>,
 }
 
-#[derive(Debug, PartialEq, Eq)]
-struct Entry {
-    place: Place,
-    text: String,
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+struct Chain {
+    table: String,
+    chain: String,
+    rules: Vec<Rule>,
+}
+
+#[derive(Debug, Deserialize, PartialEq, Eq)]
+struct Rule {
     packets: u64,
+    rule: String,
+    line: usize,
 }
 
 impl Ledger {
-    /// Reads `iptables-save -c`'s format.
-    pub fn parse(text: &str) -> Self {
-        let entries = rules(text)
-            .map(|rule| Entry {
-                place: rule.place,
-                text: rule.text.to_owned(),
-                packets: rule.packets,
-            })
-            .collect();
-        Self { entries }
+    /// Reads JSON.
+    pub fn parse(json: &str) -> Result<Self> {
+        serde_json::from_str(json).context("`fwbpf show --json` printed something unexpected")
     }
 
     /// The line of `chain` that decided over what was sent since `before`: the first that counted
@@ -70,27 +69,29 @@ impl Ledger {
         enters: Option<&str>,
         policy: &Policy,
     ) -> Option<String> {
-        let earlier: HashMap<&Place, u64> = before
-            .entries
-            .iter()
-            .map(|entry| (&entry.place, entry.packets))
+        let earlier: HashMap<usize, u64> = before
+            .rules(chain)
+            .enumerate()
+            .map(|(index, rule)| (index, rule.packets))
             .collect();
-        let counted: Vec<&Entry> = self
-            .entries
-            .iter()
-            .filter(|entry| entry.place.0 == "filter" && entry.place.1 == chain)
-            .filter(|entry| entry.packets > earlier.get(&entry.place).copied().unwrap_or(0))
-            .filter(|entry| enters.is_none_or(|interface| may_enter(&entry.text, interface)))
+        let counted: Vec<&Rule> = self
+            .rules(chain)
+            .enumerate()
+            .filter(|(index, rule)| rule.packets > earlier.get(index).copied().unwrap_or(0))
+            .map(|(_, rule)| rule)
+            .filter(|rule| enters.is_none_or(|interface| may_enter(&rule.rule, interface)))
             .collect();
         let opening = counted
             .iter()
-            .find(|entry| !entry.text.contains("ESTABLISHED"));
-        let entry = opening.or(counted.first())?;
-        Some(
-            policy
-                .cite(&entry.place)
-                .unwrap_or_else(|| entry.text.clone()),
-        )
+            .find(|rule| !rule.rule.contains("ESTABLISHED"));
+        opening.or(counted.first()).map(|rule| policy.cite(rule))
+    }
+
+    fn rules(&self, chain: &str) -> impl Iterator<Item = &Rule> {
+        self.chains
+            .iter()
+            .filter(move |one| one.table == "filter" && one.chain == chain)
+            .flat_map(|one| &one.rules)
     }
 }
 
@@ -103,79 +104,46 @@ fn may_enter(rule: &str, interface: &str) -> bool {
     }
 }
 
-struct Rule<'a> {
-    place: Place,
-    line: usize,
-    text: &'a str,
-    packets: u64,
-}
-
-/// The rules of a file in iptables-save's format, with or without counters.
-fn rules(text: &str) -> impl Iterator<Item = Rule<'_>> {
-    let mut table = String::new();
-    let mut lengths: HashMap<(String, String), usize> = HashMap::new();
-    text.lines().enumerate().filter_map(move |(index, line)| {
-        let line = line.trim();
-        if let Some(name) = line.strip_prefix('*') {
-            name.clone_into(&mut table);
-            return None;
-        }
-        let (packets, rule) = match line.strip_prefix('[') {
-            Some(counted) => {
-                let (counters, rule) = counted.split_once(']')?;
-                let (packets, _) = counters.split_once(':')?;
-                (packets.parse().ok()?, rule.trim_start())
-            }
-            None => (0, line),
-        };
-        let chain = rule.strip_prefix("-A ")?.split_whitespace().next()?;
-        let length = lengths
-            .entry((table.clone(), chain.to_owned()))
-            .or_default();
-        *length += 1;
-        Some(Rule {
-            place: (table.clone(), chain.to_owned(), *length),
-            line: index + 1,
-            text: rule,
-            packets,
-        })
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const FILE: &str = "# the policy\n*filter\n:INPUT ACCEPT [0:0]\n\n\
-        -A INPUT -i lo -j ACCEPT\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
-        -A INPUT -p tcp --dport 22 -j ACCEPT\nCOMMIT\n";
-
     fn policy() -> Policy {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("rules.v4");
-        fs::write(&path, FILE).unwrap();
-        Policy::read(Family::Ipv4, &path).unwrap()
+        Policy {
+            family: Family::Ipv4,
+            lines: vec![
+                "*filter".into(),
+                "-A INPUT -i lo -j ACCEPT".into(),
+                "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT".into(),
+                "-A INPUT -p tcp --dport 22 -j ACCEPT".into(),
+            ],
+        }
     }
 
     fn ledger(lo: u64, established: u64, ssh: u64) -> Ledger {
-        Ledger::parse(&format!(
-            "*filter\n:INPUT ACCEPT [9:900]\n[{lo}:0] -A INPUT -i lo -j ACCEPT\n\
-             [{established}:0] -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
-             [{ssh}:0] -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\nCOMMIT\n"
-        ))
+        let rule = |packets: u64, rule: &str, line: usize| serde_json::json!({ "packets": packets, "bytes": 0, "rule": rule, "line": line });
+        Ledger::parse(
+            &serde_json::json!([{ "family": "Ipv4", "table": "filter", "chain": "INPUT", "rules": [
+                rule(lo, "-A INPUT -i lo -j ACCEPT", 2),
+                rule(established, "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT", 3),
+                rule(ssh, "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT", 4),
+            ]}])
+            .to_string(),
+        )
+        .unwrap()
     }
 
     #[test]
     fn the_opening_line_is_cited_from_the_file() {
         let cited = ledger(1, 5, 2).decided(&ledger(0, 1, 1), "INPUT", Some("eth0"), &policy());
-        let expected = "  7: -A INPUT -p tcp --dport 22 -j ACCEPT";
+        let expected = "  4: -A INPUT -p tcp --dport 22 -j ACCEPT";
         assert_eq!(cited.as_deref(), Some(expected));
     }
 
     #[test]
     fn a_reply_is_decided_by_the_established_line() {
         let cited = ledger(0, 5, 1).decided(&ledger(0, 1, 1), "INPUT", Some("eth0"), &policy());
-        assert!(cited.unwrap().starts_with("  6: "));
+        assert!(cited.unwrap().starts_with("  3: "));
     }
 
     #[test]

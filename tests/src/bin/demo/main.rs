@@ -21,7 +21,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use fw_user::policy::model::Family;
-use fwbpf_tests::lab::{Firewall, Fwbpf, Peers, ServerLab, fwbpf_binary, run};
+use fwbpf_tests::lab::{Fwbpf, Peers, ServerLab, fwbpf_binary, run};
 
 use crate::{
     ledger::{Ledger, Policy},
@@ -74,7 +74,7 @@ fn demo(cli: &Cli, interrupted: &Arc<AtomicBool>) -> Result<bool> {
         .policy
         .clone()
         .unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples"));
-    let files = [folder.join("guide.rules.v4"), folder.join("guide.rules.v6")];
+    let files = ["guide.rules.v4", "guide.rules.v6"].map(|name| shorten(&folder.join(name)));
     let policies = [
         Policy::read(Family::Ipv4, &files[0])?,
         Policy::read(Family::Ipv6, &files[1])?,
@@ -119,7 +119,10 @@ impl Sandbox {
 
     /// Runs `fwbpf load` in full view: its warnings are part of the show.
     fn load(&self, files: &[PathBuf]) -> Result<()> {
-        let names: Vec<String> = files.iter().map(|file| shorten(file)).collect();
+        let names: Vec<String> = files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect();
         println!("server# fwbpf load {}", names.join(" "));
         let status = self
             .firewall
@@ -165,16 +168,27 @@ impl Sandbox {
     fn settled_ledger(&self, family: Family) -> Result<Ledger> {
         const ATTEMPTS: u32 = 20;
         const PAUSE: std::time::Duration = std::time::Duration::from_millis(20);
-        let mut last = Ledger::parse(&self.firewall.save(family)?);
+        let mut last = self.ledger(family)?;
         for _ in 0..ATTEMPTS {
             std::thread::sleep(PAUSE);
-            let next = Ledger::parse(&self.firewall.save(family)?);
+            let next = self.ledger(family)?;
             if next == last {
                 break;
             }
             last = next;
         }
         Ok(last)
+    }
+
+    fn ledger(&self, family: Family) -> Result<Ledger> {
+        let version = match family {
+            Family::Ipv4 => "--ipv4",
+            Family::Ipv6 => "--ipv6",
+        };
+        Ledger::parse(&run(self
+            .firewall
+            .command()
+            .args(["--json", "show", version]))?)
     }
 
     fn show_counters(&self) -> Result<()> {
@@ -274,14 +288,12 @@ fn check_nothing_is_left(before: &str) -> Result<()> {
 }
 
 /// The path as seen from here, if that is shorter.
-fn shorten(path: &Path) -> String {
+fn shorten(path: &Path) -> PathBuf {
     let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     std::env::current_dir()
         .ok()
         .and_then(|here| canonical.strip_prefix(here).ok().map(Path::to_owned))
         .unwrap_or(canonical)
-        .display()
-        .to_string()
 }
 
 #[cfg(test)]
