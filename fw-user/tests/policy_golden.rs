@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use fw_user::policy::model::Family;
-use fw_user::policy::{LoadOptions, SourceFile, load, print_save};
+use fw_user::policy::{LintContext, LoadOptions, SourceFile, SshSession, lint, load, print_save};
 
 #[test]
 fn files_are_read_as_expected() {
@@ -62,6 +62,10 @@ fn outcome(name: &str, bytes: &[u8]) -> (&'static str, String) {
                 .iter()
                 .map(|warning| format!("{warning}\n"))
                 .collect();
+            // Every policy is checked as if by somebody who came in by SSH.
+            let ssh = SshSession::parse("203.0.113.9 50000 198.51.100.10 22");
+            let lints = lint(&loaded.policy, &LintContext { ssh });
+            text.extend(lints.iter().map(|warning| format!("check: {warning}\n")));
             for family in [Family::Ipv4, Family::Ipv6] {
                 let saved = print_save(&loaded.policy, family, None);
                 if !saved.is_empty() {

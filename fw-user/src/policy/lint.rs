@@ -59,7 +59,7 @@ impl Findings<'_> {
     }
 }
 
-/// A chain and the rules that packets can meet in it, each with the rules before it.
+/// The filter tables of the IP versions that the policy speaks of.
 fn filter_tables(policy: &Policy) -> impl Iterator<Item = (super::model::Family, &Table)> {
     policy.rulesets().filter_map(|(family, ruleset)| {
         ruleset

@@ -60,21 +60,26 @@ fn shadowed_rules(findings: &mut Findings<'_>, family: Family, chain: &Chain) {
     let mut deciding: Vec<&Rule> = Vec::new();
     for rule in &chain.rules {
         if let Some(earlier) = deciding.iter().find(|earlier| covers(earlier, rule)) {
-            // The rules that one line was expanded to may overlap among themselves.
-            if earlier.origin != rule.origin {
+            // The rules that one line was expanded to may overlap among themselves, and to
+            // write down what policy.toml allows by itself does no harm.
+            let by_default = findings.policy.toml.is_some() && earlier.origin.line == 1;
+            let harmless = by_default && earlier.target == rule.target;
+            if earlier.origin != rule.origin && !harmless {
+                let by = match by_default {
+                    true => "[defaults]".to_owned(),
+                    false => format!("line {}", earlier.origin.line),
+                };
                 let text = format!(
-                    "`{}` in {} never matches: line {} (`{}`) decides all its packets before",
+                    "`{}` in {} never matches: {by} (`{}`) decides all its packets before",
                     print_rule(rule, family),
                     chain.name,
-                    earlier.origin.line,
                     print_rule(earlier, family),
                 );
-                findings.warn(
-                    "never-matches",
-                    Some(rule.origin),
-                    text,
-                    "remove it, or move it before that line",
-                );
+                let help = match by_default {
+                    true => "switch that default off in [defaults]",
+                    false => "remove it, or move it before that line",
+                };
+                findings.warn("never-matches", Some(rule.origin), text, help);
             }
             continue;
         }
