@@ -2,7 +2,6 @@
 //! action. All logic is in `fw_common::datapath`.
 #![no_std]
 #![no_main]
-#![feature(asm_experimental_arch)]
 #![allow(
     missing_docs,
     reason = "the program macros make undocumented functions beside the documented ones"

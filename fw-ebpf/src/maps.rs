@@ -16,7 +16,7 @@ use fw_common::abi::maps::{
     COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX, LOCAL_MAX,
 };
 use fw_common::abi::stat::STATS_MAX;
-use fw_common::datapath::nat::Scratch;
+use fw_common::datapath::scratch::Scratch;
 
 /// A policy: `BPF_F_INNER_MAP` lets each generation have its own size, `BPF_F_MMAPABLE` lets user
 /// space fill it without a syscall for each cell.

@@ -14,7 +14,7 @@ use aya_ebpf::bindings::{
 };
 use aya_ebpf::helpers::{
     bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes,
-    bpf_skb_store_bytes,
+    bpf_skb_store_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use fw_common::abi::Family;
@@ -153,49 +153,24 @@ impl XdpPacket {
     pub fn new(context: XdpContext) -> Self {
         Self(context.as_ptr().cast::<xdp_md>())
     }
-
-    /// LLVM must not learn that `data` is a 32-bit field: it would truncate the packet pointer when
-    /// it moves it ("R3 pointer arithmetic on pkt_end prohibited").
-    #[inline(always)]
-    fn start(&self) -> *const u8 {
-        let start: u64;
-        // SAFETY: loads the context's first field, which the verifier turns into a packet pointer.
-        unsafe {
-            core::arch::asm!("{0} = *(u32 *)({1} + 0)", out(reg) start, in(reg) self.0,
-                options(pure, readonly, nostack));
-        }
-        start as *const u8
-    }
-
-    /// See [`Self::start`].
-    #[inline(always)]
-    fn end(&self) -> *const u8 {
-        let end: u64;
-        // SAFETY: loads the context's second field.
-        unsafe {
-            core::arch::asm!("{0} = *(u32 *)({1} + 4)", out(reg) end, in(reg) self.0,
-                options(pure, readonly, nostack));
-        }
-        end as *const u8
-    }
 }
-
-/// No header that XDP looks at begins later.
-const MAX_OFFSET: u32 = 0x3ff;
 
 impl Packet for XdpPacket {
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
-        if offset > MAX_OFFSET {
-            return None;
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        // SAFETY: the helper writes exactly N bytes to the N that `bytes` has, or fails; only then
+        // are they read. (Direct access would need each offset proven to the verifier, and LLVM
+        // does not keep the pointer that it checked.)
+        unsafe {
+            let failed = bpf_xdp_load_bytes(
+                self.0,
+                offset,
+                bytes.as_mut_ptr().cast::<c_void>(),
+                N as u32,
+            );
+            (failed == 0).then(|| bytes.assume_init())
         }
-        let at = self.start().wrapping_add((offset & MAX_OFFSET) as usize);
-        if at.wrapping_add(N) > self.end() {
-            return None;
-        }
-        // SAFETY: the N bytes are within the frame, as just checked, and arrays of bytes have no
-        // alignment.
-        Some(unsafe { at.cast::<[u8; N]>().read() })
     }
 
     #[inline(always)]
@@ -223,7 +198,8 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn len(&self) -> u32 {
-        (self.end() as u64).wrapping_sub(self.start() as u64) as u32
+        // SAFETY: the context is valid for the program's life.
+        unsafe { bpf_xdp_get_buff_len(self.0) as u32 }
     }
 
     #[inline(always)]

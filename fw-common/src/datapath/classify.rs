@@ -3,18 +3,16 @@
 
 use core::ops::ControlFlow;
 
-use super::header::Headers;
+use super::scratch::Scratch;
 use super::tables::{Step, Tables};
 use crate::abi::blob::{
-    Bucket, Chain, DIRECTORY, MAX_DEPTH, Predicate, Rule, Table, chain_kind, condition, target,
+    Bucket, Chain, DIRECTORY, Predicate, Rule, Table, chain_kind, condition, target,
 };
 use crate::abi::stat::Stat;
 
-/// What a chain is asked about a packet.
-#[derive(Clone, Copy, Debug)]
-pub struct Query<'a> {
-    /// The packet's headers.
-    pub headers: &'a Headers,
+/// What a chain is asked about a packet, besides its headers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Query {
     /// Interface patterns that the input interface fits.
     pub in_patterns: u64,
     /// Interface patterns that the output interface fits.
@@ -25,6 +23,33 @@ pub struct Query<'a> {
     pub direction: u8,
     /// Packets to count: none for a later fragment.
     pub packets: u8,
+}
+
+/// Where a walk through the chains is.
+///
+/// It lives in the scratch space and not on the stack: the verifier keeps track of every number on
+/// the stack, and explores a loop body once for each combination that it meets there. What is in a
+/// map's value it does not track, so that each loop body is explored once.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Walk {
+    base: u32,
+    chain: u32,
+    cursor: u32,
+    depth: u32,
+    code: u32,
+    argument: u32,
+    /// The search in the present chain: first rule cell, or first table cell.
+    first: u32,
+    stride: u32,
+    /// Smallest index that matched so far.
+    best: u32,
+    /// Its cell; 0 for none.
+    found: u32,
+    /// The list cell to be looked at.
+    at: u32,
+    /// First predicate of the rule at hand, and whether all held so far.
+    predicates: u32,
+    hold: u32,
 }
 
 /// How a base chain ended.
@@ -47,26 +72,26 @@ pub enum Decision {
 /// Longest evaluation: rules that matched without deciding, plus chain ends. `bpf_loop` allows 2^23.
 const MAX_STEPS: u32 = 1 << 20;
 
-/// Sends a packet through a base chain. An absent chain accepts.
+/// Sends the packet in the scratch space through a base chain. An absent chain accepts.
 #[inline(never)]
 pub fn traverse<T: Tables>(
     tables: &T,
     generation: T::Generation,
     base: u32,
-    query: &Query<'_>,
+    scratch: &mut Scratch,
 ) -> Decision {
-    let mut walk = Walk {
+    scratch.walk.base = base;
+    scratch.walk.chain = base;
+    scratch.walk.cursor = 0;
+    scratch.walk.depth = 0;
+    scratch.walk.code = CODE_UNBOUNDED;
+    let mut steps = Steps {
         tables,
         generation,
-        query,
-        base,
-        chain: base,
-        cursor: 0,
-        depth: 0,
-        code: CODE_UNBOUNDED,
-        argument: 0,
+        scratch,
     };
-    tables.run(MAX_STEPS, &mut walk);
+    tables.run(MAX_STEPS, &mut steps);
+    let walk = &steps.scratch.walk;
     match walk.code {
         target::ACCEPT => Decision::Accept,
         target::DROP => Decision::Drop(Stat::Policy),
@@ -85,34 +110,21 @@ pub fn traverse<T: Tables>(
 /// No target has this number: the walk has not ended.
 const CODE_UNBOUNDED: u32 = u32::MAX;
 
-struct Walk<'a, T: Tables> {
+struct Steps<'a, T: Tables> {
     tables: &'a T,
     generation: T::Generation,
-    query: &'a Query<'a>,
-    base: u32,
-    chain: u32,
-    cursor: u32,
-    depth: u32,
-    code: u32,
-    argument: u32,
+    scratch: &'a mut Scratch,
 }
 
-impl<T: Tables> Step for Walk<'_, T> {
+impl<T: Tables> Step for Steps<'_, T> {
     #[inline(always)]
     fn step(&mut self, _turn: u32) -> ControlFlow<()> {
-        let Some(chain) = self
-            .tables
-            .cell(self.generation, DIRECTORY.wrapping_add(self.chain))
-        else {
+        let chain = DIRECTORY.wrapping_add(self.scratch.walk.chain);
+        let Some(chain) = self.tables.cell(self.generation, chain) else {
             return ControlFlow::Break(());
         };
-        let found = next_match(
-            self.tables,
-            self.generation,
-            Chain(chain),
-            self.cursor,
-            self.query,
-        );
+        next_match(self.tables, self.generation, Chain(chain), self.scratch);
+        let found = self.scratch.walk.found;
         if found == 0 {
             return self.leave_chain();
         }
@@ -121,35 +133,34 @@ impl<T: Tables> Step for Walk<'_, T> {
         };
         let rule = Rule(rule);
         self.count(rule.slot());
-        self.cursor = rule.index().wrapping_add(1);
+        let walk = &mut self.scratch.walk;
+        walk.cursor = rule.index().wrapping_add(1);
         match rule.target() {
             target::CONTINUE => ControlFlow::Continue(()),
             target::RETURN => self.leave_chain(),
             target::JUMP => {
-                let Some(frame) = self.tables.frame(self.depth) else {
+                let Some(frame) = self.tables.frame(walk.depth) else {
                     return ControlFlow::Break(());
                 };
-                frame.set(pack_frame(self.chain, self.cursor, self.depth.wrapping_add(1)));
-                // Read back, so that the depth is an unknown number to the verifier: it would
-                // explore a constant for every depth of its own.
-                self.depth = frame_depth(frame.get());
+                frame.set((walk.chain as u64) << 32 | walk.cursor as u64);
+                walk.depth = walk.depth.wrapping_add(1);
                 self.enter_chain(rule.argument())
             }
             target::GOTO => self.enter_chain(rule.argument()),
             verdict => {
-                self.code = verdict;
-                self.argument = rule.argument();
+                walk.code = verdict;
+                walk.argument = rule.argument();
                 ControlFlow::Break(())
             }
         }
     }
 }
 
-impl<T: Tables> Walk<'_, T> {
+impl<T: Tables> Steps<'_, T> {
     #[inline(always)]
     fn enter_chain(&mut self, chain: u32) -> ControlFlow<()> {
-        self.chain = chain;
-        self.cursor = 0;
+        self.scratch.walk.chain = chain;
+        self.scratch.walk.cursor = 0;
         ControlFlow::Continue(())
     }
 
@@ -158,143 +169,119 @@ impl<T: Tables> Walk<'_, T> {
     /// (`ipt_do_table` in net/ipv4/netfilter/ip_tables.c).
     #[inline(always)]
     fn leave_chain(&mut self) -> ControlFlow<()> {
-        if self.depth == 0 {
-            let Some(base) = self
-                .tables
-                .cell(self.generation, DIRECTORY.wrapping_add(self.base))
-            else {
+        let walk = &mut self.scratch.walk;
+        if walk.depth == 0 {
+            let base = DIRECTORY.wrapping_add(walk.base);
+            let Some(base) = self.tables.cell(self.generation, base) else {
                 return ControlFlow::Break(());
             };
             let base = Chain(base);
-            self.code = target::ACCEPT;
+            walk.code = target::ACCEPT;
             if base.kind() != chain_kind::ABSENT {
-                self.count(base.policy_slot());
                 if base.policy() == Chain::DROP {
-                    self.code = target::DROP;
+                    walk.code = target::DROP;
                 }
+                self.count(base.policy_slot());
             }
             return ControlFlow::Break(());
         }
-        let Some(frame) = self.tables.frame(self.depth.wrapping_sub(1)) else {
+        walk.depth = walk.depth.wrapping_sub(1);
+        let Some(frame) = self.tables.frame(walk.depth) else {
             return ControlFlow::Break(());
         };
         let caller = frame.get();
-        self.chain = (caller >> 40) as u32;
-        self.cursor = (caller >> 8) as u32;
-        self.depth = frame_depth(caller).wrapping_sub(1);
+        walk.chain = (caller >> 32) as u32;
+        walk.cursor = caller as u32;
         ControlFlow::Continue(())
     }
 
     #[inline(always)]
     fn count(&self, slot: u32) {
-        let query = self.query;
-        self.tables
-            .hit(slot, query.packets as u32, query.headers.bytes);
+        let packets = self.scratch.query.packets as u32;
+        self.tables.hit(slot, packets, self.scratch.headers.bytes);
     }
 }
 
-/// A return address: the chain (24 bits), the rule to go on with, and the depth after the jump.
-#[inline(always)]
-fn pack_frame(chain: u32, cursor: u32, depth: u32) -> u64 {
-    (chain as u64) << 40 | (cursor as u64) << 8 | depth as u64
-}
-
-#[inline(always)]
-fn frame_depth(frame: u64) -> u32 {
-    frame as u32 & 0xff
-}
-
-const _: () = assert!(MAX_DEPTH <= 0xff);
-
-/// The first rule of a chain at or after `cursor` that matches, as its cell's index; 0 for none.
+/// Finds the first rule of a chain at or after the cursor that matches.
 #[inline(always)]
 fn next_match<T: Tables>(
     tables: &T,
     generation: T::Generation,
     chain: Chain<'_>,
-    cursor: u32,
-    query: &Query<'_>,
-) -> u32 {
-    let mut search = Search {
+    scratch: &mut Scratch,
+) {
+    let walk = &mut scratch.walk;
+    walk.first = chain.first();
+    walk.stride = chain.stride();
+    walk.best = u32::MAX;
+    walk.found = 0;
+    let (count, left) = (chain.count(), chain.count().saturating_sub(walk.cursor));
+    let search = Search {
         tables,
         generation,
-        query,
-        first: chain.first(),
-        stride: chain.stride(),
-        cursor,
-        best: u32::MAX,
-        found: 0,
-        at: 0,
+        scratch,
     };
     match chain.kind() {
-        chain_kind::LINEAR => {
-            let left = chain.count().saturating_sub(cursor);
-            tables.run(left, &mut InOrder(&mut search));
-        }
-        chain_kind::TABLES => tables.run(chain.count(), &mut InTables(&mut search)),
+        chain_kind::LINEAR => tables.run(left, &mut InOrder(search)),
+        chain_kind::TABLES => tables.run(count, &mut InTables(search)),
         _ => {}
     }
-    search.found
 }
 
 struct Search<'a, T: Tables> {
     tables: &'a T,
     generation: T::Generation,
-    query: &'a Query<'a>,
-    /// First rule cell, or first table cell.
-    first: u32,
-    stride: u32,
-    cursor: u32,
-    /// Smallest index that matched so far.
-    best: u32,
-    /// Its cell.
-    found: u32,
-    /// The list cell to be looked at.
-    at: u32,
+    scratch: &'a mut Scratch,
 }
 
-struct InOrder<'s, 'a, T: Tables>(&'s mut Search<'a, T>);
+struct InOrder<'a, T: Tables>(Search<'a, T>);
 
-impl<T: Tables> Step for InOrder<'_, '_, T> {
+impl<T: Tables> Step for InOrder<'_, T> {
     #[inline(always)]
     fn step(&mut self, turn: u32) -> ControlFlow<()> {
-        let search = &mut *self.0;
-        let place = search.cursor.wrapping_add(turn);
-        let at = search.first.wrapping_add(place.wrapping_mul(search.stride));
-        if search.matches(at) {
-            search.found = at;
+        let walk = &mut self.0.scratch.walk;
+        let place = walk.cursor.wrapping_add(turn);
+        let at = walk.first.wrapping_add(place.wrapping_mul(walk.stride));
+        if self.0.matches(at) {
+            self.0.scratch.walk.found = at;
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
     }
 }
 
-struct InTables<'s, 'a, T: Tables>(&'s mut Search<'a, T>);
+struct InTables<'a, T: Tables>(Search<'a, T>);
 
-impl<T: Tables> Step for InTables<'_, '_, T> {
+impl<T: Tables> Step for InTables<'_, T> {
     #[inline(always)]
     fn step(&mut self, turn: u32) -> ControlFlow<()> {
-        let search = &mut *self.0;
-        let Some(table) = search
-            .tables
-            .cell(search.generation, search.first.wrapping_add(turn))
-        else {
+        let search = &mut self.0;
+        let (tables, generation) = (search.tables, search.generation);
+        let walk = &mut search.scratch.walk;
+        let Some(table) = tables.cell(generation, walk.first.wrapping_add(turn)) else {
             return ControlFlow::Break(());
         };
         let table = Table(table);
-        if table.min_index() >= search.best {
+        if table.min_index() >= walk.best {
             // Tables ascend by their smallest index: no later one can do better.
             return ControlFlow::Break(());
         }
-        let headers = search.query.headers;
+        let headers = &search.scratch.headers;
         let (bucket, tag) = table.locate(&headers.key, headers.is_v6());
-        let Some(bucket) = search.tables.cell(search.generation, bucket) else {
+        let Some(bucket) = tables.cell(generation, bucket) else {
             return ControlFlow::Break(());
         };
-        search.at = Bucket(bucket).find(tag);
-        if search.at != 0 {
-            let tables = search.tables;
-            tables.run(MAX_LIST, &mut InList(search));
+        let at = Bucket(bucket).find(tag);
+        if at != 0 {
+            search.scratch.walk.at = at;
+            tables.run(
+                MAX_LIST,
+                &mut InList(Search {
+                    tables,
+                    generation,
+                    scratch: search.scratch,
+                }),
+            );
         }
         ControlFlow::Continue(())
     }
@@ -304,26 +291,26 @@ impl<T: Tables> Step for InTables<'_, '_, T> {
 /// field.
 const MAX_LIST: u32 = 1 << 22;
 
-struct InList<'s, 'a, T: Tables>(&'s mut Search<'a, T>);
+struct InList<'a, T: Tables>(Search<'a, T>);
 
-impl<T: Tables> Step for InList<'_, '_, T> {
+impl<T: Tables> Step for InList<'_, T> {
     #[inline(always)]
     fn step(&mut self, _turn: u32) -> ControlFlow<()> {
-        let search = &mut *self.0;
-        let at = search.at;
+        let search = &mut self.0;
+        let at = search.scratch.walk.at;
         let Some(rule) = search.tables.cell(search.generation, at) else {
             return ControlFlow::Break(());
         };
         let (index, next) = (Rule(rule).index(), Rule(rule).next());
-        if index >= search.best {
+        if index >= search.scratch.walk.best {
             return ControlFlow::Break(());
         }
-        if index >= search.cursor && search.matches(at) {
-            search.best = index;
-            search.found = at;
+        if index >= search.scratch.walk.cursor && search.matches(at) {
+            search.scratch.walk.best = index;
+            search.scratch.walk.found = at;
             return ControlFlow::Break(());
         }
-        search.at = next;
+        search.scratch.walk.at = next;
         if next == 0 {
             return ControlFlow::Break(());
         }
@@ -335,13 +322,13 @@ impl<T: Tables> Search<'_, T> {
     /// Whether the rule at a cell matches. The fields are compared without branches: the verifier
     /// explores every path through a loop body, and the processor mispredicts them.
     #[inline(always)]
-    fn matches(&self, at: u32) -> bool {
+    fn matches(&mut self, at: u32) -> bool {
         let Some(cell) = self.tables.cell(self.generation, at) else {
             return false;
         };
         let w = &cell.w;
-        let query = self.query;
-        let headers = query.headers;
+        let query = &self.scratch.query;
+        let headers = &self.scratch.headers;
         let key = &headers.key;
         let (source_port, destination_port) = (key.ports >> 16, key.ports & 0xffff);
         let out_of_range = source_port.wrapping_sub(w[4] & 0xffff)
@@ -378,54 +365,52 @@ impl<T: Tables> Search<'_, T> {
             }
         }
         let rule = Rule(cell);
-        if rule.predicate_count() == 0 {
+        let count = rule.predicate_count();
+        if count == 0 {
             return true;
         }
-        let mut all = All {
-            tables: self.tables,
-            generation: self.generation,
-            query,
-            first: rule.predicates(),
-            hold: true,
-        };
-        self.tables.run(rule.predicate_count(), &mut all);
-        all.hold
+        self.scratch.walk.predicates = rule.predicates();
+        self.scratch.walk.hold = 1;
+        let tables = self.tables;
+        tables.run(
+            count,
+            &mut All(Search {
+                tables,
+                generation: self.generation,
+                scratch: self.scratch,
+            }),
+        );
+        self.scratch.walk.hold != 0
     }
 }
 
-struct All<'a, T: Tables> {
-    tables: &'a T,
-    generation: T::Generation,
-    query: &'a Query<'a>,
-    first: u32,
-    hold: bool,
-}
+struct All<'a, T: Tables>(Search<'a, T>);
 
 impl<T: Tables> Step for All<'_, T> {
     #[inline(always)]
     fn step(&mut self, turn: u32) -> ControlFlow<()> {
-        self.hold = match self
-            .tables
-            .cell(self.generation, self.first.wrapping_add(turn))
-        {
+        let search = &mut self.0;
+        let at = search.scratch.walk.predicates.wrapping_add(turn);
+        let hold = match search.tables.cell(search.generation, at) {
             Some(cell) => {
                 let predicate = Predicate(cell);
-                holds(predicate, self.query) != predicate.not()
+                holds(predicate, search.scratch) != predicate.not()
             }
             None => false,
         };
-        if self.hold {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
+        if hold {
+            return ControlFlow::Continue(());
         }
+        search.scratch.walk.hold = 0;
+        ControlFlow::Break(())
     }
 }
 
 #[inline(always)]
-fn holds(predicate: Predicate<'_>, query: &Query<'_>) -> bool {
+fn holds(predicate: Predicate<'_>, scratch: &Scratch) -> bool {
     let w = &predicate.0.w;
-    let headers = query.headers;
+    let query = &scratch.query;
+    let headers = &scratch.headers;
     let key = &headers.key;
     match predicate.kind() {
         condition::PORTS => {
@@ -457,7 +442,7 @@ fn holds(predicate: Predicate<'_>, query: &Query<'_>) -> bool {
 }
 
 /// 1 if the port is in any of the cell's 15 ranges.
-#[inline(always)]
+#[inline(never)]
 fn in_ranges(w: &[u32; 16], port: u32) -> u32 {
     let mut found = 0;
     let mut place = 1;

@@ -2,11 +2,12 @@
 //! netfilter's (`nf_conntrack_in`, net/netfilter/nf_conntrack_core.c).
 
 use super::fragment::Borrowed;
-use super::header::{Headers, Icmp, Part, be32, icmp_kind, protocol, query_ports};
+use super::header::{Headers, Icmp, be32, icmp_kind, load_addr6, protocol, query_ports};
 use super::packet::Packet;
 use super::rewrite::Endpoint;
+use super::scratch::Scratch;
 use super::tables::Tables;
-use super::tcp::{self, Outcome, Segment};
+use super::tcp::{self, Segment};
 use crate::abi::blob::{TIMEOUTS, Timeout};
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
@@ -40,45 +41,73 @@ pub struct Tracked {
 }
 
 impl Tracked {
-    /// A packet that belongs to no flow.
+    /// Starts over: a packet that belongs to no flow.
     #[inline(always)]
-    pub fn without_flow(ct: u8) -> Self {
-        Self {
-            ct,
-            direction: NO_FLOW,
-            packets: 1,
-            ..Self::default()
-        }
+    pub fn set_without_flow(&mut self, ct: u8) {
+        self.translated = false;
+        self.ct = ct;
+        self.direction = NO_FLOW;
+        self.opens = false;
+        self.error = false;
+        self.replayed = false;
+        self.packets = 1;
+    }
+
+    /// A packet that opens a flow.
+    #[inline(always)]
+    fn set_opening(&mut self) {
+        self.set_without_flow(ct::NEW);
+        self.direction = 0;
+        self.opens = true;
     }
 
     /// A packet of a flow that is found: it has to be translated if it came under the flow's alias
     /// (its destination), or goes the original way (its source).
     #[inline(always)]
-    fn in_flow(found: &Found<'_>, state: u8) -> Self {
+    fn set_in_flow(&mut self, found: &Found<'_>, state: u8) {
         let flow = found.flow;
-        let mut tracked = Self {
-            ct: state,
-            direction: found.direction,
-            packets: 1,
-            ..Self::default()
-        };
-        if flow.status.get() & Flow::SNAT != 0 {
-            tracked.ct |= ct::SNAT;
-            if let Some(key) = found.alias_of {
-                tracked.endpoint = opener(key, flow);
-                tracked.translated = true;
-            } else if !found.is_reply() {
-                tracked.endpoint = outside(flow);
-                tracked.translated = true;
-            }
+        let status = flow.status.get();
+        self.set_without_flow(state);
+        self.direction = found.direction;
+        if status & Flow::SNAT == 0 {
+            return;
         }
-        tracked
+        self.ct |= ct::SNAT;
+        if let Some(key) = found.alias_of {
+            let low = status & Flow::LOW_OPENED != 0;
+            self.endpoint.address = if low { key.low } else { key.high };
+            self.endpoint.port = if low { key.low_port } else { key.high_port };
+            self.translated = true;
+        } else if !found.is_reply() {
+            self.endpoint.address = flow.nat_source;
+            self.endpoint.port = flow.nat_port;
+            self.translated = true;
+        }
+    }
+
+    /// A packet of a known flow is NEW until something came back (`resolve_normal_ct`).
+    #[inline(always)]
+    fn set_label(&mut self, found: &Found<'_>) {
+        let answered = found.flow.status.get() & Flow::SEEN_REPLY != 0;
+        let state = if found.is_reply() || answered {
+            ct::ESTABLISHED
+        } else {
+            ct::NEW
+        };
+        self.set_in_flow(found, state);
     }
 
     /// The label as ingress hands it to egress in the packet's note.
     #[inline(always)]
     pub fn note(&self) -> u16 {
         NOTE_SEEN | (self.direction as u16) << 8 | self.ct as u16
+    }
+
+    /// Takes the label from a note.
+    #[inline(always)]
+    pub fn set_note(&mut self, note: u16) {
+        self.set_without_flow(note as u8);
+        self.direction = (note >> 8) as u8 & 3;
     }
 }
 
@@ -103,22 +132,32 @@ pub struct Tuple {
     pub family: Family,
 }
 
+impl Default for Tuple {
+    fn default() -> Self {
+        Self {
+            source: [0; 4],
+            destination: [0; 4],
+            ports: 0,
+            protocol: 0,
+            family: Family::V4,
+        }
+    }
+}
+
 impl Tuple {
     /// The packet's own.
     #[inline(always)]
-    pub fn of(headers: &Headers) -> Self {
-        Self {
-            source: headers.key.source,
-            destination: headers.key.destination,
-            ports: headers.flow_ports,
-            protocol: headers.key.protocol as u8,
-            family: headers.family,
-        }
+    pub fn set(&mut self, headers: &Headers) {
+        self.source = headers.key.source;
+        self.destination = headers.key.destination;
+        self.ports = headers.flow_ports;
+        self.protocol = headers.key.protocol as u8;
+        self.family = headers.family;
     }
 
-    /// The flow's key, and whether the source is its lower endpoint.
-    #[inline(always)]
-    pub fn key(&self, kind: u8) -> (FlowKey, bool) {
+    /// Writes the flow's key; true if the source is its lower endpoint.
+    #[inline(never)]
+    pub fn write_key(&self, kind: u8, key: &mut FlowKey) -> bool {
         let (source_port, destination_port) = ((self.ports >> 16) as u16, self.ports as u16);
         let from_low = precedes(
             &self.source,
@@ -126,24 +165,32 @@ impl Tuple {
             &self.destination,
             destination_port,
         );
-        let mut key = FlowKey {
-            low: self.destination,
-            high: self.source,
-            low_port: destination_port,
-            high_port: source_port,
-            protocol: self.protocol,
-            kind,
-            family: self.family as u8,
-            reserved: 0,
-        };
+        key.protocol = self.protocol;
+        key.kind = kind;
+        key.family = self.family as u8;
+        key.reserved = 0;
         if from_low {
             key.low = self.source;
             key.high = self.destination;
             key.low_port = source_port;
             key.high_port = destination_port;
+        } else {
+            key.low = self.destination;
+            key.high = self.source;
+            key.low_port = destination_port;
+            key.high_port = source_port;
         }
-        (key, from_low)
+        from_low
     }
+}
+
+/// Looking a flow up: the tuple asked for, and its key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lookup {
+    /// The tuple.
+    pub tuple: Tuple,
+    /// Its key, of the kind looked up last.
+    pub key: FlowKey,
 }
 
 #[inline(always)]
@@ -185,35 +232,37 @@ pub type Aliases = bool;
 #[inline(never)]
 fn find<'t, T: Tables>(
     tables: &'t T,
-    tuple: &Tuple,
+    lookup: &mut Lookup,
     aliases: Aliases,
     now: u64,
 ) -> Option<Found<'t>> {
-    let (key, from_low) = tuple.key(FlowKey::PRIMARY);
-    if let Some(flow) = tables.flow(&key) {
-        if let Some(reply) = direction(tables, &key, flow, from_low, now) {
-            // Replies to a translated flow come under its alias. Under the opener's own address
-            // they are a stranger's, except after the translation, where aliases are not looked up.
-            if !(aliases && reply && flow.status.get() & Flow::SNAT != 0) {
-                return Some(Found {
-                    flow,
-                    alias_of: None,
-                    direction: reply as u8,
-                });
-            }
+    let from_low = lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
+    if let Some(flow) = tables.flow(&lookup.key) {
+        let direction = direction(tables, &lookup.key, flow, from_low, now);
+        // Replies to a translated flow come under its alias. Under the opener's own address they
+        // are a stranger's, except after the translation, where aliases are not looked up.
+        let stranger = aliases && direction == 1 && flow.status.get() & Flow::SNAT != 0;
+        if direction != NO_FLOW && !stranger {
+            return Some(Found {
+                flow,
+                alias_of: None,
+                direction,
+            });
         }
     }
     if !aliases {
         return None;
     }
-    let (key, from_low) = tuple.key(FlowKey::ALIAS);
-    let alias = tables.flow(&key)?;
+    let from_low = lookup.tuple.write_key(FlowKey::ALIAS, &mut lookup.key);
+    let alias = tables.flow(&lookup.key)?;
     let reply = (alias.status.get() & Flow::LOW_OPENED != 0) != from_low;
     if !reply {
         return None;
     }
     let flow = tables.flow(&alias.other)?;
-    direction(tables, &alias.other, flow, true, now)?;
+    if direction(tables, &alias.other, flow, true, now) == NO_FLOW {
+        return None;
+    }
     Some(Found {
         flow,
         alias_of: Some(&alias.other),
@@ -221,29 +270,23 @@ fn find<'t, T: Tables>(
     })
 }
 
-/// Whether the packet is a reply; nothing if the flow is past its time, which ends it.
+/// 0 or 1: the packet's direction; [`NO_FLOW`] if the flow is past its time, which ends it.
 #[inline(always)]
-fn direction<T: Tables>(
-    tables: &T,
-    key: &FlowKey,
-    flow: &Flow,
-    from_low: bool,
-    now: u64,
-) -> Option<bool> {
+fn direction<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, from_low: bool, now: u64) -> u8 {
     let status = flow.status.get();
     if flow.expires.get() < now {
         tables.count(Stat::Expired);
         end_flow(tables, key, flow);
-        return None;
+        return NO_FLOW;
     }
     if status & Flow::DYING != 0 {
-        return None;
+        return NO_FLOW;
     }
-    Some((status & Flow::LOW_OPENED != 0) != from_low)
+    ((status & Flow::LOW_OPENED != 0) != from_low) as u8
 }
 
 /// Removes a flow and its alias.
-#[inline(always)]
+#[inline(never)]
 pub fn end_flow<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
     let status = flow.status.get();
     flow.status.set(status | Flow::DYING);
@@ -253,230 +296,175 @@ pub fn end_flow<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
     tables.remove_flow(key);
 }
 
-/// Tracks a packet and moves its flow on.
+/// Tracks the packet in the scratch space and moves its flow on.
 #[inline(never)]
 pub fn track<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     generation: T::Generation,
-    headers: &Headers,
+    scratch: &mut Scratch,
     aliases: Aliases,
-) -> Tracked {
-    if headers.broken {
-        return Tracked::without_flow(ct::INVALID);
+) {
+    if scratch.headers.broken {
+        return scratch.tracked.set_without_flow(ct::INVALID);
     }
-    match headers.icmp {
-        Icmp::Untracked => return Tracked::without_flow(ct::UNTRACKED),
-        Icmp::Other => return Tracked::without_flow(ct::INVALID),
-        Icmp::Error => return about(packet, tables, headers, aliases),
+    match scratch.headers.icmp {
+        Icmp::Untracked => return scratch.tracked.set_without_flow(ct::UNTRACKED),
+        Icmp::Other => return scratch.tracked.set_without_flow(ct::INVALID),
+        Icmp::Error => return about(packet, tables, scratch, aliases),
         Icmp::No | Icmp::Request | Icmp::Reply => {}
     }
-    let now = tables.now();
-    let tuple = Tuple::of(headers);
-    let protocol = headers.key.protocol as u8;
-    if protocol != protocol::TCP {
-        let Some(found) = find(tables, &tuple, aliases, now) else {
-            // An answer that nobody asked for does not open a flow.
-            if headers.icmp as u8 == Icmp::Reply as u8 {
-                return Tracked::without_flow(ct::INVALID);
-            }
-            return opening();
-        };
-        let label = label(&found);
-        advance_untimed(tables, generation, headers, found.flow, now);
-        settle(tables, &tuple, &found);
-        return label;
+    scratch.lookup.tuple.set(&scratch.headers);
+    if scratch.headers.key.protocol as u8 == protocol::TCP {
+        return track_tcp(packet, tables, generation, scratch, aliases);
     }
-    track_tcp(packet, tables, generation, headers, aliases)
+    let now = tables.now();
+    let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
+        // An answer that nobody asked for does not open a flow.
+        if scratch.headers.icmp as u8 == Icmp::Reply as u8 {
+            return scratch.tracked.set_without_flow(ct::INVALID);
+        }
+        return scratch.tracked.set_opening();
+    };
+    scratch.tracked.set_label(&found);
+    let timeout = advance_untimed(&scratch.headers, found.flow, now);
+    refresh(tables, generation, found.flow, timeout, now);
+    settle(tables, &mut scratch.lookup, &found);
 }
 
-#[inline(always)]
+#[inline(never)]
 fn track_tcp<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     generation: T::Generation,
-    headers: &Headers,
+    scratch: &mut Scratch,
     aliases: Aliases,
-) -> Tracked {
-    let now = tables.now();
-    let tuple = Tuple::of(headers);
-    let Some(segment) = segment(packet, headers) else {
-        return Tracked::without_flow(ct::INVALID);
-    };
-    if !segment.flags_are_valid() {
-        return Tracked::without_flow(ct::INVALID);
+) {
+    if !read_segment(packet, scratch) || !scratch.segment.flags_are_valid() {
+        return scratch.tracked.set_without_flow(ct::INVALID);
     }
-    if let Some(found) = find(tables, &tuple, aliases, now) {
-        let label = label(&found);
-        match tcp::advance(found.flow, &segment, found.is_reply()) {
-            Outcome::Live(timeout) => {
-                refresh(tables, generation, found.flow, timeout, now);
-                settle(tables, &tuple, &found);
-                return label;
-            }
-            Outcome::Ignored => {
-                settle(tables, &tuple, &found);
-                return label;
-            }
-            Outcome::Invalid => return Tracked::without_flow(ct::INVALID),
-            Outcome::Ended => {
-                // The flow ends with this packet, which still carries its label and, if the flow
-                // is translated, still has to be translated on its way out.
+    let now = tables.now();
+    if let Some(found) = find(tables, &mut scratch.lookup, aliases, now) {
+        scratch.tracked.set_label(&found);
+        let outcome = tcp::advance(found.flow, &scratch.segment, found.is_reply());
+        // The verifier would explore the rest for each outcome.
+        match scratch.forget(outcome) {
+            tcp::REOPENED => end_found(tables, &mut scratch.lookup, &found),
+            tcp::INVALID => return scratch.tracked.set_without_flow(ct::INVALID),
+            // The flow ends with this packet, which still carries its label and, if the flow is
+            // translated, still has to be translated on its way out.
+            tcp::ENDED => {
                 let status = found.flow.status.get();
-                if status & Flow::SNAT != 0 {
-                    found.flow.status.set(status | Flow::DYING);
-                    found.flow.expires.set(now.wrapping_add(DYING_GRACE));
-                } else {
-                    end_found(tables, &tuple, &found);
+                if status & Flow::SNAT == 0 {
+                    return end_found(tables, &mut scratch.lookup, &found);
                 }
-                return label;
+                found.flow.status.set(status | Flow::DYING);
+                found.flow.expires.set(now.wrapping_add(DYING_GRACE));
+                return;
             }
-            Outcome::Reopened => end_found(tables, &tuple, &found),
+            tcp::IGNORED => return settle(tables, &mut scratch.lookup, &found),
+            timeout => {
+                refresh(tables, generation, found.flow, timeout, now);
+                return settle(tables, &mut scratch.lookup, &found);
+            }
         }
     }
-    if segment.opens() {
-        opening()
+    if scratch.segment.opens() {
+        scratch.tracked.set_opening();
     } else {
-        Tracked::without_flow(ct::INVALID)
+        scratch.tracked.set_without_flow(ct::INVALID);
     }
 }
 
 /// How long a translated flow that has ended waits for its last packet to leave.
 const DYING_GRACE: u64 = 1_000_000_000;
 
-/// A TCP packet's segment. A first fragment's length is that of what it carries.
+/// Reads a TCP packet's segment. A first fragment's length is that of what it carries.
 #[inline(always)]
-pub fn segment<P: Packet>(packet: &P, headers: &Headers) -> Option<Segment> {
-    let header: [u8; 20] = packet.load(headers.l4 as u32)?;
-    Some(Segment::new(&header, headers.l4_len as u32))
+fn read_segment<P: Packet>(packet: &P, scratch: &mut Scratch) -> bool {
+    match packet.load::<20>(scratch.headers.l4 as u32) {
+        Some(header) => {
+            scratch.segment = Segment::new(&header, scratch.headers.l4_len as u32);
+            true
+        }
+        None => false,
+    }
 }
 
 /// A later fragment's place: its first fragment's, whose flow is not moved on again.
 #[inline(always)]
-pub fn follow<T: Tables>(
-    tables: &T,
-    headers: &Headers,
-    aliases: Aliases,
-    first: &Borrowed,
-) -> Tracked {
-    let mut tracked = look_up(tables, headers, aliases, first.ct, first.direction);
-    tracked.opens = false;
-    tracked.replayed = first.opened;
-    tracked.packets = 0;
-    tracked
+pub fn follow<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases, first: Borrowed) {
+    scratch.tracked.set_without_flow(first.ct);
+    scratch.tracked.direction = first.direction;
+    look_up(tables, scratch, aliases);
+    scratch.tracked.opens = false;
+    scratch.tracked.replayed = first.opened;
+    scratch.tracked.packets = 0;
 }
 
 /// Looks a packet up whose label is known already, without moving its flow on.
 #[inline(always)]
-pub fn look_up<T: Tables>(
-    tables: &T,
-    headers: &Headers,
-    aliases: Aliases,
-    ct: u8,
-    direction: u8,
-) -> Tracked {
-    let mut tracked = Tracked::without_flow(ct);
-    tracked.direction = direction;
+pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
+    let (label, direction) = (scratch.tracked.ct, scratch.tracked.direction);
     if direction == NO_FLOW {
-        return tracked;
+        return;
     }
-    match find(tables, &Tuple::of(headers), aliases, 0) {
+    scratch.lookup.tuple.set(&scratch.headers);
+    match find(tables, &mut scratch.lookup, aliases, 0) {
         Some(found) => {
-            let flow = Tracked::in_flow(&found, 0);
-            tracked.endpoint = flow.endpoint;
-            tracked.translated = flow.translated;
+            scratch.tracked.set_in_flow(&found, label);
+            scratch.tracked.ct = label;
+            scratch.tracked.direction = direction;
         }
-        None => tracked.opens = ct & ct::NEW != 0,
+        None => scratch.tracked.opens = label & ct::NEW != 0,
     }
-    tracked
-}
-
-#[inline(always)]
-fn opening() -> Tracked {
-    Tracked {
-        ct: ct::NEW,
-        opens: true,
-        packets: 1,
-        ..Tracked::default()
-    }
-}
-
-/// A packet of a known flow is NEW until something came back (`resolve_normal_ct`).
-#[inline(always)]
-fn label(found: &Found<'_>) -> Tracked {
-    let answered = found.flow.status.get() & Flow::SEEN_REPLY != 0;
-    let state = if found.is_reply() || answered {
-        ct::ESTABLISHED
-    } else {
-        ct::NEW
-    };
-    Tracked::in_flow(found, state)
 }
 
 /// UDP, ICMP and the rest: a timer, and for UDP the proof of a lasting exchange.
 #[inline(always)]
-fn advance_untimed<T: Tables>(
-    tables: &T,
-    generation: T::Generation,
-    headers: &Headers,
-    flow: &Flow,
-    now: u64,
-) {
+fn advance_untimed(headers: &Headers, flow: &Flow, now: u64) -> u32 {
     let protocol = headers.key.protocol as u8;
     let status = flow.status.get();
-    let mut timeout = untimed(headers);
     // Only an exchange that goes on for two seconds is a stream (`nf_conntrack_udp_packet`).
     if (protocol == protocol::UDP || protocol == protocol::UDPLITE)
         && status & Flow::SEEN_REPLY != 0
         && now > flow.created.wrapping_add(UDP_STREAM_AFTER)
     {
-        timeout = Timeout::UdpStream;
         flow.status.set(status | Flow::ASSURED);
+        return Timeout::UdpStream as u32;
     }
-    refresh(tables, generation, flow, timeout, now);
+    untimed(headers)
 }
 
 const UDP_STREAM_AFTER: u64 = 2_000_000_000;
 
 /// The timeout of a flow of a protocol without states.
 #[inline(always)]
-fn untimed(headers: &Headers) -> Timeout {
-    match headers.key.protocol as u8 {
+fn untimed(headers: &Headers) -> u32 {
+    let timeout = match headers.key.protocol as u8 {
         protocol::UDP | protocol::UDPLITE => Timeout::Udp,
         protocol::ICMP => Timeout::Icmp,
         protocol::ICMPV6 => Timeout::Icmpv6,
         _ => Timeout::Generic,
-    }
+    };
+    timeout as u32
 }
 
-#[inline(always)]
-fn refresh<T: Tables>(
-    tables: &T,
-    generation: T::Generation,
-    flow: &Flow,
-    timeout: Timeout,
-    now: u64,
-) {
-    flow.expires
-        .set(now.wrapping_add(lifetime(tables, generation, timeout)));
-}
-
-#[inline(always)]
-fn lifetime<T: Tables>(tables: &T, generation: T::Generation, timeout: Timeout) -> u64 {
+/// Sets when the flow ends, from the policy's cell of timeouts.
+#[inline(never)]
+fn refresh<T: Tables>(tables: &T, generation: T::Generation, flow: &Flow, timeout: u32, now: u64) {
     let seconds = match tables.cell(generation, TIMEOUTS) {
-        Some(cell) => match cell.w.get(timeout as usize & 15) {
-            Some(seconds) => *seconds,
-            None => 0,
-        },
+        Some(cell) => cell.w.get(timeout as usize & 15).copied().unwrap_or(0),
         None => 0,
     };
-    seconds as u64 * 1_000_000_000
+    flow.expires
+        .set(now.wrapping_add(seconds as u64 * 1_000_000_000));
 }
 
 /// Notes the first reply, after the packet got its label, and promotes a flow that both sides have
 /// confirmed: an outsider's first packets never take a place in the confirmed table.
-#[inline(always)]
-fn settle<T: Tables>(tables: &T, tuple: &Tuple, found: &Found<'_>) {
+#[inline(never)]
+fn settle<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
     let flow = found.flow;
     let status = flow.status.get();
     if found.is_reply() {
@@ -486,35 +474,17 @@ fn settle<T: Tables>(tables: &T, tuple: &Tuple, found: &Found<'_>) {
         return;
     }
     if status & (Flow::EMBRYO | Flow::SEEN_REPLY) == Flow::EMBRYO | Flow::SEEN_REPLY {
-        let (key, _) = tuple.key(FlowKey::PRIMARY);
         flow.status.set(status & !Flow::EMBRYO);
-        if tables.promote_flow(&key, flow).is_err() {
+        if tables.promote_flow(&lookup.key, flow).is_err() {
             flow.status.set(status);
         }
     }
 }
 
 /// Ends a flow that a tuple led to.
-#[inline(always)]
-fn end_found<T: Tables>(tables: &T, tuple: &Tuple, found: &Found<'_>) {
-    let (key, _) = tuple.key(FlowKey::PRIMARY);
-    end_flow(tables, found.alias_of.unwrap_or(&key), found.flow);
-}
-
-/// The endpoint that opened a flow.
-#[inline(always)]
-pub fn opener(key: &FlowKey, flow: &Flow) -> Endpoint {
-    if flow.status.get() & Flow::LOW_OPENED != 0 {
-        Endpoint {
-            address: key.low,
-            port: key.low_port,
-        }
-    } else {
-        Endpoint {
-            address: key.high,
-            port: key.high_port,
-        }
-    }
+#[inline(never)]
+fn end_found<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
+    end_flow(tables, found.alias_of.unwrap_or(&lookup.key), found.flow);
 }
 
 /// The endpoint that the far side of a translated flow sees instead.
@@ -527,7 +497,7 @@ pub fn outside(flow: &Flow) -> Endpoint {
 }
 
 /// The packet that an ICMP error quotes.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Quoted {
     /// Its tuple, as quoted.
     pub tuple: Tuple,
@@ -538,63 +508,59 @@ pub struct Quoted {
 }
 
 /// Parses the packet that an ICMP error quotes: RFC 792 promises its IP header and eight bytes.
+#[inline(never)]
+pub fn read_quoted<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> bool {
+    quote(packet, headers, quoted).is_some()
+}
+
 #[inline(always)]
-pub fn quoted<P: Packet>(packet: &P, headers: &Headers) -> Option<Quoted> {
+fn quote<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> Option<()> {
     let l3 = (headers.l4 as u32).wrapping_add(8);
-    let (source, destination, inner_protocol, l4) = if headers.is_v6() {
-        let ip: [u8; 40] = packet.load(l3)?;
-        let word = |at: usize| be32(ip[at], ip[at + 1], ip[at + 2], ip[at + 3]);
-        let source = [word(8), word(12), word(16), word(20)];
-        let destination = [word(24), word(28), word(32), word(36)];
-        if ip[0] >> 4 != 6 {
+    let v6 = headers.is_v6();
+    let tuple = &mut quoted.tuple;
+    let l4 = if v6 {
+        let ip = packet.load::<8>(l3)?;
+        if ip[0] >> 4 != 6
+            || !load_addr6(packet, l3 + 8, &mut tuple.source)
+            || !load_addr6(packet, l3 + 24, &mut tuple.destination)
+        {
             return None;
         }
-        (source, destination, ip[6], l3 + 40)
+        tuple.protocol = ip[6];
+        l3 + 40
     } else {
-        let ip: [u8; 20] = packet.load(l3)?;
+        let ip = packet.load::<20>(l3)?;
         let header_len = (ip[0] & 0x0f) as u32 * 4;
         // A quoted later fragment has no ports (`nf_ct_get_tuplepr` refuses it).
-        if ip[0] >> 4 != 4 || header_len < 20 || u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0 {
+        let later = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0;
+        if ip[0] >> 4 != 4 || header_len < 20 || later {
             return None;
         }
-        let source = [be32(ip[12], ip[13], ip[14], ip[15]), 0, 0, 0];
-        let destination = [be32(ip[16], ip[17], ip[18], ip[19]), 0, 0, 0];
-        (source, destination, ip[9], l3 + header_len)
+        tuple.source = [be32(ip[12], ip[13], ip[14], ip[15]), 0, 0, 0];
+        tuple.destination = [be32(ip[16], ip[17], ip[18], ip[19]), 0, 0, 0];
+        tuple.protocol = ip[9];
+        l3 + header_len
     };
-    let ports = match (inner_protocol, headers.is_v6()) {
+    tuple.family = headers.family;
+    quoted.l3 = l3 as u16;
+    quoted.l4 = l4 as u16;
+    tuple.ports = match (tuple.protocol, v6) {
         (
             protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP | protocol::DCCP,
             _,
-        ) => {
-            let ports: [u8; 4] = packet.load(l4)?;
-            be32(ports[0], ports[1], ports[2], ports[3])
-        }
+        ) => u32::from_be_bytes(packet.load::<4>(l4)?),
         (protocol::ICMP, false) | (protocol::ICMPV6, true) => {
-            let icmp: [u8; 8] = packet.load(l4)?;
-            let (kind, request) = icmp_kind(icmp[0], headers.is_v6());
+            let icmp = packet.load::<8>(l4)?;
+            let (kind, request) = icmp_kind(icmp[0], v6);
             if !matches!(kind, Icmp::Request | Icmp::Reply) {
                 return None;
             }
-            query_ports(
-                kind,
-                request,
-                icmp[1],
-                u16::from_be_bytes([icmp[4], icmp[5]]),
-            )
+            let id = u16::from_be_bytes([icmp[4], icmp[5]]);
+            query_ports(kind, request, icmp[1], id)
         }
         _ => 0,
     };
-    Some(Quoted {
-        tuple: Tuple {
-            source,
-            destination,
-            ports,
-            protocol: inner_protocol,
-            family: headers.family,
-        },
-        l3: l3 as u16,
-        l4: l4 as u16,
-    })
+    Some(())
 }
 
 /// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's
@@ -603,50 +569,44 @@ pub fn quoted<P: Packet>(packet: &P, headers: &Headers) -> Option<Quoted> {
 pub fn about<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
-    headers: &Headers,
+    scratch: &mut Scratch,
     aliases: Aliases,
-) -> Tracked {
-    let Some(quoted) = quoted(packet, headers) else {
-        return Tracked::without_flow(ct::INVALID);
-    };
-    // The quoted packet went the other way: its mirror image is what would come in here.
-    let mirror = Tuple {
-        source: quoted.tuple.destination,
-        destination: quoted.tuple.source,
-        ports: quoted.tuple.ports.rotate_left(16),
-        ..quoted.tuple
-    };
-    if headers.key.destination != quoted.tuple.source {
-        return Tracked::without_flow(ct::INVALID);
+) {
+    scratch.tracked.set_without_flow(ct::INVALID);
+    if !read_quoted(packet, &scratch.headers, &mut scratch.quoted) {
+        return;
     }
-    match find(tables, &mirror, aliases, tables.now()) {
-        Some(found) => Tracked {
-            error: true,
-            ..Tracked::in_flow(&found, ct::RELATED)
-        },
-        None => Tracked::without_flow(ct::INVALID),
+    let quoted = &scratch.quoted.tuple;
+    if scratch.headers.key.destination != quoted.source {
+        return;
+    }
+    // The quoted packet went the other way: its mirror image is what would come in here.
+    let mirror = &mut scratch.lookup.tuple;
+    mirror.source = quoted.destination;
+    mirror.destination = quoted.source;
+    mirror.ports = quoted.ports.rotate_left(16);
+    mirror.protocol = quoted.protocol;
+    mirror.family = quoted.family;
+    if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
+        scratch.tracked.set_in_flow(&found, ct::RELATED);
+        scratch.tracked.error = true;
     }
 }
 
-/// A flow as its first packet makes it.
+/// Drafts a flow as its first packet makes it.
 #[inline(never)]
-pub fn new_flow<P: Packet, T: Tables>(
+pub fn draft_flow<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     generation: T::Generation,
-    headers: &Headers,
-    flow: &mut Flow,
+    scratch: &mut Scratch,
 ) {
+    scratch.draft.flow = Flow::default();
     let now = tables.now();
-    *flow = Flow::default();
-    let mut timeout = untimed(headers);
-    if headers.key.protocol as u8 == protocol::TCP && headers.part as u8 != Part::Later as u8 {
-        if let Some(segment) = segment(packet, headers) {
-            if let Some(first) = tcp::open(flow, &segment) {
-                timeout = first;
-            }
-        }
+    let mut timeout = untimed(&scratch.headers);
+    if scratch.headers.key.protocol as u8 == protocol::TCP && read_segment(packet, scratch) {
+        timeout = tcp::open(&mut scratch.draft.flow, &scratch.segment);
     }
-    flow.created = now;
-    refresh(tables, generation, flow, timeout, now);
+    scratch.draft.flow.created = now;
+    refresh(tables, generation, &scratch.draft.flow, timeout, now);
 }

@@ -2,13 +2,13 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse};
-use super::conntrack::{Tuple, track};
-use super::header::{Headers, Parsed, Part, parse};
-use super::nat::Scratch;
-use super::ingress::{has_nat, is_for_this_host, patterns, query};
+use super::conntrack::track;
+use super::header::{Parsed, Part, parse};
+use super::ingress::{has_nat, is_for_this_host, patterns};
 use super::packet::Packet;
+use super::scratch::Scratch;
 use super::tables::Tables;
-use crate::abi::blob::{BaseChain, HEADER, Header};
+use crate::abi::blob::BaseChain;
 use crate::abi::ct;
 use crate::abi::flow::FlowKey;
 use crate::abi::stat::Stat;
@@ -27,49 +27,38 @@ pub trait Recorder: Tables {
 /// these, tracking has no effect on any state, so that running the same chains here and counting
 /// the same rules is exact.
 #[inline(always)]
-pub fn early<P: Packet, T: Recorder>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-) -> Verdict {
+pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
     let Some(generation) = tables.generation() else {
         return Verdict::Pass;
     };
     let Some(device) = tables.device(packet.device()) else {
         return Verdict::Pass;
     };
-    let headers = &mut scratch.headers;
-    if parse(packet, tables, device.l2_len, headers) != Parsed::Headers {
+    if parse(packet, tables, device.l2_len, &mut scratch.headers) != Parsed::Headers
+        || scratch.headers.part as u8 != Part::Whole as u8
+    {
         return Verdict::Pass;
     }
-    if headers.part as u8 != Part::Whole as u8 {
-        return Verdict::Pass;
-    }
-    let Some(policy) = tables.cell(generation, HEADER) else {
-        return Verdict::Pass;
-    };
-    let policy = Header(policy);
-    let nat = policy.has_nat(headers.family);
-    if belongs_to_flow(tables, headers, nat) || !is_for_this_host(packet, tables, headers) {
+    let family = scratch.headers.family;
+    let nat = has_nat(tables, generation, family);
+    if belongs_to_flow(tables, scratch, nat) || !is_for_this_host(packet, tables, &scratch.headers)
+    {
         return Verdict::Pass;
     }
     place(packet, tables, generation, scratch);
-    let headers = &scratch.headers;
-    let tracked = scratch.tracked;
-    if tracked.ct & (ct::NEW | ct::INVALID | ct::UNTRACKED) == 0 {
+    if scratch.tracked.ct & (ct::NEW | ct::INVALID | ct::UNTRACKED) == 0 {
         return Verdict::Pass;
     }
     tables.begin();
-    let patterns = patterns(device, policy.generation());
-    let query = query(headers, patterns, 1, &tracked);
-    if tracked.opens && nat {
-        let chain = BaseChain::NatPrerouting.id(headers.family);
-        if traverse(tables, generation, chain, &query) != Decision::Accept {
+    scratch.ask(patterns(tables, generation, device), 1);
+    if scratch.tracked.opens && nat {
+        let chain = BaseChain::NatPrerouting.id(family);
+        if traverse(tables, generation, chain, scratch) != Decision::Accept {
             return Verdict::Pass;
         }
     }
-    let chain = BaseChain::FilterInput.id(headers.family);
-    match traverse(tables, generation, chain, &query) {
+    let chain = BaseChain::FilterInput.id(family);
+    match traverse(tables, generation, chain, scratch) {
         Decision::Drop(Stat::Policy) if tables.commit() => {
             tables.count(Stat::XdpDrop);
             Verdict::Drop(Stat::Policy)
@@ -86,12 +75,17 @@ fn place<P: Packet, T: Tables>(
     scratch: &mut Scratch,
 ) {
     let aliases = has_nat(tables, generation, scratch.headers.family);
-    scratch.tracked = track(packet, tables, generation, &scratch.headers, aliases);
+    track(packet, tables, generation, scratch, aliases);
 }
 
-#[inline(always)]
-fn belongs_to_flow<T: Tables>(tables: &T, headers: &Headers, nat: bool) -> bool {
-    let tuple = Tuple::of(headers);
-    tables.flow(&tuple.key(FlowKey::PRIMARY).0).is_some()
-        || (nat && tables.flow(&tuple.key(FlowKey::ALIAS).0).is_some())
+#[inline(never)]
+fn belongs_to_flow<T: Tables>(tables: &T, scratch: &mut Scratch, nat: bool) -> bool {
+    scratch.lookup.tuple.set(&scratch.headers);
+    let lookup = &mut scratch.lookup;
+    lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
+    if tables.flow(&lookup.key).is_some() {
+        return true;
+    }
+    lookup.key.kind = FlowKey::ALIAS;
+    nat && tables.flow(&lookup.key).is_some()
 }

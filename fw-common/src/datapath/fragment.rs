@@ -5,8 +5,8 @@
 //! datagram, and what it showed is kept; later ones are judged with it, add their bytes to the
 //! same rules but no packet, and so end as the first did.
 
-use super::conntrack::Tracked;
 use super::header::{Headers, Part};
+use super::scratch::Scratch;
 use super::tables::Tables;
 use crate::abi::flow::{Fragment, FragmentKey};
 
@@ -43,7 +43,10 @@ fn key(headers: &Headers, side: Side) -> FragmentKey {
 #[derive(Clone, Copy)]
 #[repr(C)]
 pub struct Borrowed {
-    /// The first fragment opened its flow. First, for the reason given at `conntrack::Found`.
+    /// The first fragment was seen; otherwise the rest means nothing. (An `Option` would leave
+    /// bytes of the return value unset, which the verifier takes for a read of nothing.)
+    pub found: bool,
+    /// The first fragment opened its flow.
     pub opened: bool,
     /// Connection state of the first fragment.
     pub ct: u8,
@@ -51,33 +54,40 @@ pub struct Borrowed {
     pub direction: u8,
 }
 
-/// Completes a later fragment's headers from the first's; nothing if that was not seen.
+/// Completes a later fragment's headers from the first's.
 #[inline(never)]
-pub fn borrow<T: Tables>(tables: &T, headers: &mut Headers, side: Side) -> Option<Borrowed> {
-    let fragment = tables.fragment(&key(headers, side))?;
-    if fragment.expires < tables.now() {
-        return None;
+pub fn borrow<T: Tables>(tables: &T, headers: &mut Headers, side: Side) -> Borrowed {
+    let mut borrowed = Borrowed {
+        found: false,
+        opened: false,
+        ct: 0,
+        direction: 0,
+    };
+    if let Some(fragment) = tables.fragment(&key(headers, side)) {
+        if fragment.expires >= tables.now() {
+            headers.key.ports = fragment.ports;
+            headers.flow_ports = fragment.flow_ports;
+            headers.tcp_flags = fragment.tcp_flags;
+            borrowed.found = true;
+            borrowed.opened = fragment.flags & OPENED != 0;
+            borrowed.ct = fragment.ct;
+            borrowed.direction = fragment.direction;
+        }
     }
-    headers.key.ports = fragment.ports;
-    headers.flow_ports = fragment.flow_ports;
-    headers.tcp_flags = fragment.tcp_flags;
-    Some(Borrowed {
-        ct: fragment.ct,
-        direction: fragment.direction,
-        opened: fragment.flags & OPENED != 0,
-    })
+    borrowed
 }
 
 /// Keeps what later fragments will need, if the packet is a first fragment.
 #[inline(always)]
-pub fn lend<T: Tables>(tables: &T, headers: &Headers, side: Side, tracked: &Tracked) {
-    if headers.part as u8 == Part::First as u8 {
-        store(tables, headers, side, tracked);
+pub fn lend<T: Tables>(tables: &T, scratch: &Scratch, side: Side) {
+    if scratch.headers.part as u8 == Part::First as u8 {
+        store(tables, scratch, side);
     }
 }
 
 #[inline(never)]
-fn store<T: Tables>(tables: &T, headers: &Headers, side: Side, tracked: &Tracked) {
+fn store<T: Tables>(tables: &T, scratch: &Scratch, side: Side) {
+    let (headers, tracked) = (&scratch.headers, &scratch.tracked);
     let fragment = Fragment {
         expires: tables.now().wrapping_add(LIFETIME),
         ports: headers.key.ports,

@@ -260,9 +260,14 @@ fn parse_v6<P: Packet, T: Tables>(
     l3: u32,
     headers: &mut Headers,
 ) -> Parsed {
-    let Some(ip) = packet.load::<40>(l3) else {
+    let Some(ip) = packet.load::<8>(l3) else {
         return Parsed::NotOurs;
     };
+    if !load_addr6(packet, l3 + 8, &mut headers.key.source)
+        || !load_addr6(packet, l3 + 24, &mut headers.key.destination)
+    {
+        return Parsed::NotOurs;
+    }
     let available = packet.len().wrapping_sub(l3).wrapping_sub(40);
     let payload_len = u16::from_be_bytes([ip[4], ip[5]]) as u32;
     // A jumbogram or a super-packet of more than 64 KiB has a payload length of zero.
@@ -275,8 +280,6 @@ fn parse_v6<P: Packet, T: Tables>(
         return Parsed::NotOurs;
     }
     headers.family = Family::V6;
-    headers.key.source = addr6(&ip, 8);
-    headers.key.destination = addr6(&ip, 24);
     let mut walk = Extensions {
         packet,
         protocol: ip[6],
@@ -448,10 +451,16 @@ pub fn be32(a: u8, b: u8, c: u8, d: u8) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
-#[inline(always)]
-fn addr6(ip: &[u8; 40], at: usize) -> Addr {
-    let word = |i: usize| be32(ip[at + i], ip[at + i + 1], ip[at + i + 2], ip[at + i + 3]);
-    [word(0), word(4), word(8), word(12)]
+/// Loads an IPv6 address. A function of its own for the sake of the BPF stack: LLVM gives every
+/// load of an inlined function a place of its own.
+#[inline(never)]
+pub fn load_addr6<P: Packet>(packet: &P, offset: u32, address: &mut Addr) -> bool {
+    let Some(bytes) = packet.load::<16>(offset) else {
+        return false;
+    };
+    let word = |at: usize| be32(bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]);
+    *address = [word(0), word(4), word(8), word(12)];
+    true
 }
 
 /// Super-packets can be longer than 16 bits say; nothing compares lengths beyond a header's.

@@ -1,16 +1,17 @@
 //! The ingress hook: tracking, translation of destinations, and INPUT for what is for this host.
 
 use super::Verdict;
-use super::classify::{Decision, Query, traverse};
-use super::conntrack::{NOTE_SEEN, Tracked, follow, quoted, track};
+use super::classify::{Decision, traverse};
+use super::conntrack::{NOTE_SEEN, follow, read_quoted, track};
 use super::fragment::{Side, borrow, lend};
-use super::header::{Headers, Part, Parsed, parse};
-use super::nat::{Scratch, Wish, open};
+use super::header::{Headers, Parsed, Part, parse};
+use super::nat::{Wish, open};
 use super::packet::{Destination, Packet};
 use super::rewrite::{End, rewrite, rewrite_error};
+use super::scratch::Scratch;
 use super::tables::Tables;
-use crate::abi::blob::{BaseChain, HEADER, Header};
 use crate::abi::Family;
+use crate::abi::blob::{BaseChain, HEADER, Header};
 use crate::abi::device::Device;
 use crate::abi::stat::Stat;
 
@@ -31,18 +32,13 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     let Some(device) = tables.device(packet.device()) else {
         return Verdict::Drop(Stat::UnknownDevice);
     };
-    let headers = &mut scratch.headers;
-    match parse(packet, tables, device.l2_len, headers) {
+    match parse(packet, tables, device.l2_len, &mut scratch.headers) {
         Parsed::Headers => {}
         Parsed::NotOurs => return Verdict::Pass,
         Parsed::Malformed => return Verdict::Drop(Stat::Malformed),
     }
-    let Some(policy) = tables.cell(generation, HEADER) else {
-        return Verdict::Pass;
-    };
-    let policy = Header(policy);
-    let patterns = patterns(device, policy.generation());
-    let nat = policy.has_nat(headers.family);
+    let family = scratch.headers.family;
+    let nat = has_nat(tables, generation, family);
 
     // On loopback every packet has been through egress just now: its label came along, it is in
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
@@ -53,52 +49,50 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         // will be judged. A forwarded one is dropped at egress.
         return Verdict::Pass;
     }
-    let headers = &mut scratch.headers;
-    let tracked = scratch.tracked;
+    let patterns = patterns(tables, generation, device);
+    scratch.ask(patterns, 1);
 
-    let opens = tracked.opens || tracked.replayed;
+    let opens = scratch.tracked.opens || scratch.tracked.replayed;
     if opens && nat {
         // Only its counters matter: nothing in this chain translates.
-        let query = query(headers, patterns, 1, &tracked);
-        let chain = BaseChain::NatPrerouting.id(headers.family);
-        if let Decision::Drop(stat) = traverse(tables, generation, chain, &query) {
+        let chain = BaseChain::NatPrerouting.id(family);
+        if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
             return Verdict::Drop(stat);
         }
     }
-    if tracked.translated
-        && tracked.direction == 1
-        && translate(packet, headers, &tracked, End::Destination).is_none()
+    if scratch.tracked.translated
+        && scratch.tracked.direction == 1
+        && translate(packet, scratch, End::Destination).is_none()
     {
         return Verdict::Drop(Stat::Rewrite);
     }
-
-    if !looped && !is_for_this_host(packet, tables, headers) {
-        packet.set_note(tracked.note());
+    if !looped && !is_for_this_host(packet, tables, &scratch.headers) {
+        packet.set_note(scratch.tracked.note());
         return Verdict::Pass;
     }
-    let input = query(headers, patterns, 1, &tracked);
-    let chain = BaseChain::FilterInput.id(headers.family);
-    if let Decision::Drop(stat) = traverse(tables, generation, chain, &input) {
+
+    let chain = BaseChain::FilterInput.id(family);
+    if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
         return Verdict::Drop(stat);
     }
     if !opens {
         return Verdict::Pass;
     }
     if nat {
-        let chain = BaseChain::NatInput.id(headers.family);
-        if let Decision::Drop(stat) = traverse(tables, generation, chain, &input) {
+        let chain = BaseChain::NatInput.id(family);
+        if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
             return Verdict::Drop(stat);
         }
     }
-    if !tracked.opens {
+    if !scratch.tracked.opens {
         return Verdict::Pass;
     }
     scratch.draft.wish = Wish {
-        address: headers.key.source,
+        address: scratch.headers.key.source,
         embryo: true,
         ..Wish::default()
     };
-    match open(packet, tables, generation, headers, &mut scratch.draft) {
+    match open(packet, tables, generation, scratch) {
         Ok(()) => Verdict::Pass,
         Err(stat) => Verdict::Drop(stat),
     }
@@ -113,23 +107,20 @@ fn place<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     note: u16,
 ) -> bool {
-    let headers = &mut scratch.headers;
-    let aliases = has_nat(tables, generation, headers.family);
-    if headers.part as u8 == Part::Later as u8 {
-        let Some(first) = borrow(tables, headers, Side::Ingress) else {
-            return false;
-        };
-        scratch.tracked = follow(tables, headers, aliases, &first);
-        return true;
+    let aliases = has_nat(tables, generation, scratch.headers.family);
+    if scratch.headers.part as u8 == Part::Later as u8 {
+        let first = borrow(tables, &mut scratch.headers, Side::Ingress);
+        if first.found {
+            follow(tables, scratch, aliases, first);
+        }
+        return first.found;
     }
-    scratch.tracked = if note != 0 {
-        let mut tracked = Tracked::without_flow(note as u8);
-        tracked.direction = (note >> 8) as u8 & 3;
-        tracked
+    if note != 0 {
+        scratch.tracked.set_note(note);
     } else {
-        track(packet, tables, generation, headers, aliases)
-    };
-    lend(tables, headers, Side::Ingress, &scratch.tracked);
+        track(packet, tables, generation, scratch, aliases);
+    }
+    lend(tables, scratch, Side::Ingress);
     true
 }
 
@@ -160,42 +151,26 @@ pub(super) fn is_for_this_host<P: Packet, T: Tables>(
 
 /// The patterns that an interface fits, in the generation that judges the packet.
 #[inline(always)]
-pub(super) fn patterns(device: &Device, generation: u32) -> u64 {
-    if generation & 1 == 0 {
+pub(super) fn patterns<T: Tables>(tables: &T, generation: T::Generation, device: &Device) -> u64 {
+    let even = tables
+        .cell(generation, HEADER)
+        .is_none_or(|cell| Header(cell).generation() & 1 == 0);
+    if even {
         device.patterns[0]
     } else {
         device.patterns[1]
     }
 }
 
-#[inline(always)]
-pub(super) fn query<'a>(
-    headers: &'a Headers,
-    in_patterns: u64,
-    out_patterns: u64,
-    tracked: &Tracked,
-) -> Query<'a> {
-    Query {
-        headers,
-        in_patterns,
-        out_patterns,
-        ct: tracked.ct,
-        direction: tracked.direction,
-        packets: tracked.packets,
-    }
-}
-
 /// Gives a packet, or an ICMP error about one, the endpoint that tracking found for it.
 #[inline(always)]
-pub(super) fn translate<P: Packet>(
-    packet: &mut P,
-    headers: &mut Headers,
-    tracked: &Tracked,
-    end: End,
-) -> Option<()> {
-    if tracked.error {
-        let quoted = quoted(packet, headers)?;
-        return rewrite_error(packet, headers, &quoted, end, &tracked.endpoint);
+pub(super) fn translate<P: Packet>(packet: &mut P, scratch: &mut Scratch, end: End) -> Option<()> {
+    let endpoint = &scratch.tracked.endpoint;
+    if !scratch.tracked.error {
+        return rewrite(packet, &mut scratch.headers, end, endpoint);
     }
-    rewrite(packet, headers, end, &tracked.endpoint)
+    if !read_quoted(packet, &scratch.headers, &mut scratch.quoted) {
+        return None;
+    }
+    rewrite_error(packet, &mut scratch.headers, &scratch.quoted, end, endpoint)
 }

@@ -11,6 +11,7 @@ pub mod header;
 pub mod nat;
 pub mod packet;
 pub mod rewrite;
+pub mod scratch;
 pub mod tables;
 pub mod tcp;
 

@@ -6,26 +6,14 @@
 
 use core::ops::ControlFlow;
 
-use super::conntrack::{Tracked, Tuple, end_flow, new_flow};
+use super::conntrack::{Lookup, draft_flow, end_flow};
 use super::header::{Headers, Icmp, protocol};
 use super::packet::Packet;
+use super::scratch::Scratch;
 use super::tables::{InsertError, Step, Tables, Tier};
 use crate::abi::Addr;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
-
-/// What a packet's way needs room for. Too large for the BPF stack, so the caller lends it.
-#[derive(Clone, Debug, Default)]
-pub struct Scratch {
-    /// The packet's headers.
-    pub headers: Headers,
-    /// The packet's place in its flow. The stage that finds it is a function of its own and leaves
-    /// it here, so that the verifier explores what follows once, not once for every way to get
-    /// here.
-    pub tracked: Tracked,
-    /// The flow that it opens.
-    pub draft: Draft,
-}
 
 /// Where a flow is built before it is stored.
 #[derive(Clone, Debug, Default)]
@@ -39,6 +27,8 @@ pub struct Draft {
     pub alias: FlowKey,
     /// What is asked for.
     pub wish: Wish,
+    /// The choice of a port.
+    pub choice: Choice,
 }
 
 /// What the rules ask for.
@@ -68,21 +58,20 @@ pub fn open<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
     generation: T::Generation,
-    headers: &Headers,
-    draft: &mut Draft,
+    scratch: &mut Scratch,
 ) -> Result<(), Stat> {
-    let wish = draft.wish;
-    let tuple = Tuple::of(headers);
-    let (key, from_low) = tuple.key(FlowKey::PRIMARY);
-    draft.key = key;
-    new_flow(packet, tables, generation, headers, &mut draft.flow);
+    draft_flow(packet, tables, generation, scratch);
+    let (headers, lookup, draft) = (&scratch.headers, &mut scratch.lookup, &mut scratch.draft);
+    lookup.tuple.set(headers);
+    let from_low = lookup.tuple.write_key(FlowKey::PRIMARY, &mut draft.key);
     let opened = if from_low { Flow::LOW_OPENED } else { 0 };
 
     let port = (headers.flow_ports >> 16) as u16;
-    let stays = wish.address == headers.key.source;
-    let keep_port = !wish.random && (wish.ports == 0 || in_range(wish.ports, port));
-    if stays && keep_port && (!wish.nat || tables.flow(&tuple.key(FlowKey::ALIAS).0).is_none()) {
-        let (status, tier) = if wish.embryo {
+    let stays = draft.wish.address == headers.key.source;
+    let keep_port =
+        !draft.wish.random && (draft.wish.ports == 0 || in_range(draft.wish.ports, port));
+    if stays && keep_port && !(draft.wish.nat && alias_exists(tables, lookup)) {
+        let (status, tier) = if draft.wish.embryo {
             (opened | Flow::EMBRYO, Tier::Embryo)
         } else {
             (opened, Tier::Confirmed)
@@ -93,34 +82,37 @@ pub fn open<P: Packet, T: Tables>(
             Err(InsertError::Full) => Err(Stat::NoFlowEntry),
         };
     }
+    if !is_translatable(headers) {
+        return Err(Stat::Rewrite);
+    }
 
+    let choice = &mut draft.choice;
+    choice.set_candidates(headers, draft.wish.ports, port);
+    choice.offset = tables.random();
+    choice.own_port = port;
+    choice.own_first = keep_port && !stays;
+    choice.stays = stays;
+    choice.found = false;
     draft.flow.other = draft.key;
-    let (low, count) = candidates(headers, wish.ports, port);
-    let mut search = Search {
-        tables,
-        headers,
-        draft,
-        address: wish.address,
-        low,
-        count,
-        offset: tables.random(),
-        port: 0,
-        own_port: port,
-        own_first: keep_port && !stays,
-        stays,
-        found: false,
-    };
-    tables.run(ATTEMPTS, &mut search);
-    let (found, port) = (search.found, search.port);
-    if !found {
+    // What the far side will see; each candidate fills in its port.
+    lookup.tuple.source = draft.wish.address;
+    tables.run(
+        ATTEMPTS,
+        &mut Search {
+            tables,
+            lookup,
+            draft,
+        },
+    );
+    if !draft.choice.found {
         return Err(Stat::NoFreePort);
     }
 
     draft.flow.other = draft.alias;
     draft.flow.status.set(opened | Flow::SNAT);
-    draft.flow.nat_source = wish.address;
-    draft.flow.nat_port = port;
-    draft.flow.nat_device = wish.device;
+    draft.flow.nat_source = draft.wish.address;
+    draft.flow.nat_port = draft.choice.port;
+    draft.flow.nat_device = draft.wish.device;
     match insert(tables, draft, Tier::Confirmed) {
         Ok(()) => Ok(()),
         Err(error) => {
@@ -132,6 +124,21 @@ pub fn open<P: Packet, T: Tables>(
             }
         }
     }
+}
+
+#[inline(always)]
+fn alias_exists<T: Tables>(tables: &T, lookup: &mut Lookup) -> bool {
+    lookup.tuple.write_key(FlowKey::ALIAS, &mut lookup.key);
+    tables.flow(&lookup.key).is_some()
+}
+
+/// The checksums of these cover the addresses, and SCTP's is a CRC that no helper updates.
+#[inline(always)]
+fn is_translatable(headers: &Headers) -> bool {
+    !matches!(
+        headers.key.protocol as u8,
+        protocol::SCTP | protocol::DCCP | protocol::UDPLITE
+    )
 }
 
 /// Stores the draft; a dying flow under its key makes way.
@@ -153,29 +160,48 @@ fn insert<T: Tables>(tables: &T, draft: &Draft, tier: Tier) -> Result<(), Insert
 /// a range of that size; trying more hardly ever helps on a larger one.
 const ATTEMPTS: u32 = 128;
 
-/// The first candidate and how many there are.
-#[inline(always)]
-fn candidates(headers: &Headers, ports: u32, port: u16) -> (u16, u32) {
-    let has_ports = matches!(headers.key.protocol as u8, protocol::TCP | protocol::UDP);
-    if ports != 0 && (has_ports || headers.icmp as u8 == Icmp::Request as u8) {
-        let (first, last) = (ports as u16, (ports >> 16) as u16);
-        return (
-            first,
-            (last as u32).wrapping_sub(first as u32).wrapping_add(1),
-        );
-    }
-    if headers.icmp as u8 == Icmp::Request as u8 {
-        return (0, 65_536);
-    }
-    if !has_ports {
-        // Nothing but the address can be changed: one try.
-        return (port, 1);
-    }
-    // Privileged ports stay privileged (RFC 4787 REQ-3, RFC 6056 3.2).
-    match port {
-        0..512 => (1, 511),
-        512..1024 => (600, 424),
-        1024.. => (1024, 64_512),
+/// Choosing a port.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C)]
+pub struct Choice {
+    /// How many candidates there are, and the first.
+    count: u32,
+    low: u16,
+    port: u16,
+    /// Offset of the next candidate in the range, from a random place.
+    offset: u32,
+    own_port: u16,
+    /// The original port is tried before the range.
+    own_first: bool,
+    /// The address stays the packet's own: only the port changes.
+    stays: bool,
+    found: bool,
+}
+
+impl Choice {
+    #[inline(always)]
+    fn set_candidates(&mut self, headers: &Headers, ports: u32, port: u16) {
+        let query = headers.icmp as u8 == Icmp::Request as u8;
+        let has_ports = matches!(headers.key.protocol as u8, protocol::TCP | protocol::UDP);
+        (self.low, self.count) = if !query && !has_ports {
+            // Nothing but the address can be changed: one try.
+            (port, 1)
+        } else if ports != 0 {
+            let (first, last) = (ports as u16, (ports >> 16) as u16);
+            (
+                first,
+                (last as u32).wrapping_sub(first as u32).wrapping_add(1),
+            )
+        } else if query {
+            (0, 65_536)
+        } else {
+            // Privileged ports stay privileged (RFC 4787 REQ-3, RFC 6056 3.2).
+            match port {
+                0..512 => (1, 511),
+                512..1024 => (600, 424),
+                1024.. => (1024, 64_512),
+            }
+        };
     }
 }
 
@@ -186,38 +212,27 @@ fn in_range(ports: u32, port: u16) -> bool {
 
 struct Search<'a, T: Tables> {
     tables: &'a T,
-    headers: &'a Headers,
+    lookup: &'a mut Lookup,
     draft: &'a mut Draft,
-    address: Addr,
-    low: u16,
-    count: u32,
-    /// Offset of the next candidate in the range, from a random place.
-    offset: u32,
-    port: u16,
-    own_port: u16,
-    /// The original port is tried before the range.
-    own_first: bool,
-    /// The address stays the packet's own: only the port changes.
-    stays: bool,
-    found: bool,
 }
 
 impl<T: Tables> Step for Search<'_, T> {
     #[inline(always)]
     fn step(&mut self, turn: u32) -> ControlFlow<()> {
-        let own = self.own_first && turn == 0;
-        if turn > self.count {
+        let choice = &mut self.draft.choice;
+        let own = choice.own_first && turn == 0;
+        if turn > choice.count {
             return ControlFlow::Break(());
         }
-        let mut port = self.own_port;
-        if !own && self.count != 0 {
-            let place = self.offset % self.count;
-            self.offset = place.wrapping_add(1);
-            port = self.low.wrapping_add(place as u16);
+        let mut port = choice.own_port;
+        if !own && choice.count != 0 {
+            let place = choice.offset % choice.count;
+            choice.offset = place.wrapping_add(1);
+            port = choice.low.wrapping_add(place as u16);
         }
         if self.reserve(port) {
-            self.port = port;
-            self.found = true;
+            self.draft.choice.port = port;
+            self.draft.choice.found = true;
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())
@@ -228,22 +243,14 @@ impl<T: Tables> Search<'_, T> {
     /// Takes the port if no other flow to the same place has it.
     #[inline(always)]
     fn reserve(&mut self, port: u16) -> bool {
-        if self.stays && port == self.own_port {
+        if self.draft.choice.stays && port == self.draft.choice.own_port {
             return false;
         }
-        let outside = Tuple {
-            source: self.address,
-            destination: self.headers.key.destination,
-            ports: (port as u32) << 16 | self.headers.flow_ports & 0xffff,
-            protocol: self.headers.key.protocol as u8,
-            family: self.headers.family,
-        };
-        let (mut key, from_low) = outside.key(FlowKey::ALIAS);
-        self.draft
-            .flow
-            .status
-            .set(if from_low { Flow::LOW_OPENED } else { 0 });
-        self.draft.alias = key;
+        let tuple = &mut self.lookup.tuple;
+        tuple.ports = (port as u32) << 16 | tuple.ports & 0xffff;
+        let from_low = tuple.write_key(FlowKey::ALIAS, &mut self.draft.alias);
+        let status = if from_low { Flow::LOW_OPENED } else { 0 };
+        self.draft.flow.status.set(status);
         if self
             .tables
             .insert_flow(&self.draft.alias, &self.draft.flow, Tier::Confirmed)
@@ -253,8 +260,9 @@ impl<T: Tables> Search<'_, T> {
         }
         // A flow of this host's own may have the port already. It looks for our alias after it
         // stored itself, as we look for it after we stored ours: one of the two sees the other.
-        key.kind = FlowKey::PRIMARY;
-        if let Some(flow) = self.tables.flow(&key) {
+        let lookup = &mut *self.lookup;
+        lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
+        if let Some(flow) = self.tables.flow(&lookup.key) {
             if flow.expires.get() >= self.tables.now() {
                 self.tables.remove_flow(&self.draft.alias);
                 return false;

@@ -95,8 +95,6 @@ pub fn rewrite<P: Packet>(
                 set_flow_port(headers, end, new.port);
             }
         }
-        // Their checksums cover the addresses, and SCTP's is a CRC that no helper updates.
-        protocol::SCTP | protocol::DCCP | protocol::UDPLITE => return None,
         _ => {}
     }
     Some(())

@@ -73,12 +73,12 @@ mod kind {
 }
 
 /// The segment does not fit the state: INVALID.
-const INVALID: u8 = 10;
+const NO_STATE: u8 = 10;
 /// The segment may be right while our state is stale: let it pass and remember it.
 const IGNORE: u8 = 11;
 
 /// The part of a segment that tracking needs.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Segment {
     /// Sequence number.
     pub seq: u32,
@@ -133,7 +133,7 @@ impl Segment {
     /// Whether the segment can open a flow.
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        next_state(false, self.kind(), state::NONE) < INVALID
+        next_state(false, self.kind(), state::NONE) < NO_STATE
     }
 
     /// Whether the flags make sense together. ECN bits and PSH go with anything.
@@ -173,7 +173,7 @@ const fn row(states: [u8; 10]) -> u64 {
 #[inline(always)]
 fn next_state(reply: bool, segment: u8, present: u8) -> u8 {
     const G: u8 = IGNORE;
-    const V: u8 = INVALID;
+    const V: u8 = NO_STATE;
     // A close goes the same way from both ends.
     const FIN: u64 = row([V, V, 4, 4, 6, 6, 6, 7, 8, V]);
     const RST: u64 = row([V, 8, 8, 8, 8, 8, 8, 8, 8, 8]);
@@ -188,7 +188,7 @@ fn next_state(reply: bool, segment: u8, present: u8) -> u8 {
         (true, kind::ACK) => const { row([V, G, 2, 3, 5, 5, 7, 7, 8, G]) },
         (_, kind::FIN) => FIN,
         (_, kind::RST) => RST,
-        _ => return INVALID,
+        _ => return NO_STATE,
     };
     (row >> (4 * (present as u32 & 0xf))) as u8 & 0xf
 }
@@ -239,28 +239,23 @@ const MAX_ACK_SET: u32 = 1 << 8;
 const CLOSE_INITIATED: u32 = 1 << 9;
 const UNACKNOWLEDGED: u32 = 1 << 10;
 
-/// What a segment does to its flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The state is updated: the flow lives on for this long.
-    Live(Timeout),
-    /// Let through without a change.
-    Ignored,
-    /// INVALID.
-    Invalid,
-    /// The flow ends with this segment.
-    Ended,
-    /// The flow is dead and this SYN opens a new one.
-    Reopened,
-}
+/// What a segment does to its flow: a [`Timeout`] as a number, for which the flow lives on, or one
+/// of the following.
+pub type Outcome = u32;
 
-/// The first segment of a flow: its state, or nothing if it cannot open one.
+/// Let through without a change.
+pub const IGNORED: Outcome = 16;
+/// INVALID.
+pub const INVALID: Outcome = 17;
+/// The flow ends with this segment.
+pub const ENDED: Outcome = 18;
+/// The flow is dead and this SYN opens a new one.
+pub const REOPENED: Outcome = 19;
+
+/// The first segment of a flow, for which [`Segment::opens`] holds: its timeout.
 #[inline(always)]
-pub fn open(flow: &mut Flow, segment: &Segment) -> Option<Timeout> {
+pub fn open(flow: &mut Flow, segment: &Segment) -> Outcome {
     let first = next_state(false, segment.kind(), state::NONE);
-    if first >= INVALID {
-        return None;
-    }
     let word = Word {
         state: first,
         last_kind: segment.kind(),
@@ -281,9 +276,9 @@ pub fn open(flow: &mut Flow, segment: &Segment) -> Option<Timeout> {
         // A flow picked up in the middle: what it acknowledges is what the other side has sent.
         flow.sent[1].end.set(segment.ack);
         // Without a reply seen, netfilter does not grant it the long timeout.
-        return Some(Timeout::Unacknowledged);
+        return Timeout::Unacknowledged as u32;
     }
-    Some(timeout(first))
+    timeout(first)
 }
 
 /// A further segment of a flow.
@@ -301,11 +296,11 @@ pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
     let mut from = old;
     let mut new = next_state(reply, segment_kind, old);
     match new {
-        INVALID => return Outcome::Invalid,
+        NO_STATE => return INVALID,
         state::SYN_SENT if old >= state::TIME_WAIT => {
             let closed = (sender.flags.get() | receiver.flags.get()) & CLOSE_INITIATED != 0;
             if closed || (word.last_reply == reply && word.last_kind == kind::RST) {
-                return Outcome::Reopened;
+                return REOPENED;
             }
             return ignore(flow, segment, word, reply);
         }
@@ -335,7 +330,7 @@ pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
         {
             word.flags &= !Word::EXPECT_CHALLENGE;
             flow.tcp.set(word.pack());
-            return Outcome::Ignored;
+            return IGNORED;
         }
         state::SYN_SENT2 => word.flags |= Word::SIMULTANEOUS,
         state::SYN_RECV
@@ -346,7 +341,7 @@ pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
         state::CLOSE if segment_kind == kind::RST => {
             match reset(flow, segment, word, receiver, reply) {
                 Some(state) => new = state,
-                None => return Outcome::Invalid,
+                None => return INVALID,
             }
         }
         _ => {}
@@ -363,17 +358,17 @@ pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
     let unacknowledged = (sender.flags.get() | receiver.flags.get()) & UNACKNOWLEDGED != 0;
     let mut lives = timeout(new);
     if segment_kind == kind::RST {
-        lives = Timeout::Close;
+        lives = Timeout::Close as u32;
     } else if unacknowledged && new == state::ESTABLISHED {
-        lives = Timeout::Unacknowledged;
+        lives = Timeout::Unacknowledged as u32;
     }
     if status & Flow::SEEN_REPLY == 0 {
         // A reset is the only answer, or no answer came at all: nothing is worth keeping.
         if segment.flags & flag::RST != 0 {
-            return Outcome::Ended;
+            return ENDED;
         }
         if new == state::ESTABLISHED {
-            lives = Timeout::Unacknowledged;
+            lives = Timeout::Unacknowledged as u32;
         }
     } else if status & Flow::ASSURED == 0
         && (from == state::SYN_RECV || from == state::ESTABLISHED)
@@ -381,7 +376,7 @@ pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
     {
         flow.status.set(status | Flow::ASSURED);
     }
-    Outcome::Live(lives)
+    lives
 }
 
 /// Remembers a segment that may be right where our state is stale.
@@ -399,7 +394,7 @@ fn ignore(flow: &Flow, segment: &Segment, mut word: Word, reply: bool) -> Outcom
     flow.last_end.set(segment.end);
     flow.last_window.set(segment.window as u32);
     flow.tcp.set(word.pack());
-    Outcome::Ignored
+    IGNORED
 }
 
 /// The state after a reset, or nothing if its sequence number is impossible.
@@ -457,17 +452,13 @@ fn note_window(flow: &Flow, segment: &Segment, segment_kind: u8, sender: &Sent, 
     }
 }
 
+/// The timeouts of the states come first, in the order of the states' numbers.
 #[inline(always)]
-fn timeout(state: u8) -> Timeout {
-    match state {
-        state::SYN_SENT => Timeout::SynSent,
-        state::SYN_RECV => Timeout::SynRecv,
-        state::ESTABLISHED => Timeout::Established,
-        state::FIN_WAIT => Timeout::FinWait,
-        state::CLOSE_WAIT => Timeout::CloseWait,
-        state::LAST_ACK => Timeout::LastAck,
-        state::TIME_WAIT => Timeout::TimeWait,
-        state::CLOSE => Timeout::Close,
-        _ => Timeout::SynSent2,
-    }
+fn timeout(state: u8) -> Outcome {
+    (state as u32).wrapping_sub(1)
 }
+
+const _: () = assert!(
+    Timeout::SynSent as u32 == state::SYN_SENT as u32 - 1
+        && Timeout::SynSent2 as u32 == state::SYN_SENT2 as u32 - 1
+);

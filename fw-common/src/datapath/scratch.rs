@@ -1,0 +1,56 @@
+//! Room for what a packet's way needs, outside the BPF stack.
+
+use super::classify::{Query, Walk};
+use super::conntrack::{Lookup, Quoted, Tracked};
+use super::header::Headers;
+use super::nat::Draft;
+use super::tcp::Segment;
+use crate::MapCell;
+
+/// Lent by the caller for one packet: in the kernel, the value of a per-CPU map.
+///
+/// The BPF stack has 512 bytes for the whole chain of calls. And the verifier tracks every number
+/// on the stack and explores all that follows once for each combination; what is here it does not
+/// track. So each stage leaves its result here, and the next is explored once.
+#[derive(Clone, Debug, Default)]
+pub struct Scratch {
+    /// The packet's headers.
+    pub headers: Headers,
+    /// The packet's place in its flow.
+    pub tracked: Tracked,
+    /// The flow being looked up.
+    pub lookup: Lookup,
+    /// The packet's TCP segment.
+    pub segment: Segment,
+    /// The packet that an ICMP error quotes.
+    pub quoted: Quoted,
+    /// What chains are asked.
+    pub query: Query,
+    /// Where the walk through the chains is.
+    pub walk: Walk,
+    /// The flow that the packet opens.
+    pub draft: Draft,
+    /// See [`Scratch::forget`].
+    pub cell: MapCell<u32>,
+}
+
+impl Scratch {
+    /// Prepares the question that chains are asked about the packet.
+    #[inline(always)]
+    pub fn ask(&mut self, in_patterns: u64, out_patterns: u64) {
+        self.query = Query {
+            in_patterns,
+            out_patterns,
+            ct: self.tracked.ct,
+            direction: self.tracked.direction,
+            packets: self.tracked.packets,
+        };
+    }
+
+    /// The same number, of which the verifier knows nothing any more.
+    #[inline(always)]
+    pub fn forget(&self, number: u32) -> u32 {
+        self.cell.set(number);
+        self.cell.get()
+    }
+}
