@@ -4,13 +4,21 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::Command,
+    sync::LazyLock,
 };
 
-/// The workspace's root.
+/// The workspace's root: where it is now, as cargo tells whom it runs, rather than where it was
+/// when xtask was compiled.
 pub fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .expect("xtask lies in a folder of the workspace")
+    static ROOT: LazyLock<PathBuf> = LazyLock::new(|| {
+        let package = env::var_os("CARGO_MANIFEST_DIR")
+            .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
+        package
+            .parent()
+            .expect("xtask lies in a folder of the workspace")
+            .to_owned()
+    });
+    &ROOT
 }
 
 /// The workspace's target directory, `CARGO_TARGET_DIR` respected.
