@@ -70,7 +70,7 @@ pub fn tables(outcomes: &[Outcome]) {
 pub fn verdict(outcomes: &[Outcome]) -> bool {
     let right = outcomes.iter().filter(|o| o.is_right()).count();
     println!(
-        "\n{right} of {} probes went as the guide says.",
+        "{right} of {} probes went as the guide says.",
         outcomes.len()
     );
     for outcome in outcomes.iter().filter(|o| !o.is_right()) {
