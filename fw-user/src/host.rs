@@ -319,7 +319,9 @@ fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
 mod tests {
     use super::*;
 
-    fn with(addresses: &[(&str, fn(&mut Address))]) -> Interface {
+    type Change = fn(&mut Address);
+
+    fn with(addresses: &[(&str, Change)]) -> Interface {
         Interface {
             addresses: addresses
                 .iter()

@@ -7,7 +7,7 @@ use super::output::Output;
 use super::source::parse;
 use crate::cli::Check;
 use crate::compile::{Slots, compile};
-use crate::policy::{PolicyErrors, Warning};
+use crate::policy::{LintContext, PolicyErrors, SshSession, Warning, lint};
 
 /// What `--json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -25,11 +25,16 @@ pub fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure> {
     let report = match parse(&files.files, files.family.chosen(), files.strict)? {
         Ok(loaded) => {
             let limit = compile(&loaded.policy, &Slots::fresh(&loaded.policy), 1, &[]).err();
+            let context = LintContext {
+                ssh: SshSession::of_environment(),
+            };
+            let mut warnings = loaded.warnings;
+            warnings.extend(lint(&loaded.policy, &context));
             Report {
                 accepted: limit.is_none(),
                 errors: None,
                 limit: limit.map(|limit| limit.to_string()),
-                warnings: loaded.warnings,
+                warnings,
             }
         }
         Err(errors) => Report {

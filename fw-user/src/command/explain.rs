@@ -55,7 +55,7 @@ fn live(state: &StateDir) -> Result<Machine, Failure> {
     for table in FlowTable::ALL {
         let embryo = matches!(table, FlowTable::Embryos4 | FlowTable::Embryos6);
         let mut slices = Slices::open(state, table)?;
-        while let Some(slice) = slices.next()? {
+        while let Some(slice) = slices.read_next()? {
             flows.extend(slice.into_iter().map(|(key, flow)| (key, flow, embryo)));
         }
     }

@@ -15,7 +15,7 @@ use crate::cli::Load;
 use crate::compile::{Meta, Slots, compile};
 use crate::host::Host;
 use crate::kernel::attach::{self, Attachment, XdpMode, attach_all};
-use crate::kernel::load::{Maps, Programs, prepare};
+use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace};
 use crate::policy::model::{InterfacePattern, Policy};
@@ -52,6 +52,9 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
 /// Puts a policy in force.
 pub fn enforce(state: &StateDir, policy: Policy, counters: bool, xdp: XdpMode) -> Result<Outcome> {
     let lock = state.lock()?;
+    if state.exists() {
+        check_owner(state)?;
+    }
     let old = Running::find(state)?;
     let first = old.is_none();
     let result = enforce_locked(state, &lock, old, policy, counters, xdp);

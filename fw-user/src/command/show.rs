@@ -11,7 +11,7 @@ use crate::cli::Show;
 use crate::kernel::state::StateDir;
 use crate::policy::ids::{CounterId, TableName};
 use crate::policy::model::{Chain, Counters, Family, Match, Origin, Policy, Rule};
-use crate::policy::{print_rule, print_save};
+use crate::policy::{print_rule, print_save, print_toml};
 
 /// One chain as `--json` shows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -64,10 +64,8 @@ pub fn run(state: &StateDir, arguments: &Show, output: &mut Output) -> Result<()
         return Ok(());
     }
     if arguments.toml {
-        let text = policy.toml.as_deref().ok_or_else(|| {
-            anyhow::anyhow!("the running policy was not loaded from a policy.toml")
-        })?;
-        return output.text(text);
+        let text = print_toml(policy).map_err(|error| Failure::System(error.into()))?;
+        return output.text(&text);
     }
     let chains: Vec<ChainView> = chain_views(policy, &counters)
         .into_iter()

@@ -41,7 +41,7 @@ async fn sweep_all(state: &StateDir, aliases: bool) -> Result<()> {
     let sweeper = Sweeper::open(state)?;
     for table in FlowTable::ALL {
         let mut slices = Slices::open(state, table)?;
-        while let Some(slice) = slices.next()? {
+        while let Some(slice) = slices.read_next()? {
             let now = monotonic_now();
             for (key, flow) in &slice {
                 if is_candidate(key, flow, now, aliases) {

@@ -114,7 +114,7 @@ fn end_orphans(state: &StateDir, host: &Host) -> Result<usize> {
     let mut ended = 0;
     for table in FlowTable::ALL {
         let mut slices = Slices::open(state, table)?;
-        while let Some(slice) = slices.next()? {
+        while let Some(slice) = slices.read_next()? {
             for (key, flow) in &slice {
                 let orphan = key.kind == FlowKey::PRIMARY
                     && flow.status.get() & Flow::SNAT != 0

@@ -125,7 +125,7 @@ impl Slices {
     }
 
     /// The next slice; empty slices are possible, nothing means the end.
-    pub fn next(&mut self) -> Result<Option<Vec<(FlowKey, Flow)>>> {
+    pub fn read_next(&mut self) -> Result<Option<Vec<(FlowKey, Flow)>>> {
         if self.v4 {
             self.read(|key: &FlowKey4| FlowKey::from(key))
         } else {
@@ -168,7 +168,7 @@ impl Slices {
 pub fn count(state: &StateDir, table: FlowTable) -> Result<usize> {
     let mut slices = Slices::open(state, table)?;
     let mut count = 0;
-    while let Some(slice) = slices.next()? {
+    while let Some(slice) = slices.read_next()? {
         count += slice.len();
     }
     Ok(count)
@@ -180,7 +180,7 @@ pub fn views(state: &StateDir) -> Result<Vec<FlowView>> {
     let mut views = Vec::new();
     for table in FlowTable::ALL {
         let mut slices = Slices::open(state, table)?;
-        while let Some(slice) = slices.next()? {
+        while let Some(slice) = slices.read_next()? {
             views.extend(
                 slice
                     .iter()

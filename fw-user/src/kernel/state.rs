@@ -23,7 +23,7 @@ use sha2::{Digest as _, Sha256};
 pub const DEFAULT_DIRECTORY: &str = "/sys/fs/bpf/fwbpf";
 
 /// `BPF_FS_MAGIC`, include/uapi/linux/magic.h.
-const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const BPF_FS_MAGIC: rustix::fs::FsWord = 0xcafe_4a11;
 
 /// A state directory.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,13 +175,12 @@ impl StateDir {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// Removes every pin, attachments first, and the directory.
+    /// Removes every pin of ours, and the directory. The attachments should be gone already.
     pub fn remove(&self) -> Result<()> {
-        for (_, _, path) in self.links()? {
-            remove_if_present(&path)?;
-        }
-        for (_, path) in self.entries()? {
-            remove_if_present(&path)?;
+        for (name, path) in self.entries()? {
+            if is_ours(&name) {
+                remove_if_present(&path)?;
+            }
         }
         match fs::remove_dir(&self.0) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -271,7 +270,7 @@ fn is_ours(name: &str) -> bool {
 }
 
 fn is_bpffs(path: &Path) -> bool {
-    statfs(path).is_ok_and(|stat| stat.f_type as i64 == BPF_FS_MAGIC)
+    statfs(path).is_ok_and(|stat| stat.f_type == BPF_FS_MAGIC)
 }
 
 fn mount_bpffs(place: &Path) -> Result<()> {
