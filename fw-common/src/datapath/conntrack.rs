@@ -145,6 +145,16 @@ impl Default for Tuple {
 }
 
 impl Tuple {
+    /// The key and whether the source is its lower endpoint, as values: for user space, where the
+    /// stack is no concern.
+    pub fn key_of(headers: &Headers, kind: u8) -> (FlowKey, bool) {
+        let mut tuple = Self::default();
+        let mut key = FlowKey::default();
+        tuple.set(headers);
+        let from_low = tuple.write_key(kind, &mut key);
+        (key, from_low)
+    }
+
     /// The packet's own.
     #[inline(always)]
     pub fn set(&mut self, headers: &Headers) {

@@ -6,7 +6,7 @@ use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::abi::stat::Stat;
 use fw_common::datapath::conntrack::{Tracked, Tuple};
 use fw_common::datapath::header::{Headers, Parsed, parse, protocol};
-use fw_common::datapath::nat::Scratch;
+use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{Tables, Tier};
 use fw_common::datapath::{Verdict as PacketVerdict, egress, ingress, tcp};
 
@@ -113,8 +113,8 @@ fn prepare(
             let Some(headers) = headers(tables, way.first(), &packet) else {
                 return Ok(());
             };
-            let (key, _) = Tuple::of(&headers).key(FlowKey::PRIMARY);
-            let (alias, _) = Tuple::of(&headers).key(FlowKey::ALIAS);
+            let (key, _) = Tuple::key_of(&headers, FlowKey::PRIMARY);
+            let (alias, _) = Tuple::key_of(&headers, FlowKey::ALIAS);
             if tables.flow(&key).is_some() || tables.flow(&alias).is_some() {
                 return Ok(());
             }
@@ -158,7 +158,7 @@ fn open(tables: &HostTables, way: &Way, question: &Question) -> Result<(), Expla
 
 /// The packet's connection as one that has gone on for a while.
 fn put_established(tables: &HostTables, headers: &Headers, reply: bool) {
-    let (key, from_low) = Tuple::of(headers).key(FlowKey::PRIMARY);
+    let (key, from_low) = Tuple::key_of(headers, FlowKey::PRIMARY);
     let opened = match from_low != reply {
         true => Flow::LOW_OPENED,
         false => 0,

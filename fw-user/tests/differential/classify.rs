@@ -3,6 +3,7 @@
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{BaseChain, HashKey};
 use fw_common::datapath::classify::{Decision, Query, traverse};
+use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::header::{Headers, Icmp, Part};
 use fw_common::datapath::tables::Tables;
 use fw_user::addr;
@@ -128,7 +129,6 @@ fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Seen) 
         record.map_or(1, |record| record.patterns[(generation & 1) as usize])
     };
     let query = Query {
-        headers: &headers,
         in_patterns: patterns(&seen.in_interface),
         out_patterns: patterns(&seen.out_interface),
         ct: seen.states.0,
@@ -139,7 +139,12 @@ fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Seen) 
         },
         packets: 1,
     };
-    traverse(tables, (), base.id(family), &query)
+    let mut scratch = Scratch {
+        headers,
+        query,
+        ..Scratch::default()
+    };
+    traverse(tables, (), base.id(family), &mut scratch)
 }
 
 fn as_decision(outcome: &Outcome) -> Decision {

@@ -7,7 +7,7 @@ use etherparse::PacketBuilder;
 use fw_common::abi::flow::FlowKey;
 use fw_common::abi::stat::Stat;
 use fw_common::datapath::header::{Headers, Parsed, parse};
-use fw_common::datapath::nat::Scratch;
+use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::{Verdict, early, egress, ingress};
 use fw_user::compile::{Slots, compile};
 use fw_user::policy::TableName;
