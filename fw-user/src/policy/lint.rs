@@ -49,13 +49,17 @@ impl Findings<'_> {
         let name =
             origin.and_then(|origin| self.policy.files.get(usize::try_from(origin.file).ok()?));
         let (file, help) = (name.cloned(), Some(help.to_owned()));
-        self.warnings.push(Warning {
+        let warning = Warning {
             code,
             origin,
             file,
             text,
             help,
-        });
+        };
+        // A line of policy.toml may say the same in both IP versions.
+        if !self.warnings.contains(&warning) {
+            self.warnings.push(warning);
+        }
     }
 }
 

@@ -5,6 +5,9 @@
 //! policy.toml -> document::read -> document::lower --------------------> model
 //! ```
 
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod arbitrary;
 mod document;
 pub mod error;
 pub mod ids;

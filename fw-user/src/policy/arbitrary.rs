@@ -1,0 +1,351 @@
+//! Policies at random, over everything that the rule format can say: for the property tests of
+//! the parser and whoever else needs many different policies.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+
+use super::ids::TableName;
+use super::model::{
+    Chain, ChainPolicy, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType,
+    InterfacePattern, Masquerade, Match, Multiport, Negatable, Origin, Policy, PortRange, Ports,
+    Prefix, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+};
+use super::names::{TCP, UDP};
+
+/// A policy that the loader would accept: for one IP version or both, with and without nat, with
+/// chains that call one another without loops.
+pub fn policy() -> impl Strategy<Value = Policy> {
+    let ruleset = |family| {
+        let filter = option::weighted(0.9, table(family, TableName::Filter));
+        let nat = option::of(table(family, TableName::Nat));
+        (filter, nat).prop_map(|(filter, nat)| Ruleset { filter, nat })
+    };
+    (
+        option::of(ruleset(Family::Ipv4)),
+        option::of(ruleset(Family::Ipv6)),
+    )
+        .prop_map(|(ipv4, ipv6)| Policy {
+            ipv4,
+            ipv6,
+            files: Vec::new(),
+            toml: None,
+        })
+}
+
+/// The names of the chains of one's own, each of which may call those after it.
+const OWN_CHAINS: [&str; 3] = ["alpha", "beta-2", "gamma_x"];
+
+fn table(family: Family, name: TableName) -> impl Strategy<Value = Table> {
+    let builtin: Vec<_> = name
+        .builtin_chains()
+        .iter()
+        .map(|chain| base_chain(family, name, chain).boxed())
+        .collect();
+    let own = OWN_CHAINS.iter().enumerate().map(|(index, chain)| {
+        vec(rule(family, name, Place::Own(index)), 0..4)
+            .prop_map(|rules| Chain {
+                name: (*chain).into(),
+                policy: None,
+                rules,
+            })
+            .boxed()
+    });
+    let chains: Vec<_> = builtin.into_iter().chain(own).collect();
+    chains.prop_map(|chains| Table { chains })
+}
+
+fn base_chain(
+    family: Family,
+    table: TableName,
+    name: &'static str,
+) -> impl Strategy<Value = Chain> {
+    let rules = vec(rule(family, table, Place::Base(name)), 0..6);
+    (rules, any::<bool>(), counters()).prop_map(move |(rules, accept, counters)| {
+        // The table nat has no policy DROP.
+        let accept = accept || table == TableName::Nat;
+        let policy = ChainPolicy {
+            accept,
+            counters: Some(counters),
+            origin: None,
+        };
+        Chain {
+            name: name.into(),
+            policy: Some(policy),
+            rules,
+        }
+    })
+}
+
+fn counters() -> impl Strategy<Value = Counters> {
+    prop_oneof![Just((0, 0)), any::<(u64, u64)>()]
+        .prop_map(|(packets, bytes)| Counters { packets, bytes })
+}
+
+/// Where a rule stands, which decides what it may say.
+#[derive(Clone, Copy)]
+enum Place {
+    Base(&'static str),
+    Own(usize),
+}
+
+/// A rule for a place.
+fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value = Rule> {
+    let chain = match place {
+        Place::Base(name) => name,
+        Place::Own(_) => "",
+    };
+    let has_in = !matches!(chain, "OUTPUT" | "POSTROUTING");
+    let has_out = !matches!(chain, "INPUT" | "PREROUTING");
+    let interface = |may: bool| {
+        option::weighted(0.3, negatable(interface()))
+            .prop_map(move |pattern| pattern.filter(|_| may))
+    };
+    let address = || option::weighted(0.3, negatable(prefix(family)));
+    let parts = (
+        address(),
+        address(),
+        interface(has_in),
+        interface(has_out),
+        protocol_and_matches(family),
+        target(table, place),
+        counters(),
+    );
+    parts.prop_map(
+        |(
+            source,
+            destination,
+            in_interface,
+            out_interface,
+            (protocol, matches),
+            target,
+            counters,
+        )| {
+            Rule {
+                // Masks and patterns that match everything are no matches.
+                source: source.filter(|prefix| prefix.not || !prefix.value.mask.is_unspecified()),
+                destination: destination
+                    .filter(|prefix| prefix.not || !prefix.value.mask.is_unspecified()),
+                in_interface: in_interface.filter(|pattern| pattern.not || pattern.value.0 != "+"),
+                out_interface: out_interface
+                    .filter(|pattern| pattern.not || pattern.value.0 != "+"),
+                protocol,
+                matches,
+                target: fitting(target, protocol),
+                counters: Some(counters),
+                origin: Origin { file: 0, line: 0 },
+            }
+        },
+    )
+}
+
+/// `--to-ports` needs a protocol.
+fn fitting(target: Target, protocol: Option<Negatable<u8>>) -> Target {
+    match target {
+        Target::Masquerade(masquerade) if protocol.is_none() => Target::Masquerade(Masquerade {
+            ports: None,
+            ..masquerade
+        }),
+        other => other,
+    }
+}
+
+fn negatable<T: Clone + std::fmt::Debug>(
+    value: impl Strategy<Value = T>,
+) -> impl Strategy<Value = Negatable<T>> {
+    (prop::bool::weighted(0.2), value).prop_map(|(not, value)| Negatable { not, value })
+}
+
+fn interface() -> impl Strategy<Value = InterfacePattern> {
+    prop_oneof![
+        Just("lo".to_owned()),
+        Just("eth0".to_owned()),
+        Just("docker0".to_owned()),
+        "[a-z][a-z0-9.:-]{0,13}\\+?",
+        Just("+".to_owned()),
+    ]
+    .prop_map(InterfacePattern)
+}
+
+fn prefix(family: Family) -> BoxedStrategy<Prefix> {
+    match family {
+        Family::Ipv4 => {
+            let length =
+                (0..=32_u32).prop_map(|length| u32::MAX.checked_shl(32 - length).unwrap_or(0));
+            let mask = prop_oneof![8 => length, 1 => any::<u32>()];
+            (any::<u32>(), mask)
+                .prop_map(|(address, mask)| Prefix {
+                    address: IpAddr::V4(Ipv4Addr::from_bits(address & mask)),
+                    mask: IpAddr::V4(Ipv4Addr::from_bits(mask)),
+                })
+                .boxed()
+        }
+        Family::Ipv6 => {
+            let length =
+                (0..=128_u32).prop_map(|length| u128::MAX.checked_shl(128 - length).unwrap_or(0));
+            let mask = prop_oneof![8 => length, 1 => any::<u128>()];
+            // Addresses with runs of zeros, which their text leaves out.
+            let address = (any::<u128>(), any::<u8>(), any::<u8>())
+                .prop_map(|(bits, left, right)| bits >> (left % 128) << (right % 128));
+            (address, mask)
+                .prop_map(|(address, mask)| Prefix {
+                    address: IpAddr::V6(Ipv6Addr::from_bits(address & mask)),
+                    mask: IpAddr::V6(Ipv6Addr::from_bits(mask)),
+                })
+                .boxed()
+        }
+    }
+}
+
+type ProtocolAndMatches = (Option<Negatable<u8>>, Vec<Match>);
+
+/// A protocol and matches that fit it.
+fn protocol_and_matches(family: Family) -> impl Strategy<Value = ProtocolAndMatches> {
+    let yes = |value| Some(Negatable { not: false, value });
+    let of_transport = prop_oneof![
+        (
+            Just(yes(TCP)),
+            vec(prop_oneof![3 => tcp(), 1 => multiport()], 0..3)
+        ),
+        (
+            Just(yes(UDP)),
+            vec(prop_oneof![3 => udp(), 1 => multiport()], 0..3)
+        ),
+    ];
+    let of_icmp = (Just(yes(family.icmp())), vec(icmp(family), 0..2));
+    let other = (option::of(negatable(1..=255_u8)), Just(Vec::new()));
+    let own = prop_oneof![4 => of_transport, 1 => of_icmp, 2 => other];
+    (own, vec(general_match(), 0..3)).prop_map(|((protocol, mut matches), general)| {
+        matches.extend(general);
+        (protocol, matches)
+    })
+}
+
+fn general_match() -> impl Strategy<Value = Match> {
+    let direction = prop_oneof![Just(CtDirection::Original), Just(CtDirection::Reply)];
+    let conntrack = (
+        option::weighted(0.8, negatable(states(0x7f))),
+        option::weighted(0.2, direction),
+    );
+    prop_oneof![
+        negatable(states(0x1f)).prop_map(Match::State),
+        conntrack.prop_filter_map("says something", |(states, direction)| {
+            (states.is_some() || direction.is_some())
+                .then_some(Match::Conntrack(Conntrack { states, direction }))
+        }),
+        comment().prop_map(Match::Comment),
+    ]
+}
+
+/// Any text on one line, of which quotes, backslashes and blanks are the hard part.
+fn comment() -> impl Strategy<Value = String> {
+    prop_oneof![
+        "[a-zA-Z0-9_-]{1,20}",
+        "[ -~]{0,40}",
+        "[\"'\\\\ #!-]{0,8}",
+        "\\PC{0,20}"
+    ]
+}
+
+fn states(of: u8) -> impl Strategy<Value = CtStates> {
+    (1..=of).prop_map(CtStates)
+}
+
+fn range() -> impl Strategy<Value = PortRange> {
+    let any_range = any::<(u16, u16)>().prop_map(|(one, other)| PortRange {
+        first: one.min(other),
+        last: one.max(other),
+    });
+    let single = any::<u16>().prop_map(|port| PortRange {
+        first: port,
+        last: port,
+    });
+    prop_oneof![single, any_range]
+}
+
+fn ports() -> impl Strategy<Value = Ports> {
+    let port = || {
+        option::weighted(0.4, negatable(range())).prop_map(|port| {
+            port.filter(|range| range.not || (range.value.first, range.value.last) != (0, u16::MAX))
+        })
+    };
+    (port(), port()).prop_map(|(source, destination)| Ports {
+        source,
+        destination,
+    })
+}
+
+fn tcp() -> impl Strategy<Value = Match> {
+    let flags = (0..=0x3f_u8, 0..=0x3f_u8).prop_map(|(mask, set)| TcpFlags { mask, set });
+    let flags = option::weighted(0.3, negatable(flags)).prop_map(|flags| {
+        flags.filter(|flags| flags.not || flags.value.mask != 0 || flags.value.set != 0)
+    });
+    (ports(), flags).prop_map(|(ports, flags)| Match::Tcp(Tcp { ports, flags }))
+}
+
+fn udp() -> impl Strategy<Value = Match> {
+    ports().prop_map(Match::Udp)
+}
+
+fn multiport() -> impl Strategy<Value = Match> {
+    let which = prop_oneof![
+        Just(WhichPort::Source),
+        Just(WhichPort::Destination),
+        Just(WhichPort::Either)
+    ];
+    (which, negatable(vec(range(), 1..=7)))
+        .prop_map(|(which, ports)| Match::Multiport(Multiport { which, ports }))
+}
+
+fn icmp(family: Family) -> impl Strategy<Value = Match> {
+    let kind = (any::<u8>(), option::of(any::<u8>())).prop_map(move |(kind, code)| {
+        if family == Family::Ipv4 && kind == 255 {
+            return IcmpType {
+                kind: None,
+                codes: (0, 255),
+            };
+        }
+        IcmpType {
+            kind: Some(kind),
+            codes: code.map_or((0, 255), |code| (code, code)),
+        }
+    });
+    negatable(kind).prop_map(|kind| Match::Icmp(Some(kind)))
+}
+
+fn target(table: TableName, place: Place) -> BoxedStrategy<Target> {
+    let callable = match place {
+        Place::Base(_) => 0,
+        Place::Own(index) => index + 1,
+    };
+    let mut choices = vec![
+        Just(Target::Continue).boxed(),
+        Just(Target::Accept).boxed(),
+        Just(Target::Return).boxed(),
+    ];
+    if table == TableName::Filter {
+        choices.push(Just(Target::Drop).boxed());
+    }
+    // nat's own chains are called from all of its hooks here, so only POSTROUTING masquerades.
+    if table == TableName::Nat && matches!(place, Place::Base("POSTROUTING")) {
+        let masquerade = (option::of(range()), any::<bool>(), any::<bool>());
+        choices.push(
+            masquerade
+                .prop_map(|(ports, random, random_fully)| {
+                    Target::Masquerade(Masquerade {
+                        ports,
+                        random,
+                        random_fully,
+                    })
+                })
+                .boxed(),
+        );
+    }
+    for chain in &OWN_CHAINS[callable..] {
+        choices.push(Just(Target::Jump((*chain).to_owned())).boxed());
+        choices.push(Just(Target::Goto((*chain).to_owned())).boxed());
+    }
+    proptest::strategy::Union::new(choices).boxed()
+}
