@@ -11,8 +11,12 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use fw_user::policy::model::{Counters, Family, Policy};
-use fw_user::policy::{CounterId, Kind, LoadOptions, SourceFile, load, names, print_save};
+use fw_user::policy::model::{Counters, Family, Match, Negatable, Policy, PortRange, Ports, Rule};
+use fw_user::policy::{
+    CounterId, Kind, LoadOptions, SourceFile, arbitrary, load, names, print_save,
+};
+use proptest::strategy::{Strategy, ValueTree};
+use proptest::test_runner::TestRunner;
 
 #[test]
 fn lines_for_ipv4() {
@@ -51,6 +55,17 @@ fn every_protocol_by_number_and_by_name() {
 }
 
 #[test]
+fn to_ports_with_every_protocol() {
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let rule = |number, not| {
+            format!("*nat\n-A POSTROUTING {not} -p {number} -j MASQUERADE --to-ports 9\nCOMMIT\n")
+        };
+        let rules = (1..=255).flat_map(|number| [rule(number, ""), rule(number, "!")]);
+        compare_with_iptables(family, rules.collect(), Saved::Compared);
+    }
+}
+
+#[test]
 fn every_icmp_type_by_name() {
     for (family, option) in [
         (Family::Ipv4, "-p icmp --icmp-type"),
@@ -81,6 +96,65 @@ fn every_service_by_name() {
         all.split("%%\n").map(str::to_owned).collect(),
         Saved::Compared,
     );
+}
+
+/// Policies at random, over the whole grammar: iptables takes what is printed and saves the same.
+#[test]
+fn policies_at_random() {
+    let mut runner = TestRunner::deterministic();
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let policies = (0..150).map(|_| arbitrary::policy().new_tree(&mut runner));
+        let texts = policies.map(|tree| {
+            let mut policy = tree.expect("the generator rejects little").current();
+            drop_what_is_lost(&mut policy, family);
+            print_with_counters(&policy, family)
+        });
+        compare_with_iptables(
+            family,
+            texts.filter(|text| !text.is_empty()).collect(),
+            Saved::Compared,
+        );
+    }
+}
+
+/// Removes the rules with matches that iptables-save does not print.
+fn drop_what_is_lost(policy: &mut Policy, family: Family) {
+    let Some(ruleset) = policy.ruleset_mut(family) else {
+        return;
+    };
+    let whole =
+        |range: &Negatable<PortRange>| (range.value.first, range.value.last) == (0, u16::MAX);
+    let ports = |ports: &Ports| {
+        [ports.source, ports.destination]
+            .iter()
+            .flatten()
+            .any(whole)
+    };
+    let lost = |rule: &Rule| {
+        let interfaces = [&rule.in_interface, &rule.out_interface];
+        interfaces
+            .into_iter()
+            .flatten()
+            .any(|pattern| pattern.value.0 == "+")
+            || rule.matches.iter().any(|each| match each {
+                Match::Tcp(tcp) => {
+                    let flags = tcp
+                        .flags
+                        .is_some_and(|flags| !flags.not && flags.value.mask == 0);
+                    ports(&tcp.ports) || flags
+                }
+                Match::Udp(udp) => ports(udp),
+                _ => false,
+            })
+    };
+    for table in [&mut ruleset.filter, &mut ruleset.nat]
+        .into_iter()
+        .flatten()
+    {
+        for chain in &mut table.chains {
+            chain.rules.retain(|rule| !lost(rule));
+        }
+    }
 }
 
 /// Whether iptables-save's output is to be what `print_save` prints.

@@ -1,5 +1,4 @@
 //! Properties of the reader and the printers: nothing panics, and what is printed is read back.
-#![cfg(feature = "testing")]
 
 use std::fs;
 use std::path::Path;

@@ -141,15 +141,19 @@ fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value =
     )
 }
 
-/// `--to-ports` needs a protocol.
+/// `--to-ports` needs a protocol with ports.
 fn fitting(target: Target, protocol: Option<Negatable<u8>>) -> Target {
     match target {
-        Target::Masquerade(masquerade) if protocol.is_none() => Target::Masquerade(Masquerade {
+        Target::Masquerade(masquerade) if !has_ports(protocol) => Target::Masquerade(Masquerade {
             ports: None,
             ..masquerade
         }),
         other => other,
     }
+}
+
+fn has_ports(protocol: Option<Negatable<u8>>) -> bool {
+    protocol.is_some_and(|protocol| [TCP, UDP].contains(&protocol.value))
 }
 
 fn negatable<T: Clone + std::fmt::Debug>(

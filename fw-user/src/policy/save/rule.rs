@@ -10,7 +10,7 @@ use crate::policy::match_table::{
     all_matches, all_targets, find_match, find_target,
 };
 use crate::policy::model::{Counters, Family, InterfacePattern, Match, Negatable, Prefix, Target};
-use crate::policy::names::{TCP, UDP, protocol_name};
+use crate::policy::names::{DCCP, ICMP, SCTP, TCP, UDP, protocol_name};
 use crate::policy::source::Span;
 
 /// What a line says.
@@ -811,15 +811,18 @@ impl<'a> Reader<'a, '_, '_> {
         else {
             return;
         };
-        let needs_ports = row.names[0] == "to-ports";
-        if needs_ports && self.rule.protocol.is_none() {
+        // iptables looks at the protocol's number only, not at a `!` before it, and counts
+        // IPv4's ICMP in, whose echo has identifiers for ports, for both IP versions.
+        let with_ports = [TCP, UDP, SCTP, DCCP, ICMP];
+        let fits = self
+            .rule
+            .protocol
+            .is_some_and(|protocol| with_ports.contains(&protocol.value));
+        if row.names[0] == "to-ports" && !fits {
+            let message = format!("`{}` needs a protocol with ports", word.text);
             self.error(
-                Problem::wrong(
-                    "needs-protocol",
-                    word.span,
-                    format!("`{}` needs a protocol with ports", word.text),
-                )
-                .expected("`-p tcp`, `-p udp`, `-p sctp` or `-p dccp` before it"),
+                Problem::wrong("needs-protocol", word.span, message)
+                    .expected("`-p tcp`, `-p udp`, `-p sctp` or `-p dccp` before it"),
             );
         }
         if let (Some((_, draft, _)), ReadOption::Into(read)) = (&mut self.target, &row.read) {
