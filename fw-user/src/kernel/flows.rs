@@ -286,10 +286,22 @@ impl FlowView {
                 } else {
                     (tuple.source_port, tuple.destination_port)
                 };
-                write!(f, "type={} code={} id={id} ", request >> 8, request & 0xff)
+                let (kind, code) = (request >> 8, request & 0xff);
+                let kind = if reply { answer(kind) } else { kind };
+                write!(f, "type={kind} code={code} id={id} ")
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The ICMP type that answers a query: echo, timestamp, information, address mask (RFC 792,
+/// RFC 950), and ICMPv6's echo and node information (RFC 4443, RFC 4620).
+fn answer(query: u16) -> u16 {
+    match query {
+        8 => 0,
+        13 | 15 | 17 | 128 | 139 => query + 1,
+        other => other,
     }
 }
 
@@ -379,6 +391,22 @@ mod tests {
             ..key
         };
         assert_eq!(FlowView::new(&alias, &flow, 0), None);
+    }
+
+    #[test]
+    fn a_ping_is_answered_by_a_reply() {
+        let (mut key, flow) = masqueraded();
+        key.protocol = 1;
+        key.high_port = 8 << 8;
+        let text = FlowView::new(&key, &flow, 0).unwrap().to_string();
+        assert!(
+            text.contains("dst=203.0.113.5 type=8 code=0 id=40000"),
+            "{text}"
+        );
+        assert!(
+            text.contains("dst=198.51.100.10 type=0 code=0 id=40001"),
+            "{text}"
+        );
     }
 
     #[test]

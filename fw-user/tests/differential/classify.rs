@@ -3,8 +3,8 @@
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{BaseChain, HashKey};
 use fw_common::datapath::classify::{Decision, Query, traverse};
-use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::header::{Headers, Icmp, Part};
+use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::Tables;
 use fw_user::addr;
 use fw_user::compile::{Slots, compile};
