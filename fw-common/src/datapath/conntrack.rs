@@ -2,16 +2,18 @@
 //! netfilter's (`nf_conntrack_in`, net/netfilter/nf_conntrack_core.c).
 
 use super::fragment::Borrowed;
-use super::header::{Headers, Icmp, be32, icmp_kind, load_addr6, protocol, query_ports};
+use super::header::{Headers, Icmp, protocol};
 use super::packet::Packet;
+use super::quoted::read_quoted;
 use super::rewrite::Endpoint;
 use super::scratch::Scratch;
 use super::tables::Tables;
 use super::tcp::{self, Segment};
+use super::tuple::Lookup;
 use crate::abi::blob::{TIMEOUTS, Timeout};
+use crate::abi::ct;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
-use crate::abi::{Addr, Family, ct};
 
 /// A packet's place in its flow.
 ///
@@ -116,104 +118,6 @@ pub const NO_FLOW: u8 = 2;
 
 /// Set in every note, to tell it from a packet that no ingress program saw.
 pub const NOTE_SEEN: u16 = 1 << 15;
-
-/// One direction of a flow, as a packet shows it.
-#[derive(Clone, Copy, Debug)]
-pub struct Tuple {
-    /// Source address.
-    pub source: Addr,
-    /// Destination address.
-    pub destination: Addr,
-    /// Ports, source in the high half.
-    pub ports: u32,
-    /// Protocol number.
-    pub protocol: u8,
-    /// IP version.
-    pub family: Family,
-}
-
-impl Default for Tuple {
-    fn default() -> Self {
-        Self {
-            source: [0; 4],
-            destination: [0; 4],
-            ports: 0,
-            protocol: 0,
-            family: Family::V4,
-        }
-    }
-}
-
-impl Tuple {
-    /// The key and whether the source is its lower endpoint, as values: for user space, where the
-    /// stack is no concern.
-    pub fn key_of(headers: &Headers, kind: u8) -> (FlowKey, bool) {
-        let mut tuple = Self::default();
-        let mut key = FlowKey::default();
-        tuple.set(headers);
-        let from_low = tuple.write_key(kind, &mut key);
-        (key, from_low)
-    }
-
-    /// The packet's own.
-    #[inline(always)]
-    pub fn set(&mut self, headers: &Headers) {
-        self.source = headers.key.source;
-        self.destination = headers.key.destination;
-        self.ports = headers.flow_ports;
-        self.protocol = headers.key.protocol as u8;
-        self.family = headers.family;
-    }
-
-    /// Writes the flow's key; true if the source is its lower endpoint.
-    #[inline(never)]
-    pub fn write_key(&self, kind: u8, key: &mut FlowKey) -> bool {
-        let (source_port, destination_port) = ((self.ports >> 16) as u16, self.ports as u16);
-        let from_low = precedes(
-            &self.source,
-            source_port,
-            &self.destination,
-            destination_port,
-        );
-        key.protocol = self.protocol;
-        key.kind = kind;
-        key.family = self.family as u8;
-        key.reserved = 0;
-        if from_low {
-            key.low = self.source;
-            key.high = self.destination;
-            key.low_port = source_port;
-            key.high_port = destination_port;
-        } else {
-            key.low = self.destination;
-            key.high = self.source;
-            key.low_port = destination_port;
-            key.high_port = source_port;
-        }
-        from_low
-    }
-}
-
-/// Looking a flow up: the tuple asked for, and its key.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Lookup {
-    /// The tuple.
-    pub tuple: Tuple,
-    /// Its key, of the kind looked up last.
-    pub key: FlowKey,
-}
-
-#[inline(always)]
-fn precedes(a: &Addr, a_port: u16, b: &Addr, b_port: u16) -> bool {
-    let mut word = 0;
-    while word < 4 {
-        if a[word] != b[word] {
-            return a[word] < b[word];
-        }
-        word += 1;
-    }
-    a_port <= b_port
-}
 
 /// What [`find`] found.
 ///
@@ -504,73 +408,6 @@ pub fn outside(flow: &Flow) -> Endpoint {
         address: flow.nat_source,
         port: flow.nat_port,
     }
-}
-
-/// The packet that an ICMP error quotes.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Quoted {
-    /// Its tuple, as quoted.
-    pub tuple: Tuple,
-    /// Offset of its IP header.
-    pub l3: u16,
-    /// Offset of its transport header.
-    pub l4: u16,
-}
-
-/// Parses the packet that an ICMP error quotes: RFC 792 promises its IP header and eight bytes.
-#[inline(never)]
-pub fn read_quoted<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> bool {
-    quote(packet, headers, quoted).is_some()
-}
-
-#[inline(always)]
-fn quote<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> Option<()> {
-    let l3 = (headers.l4 as u32).wrapping_add(8);
-    let v6 = headers.is_v6();
-    let tuple = &mut quoted.tuple;
-    let l4 = if v6 {
-        let ip = packet.load::<8>(l3)?;
-        if ip[0] >> 4 != 6
-            || !load_addr6(packet, l3 + 8, &mut tuple.source)
-            || !load_addr6(packet, l3 + 24, &mut tuple.destination)
-        {
-            return None;
-        }
-        tuple.protocol = ip[6];
-        l3 + 40
-    } else {
-        let ip = packet.load::<20>(l3)?;
-        let header_len = (ip[0] & 0x0f) as u32 * 4;
-        // A quoted later fragment has no ports (`nf_ct_get_tuplepr` refuses it).
-        let later = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0;
-        if ip[0] >> 4 != 4 || header_len < 20 || later {
-            return None;
-        }
-        tuple.source = [be32(ip[12], ip[13], ip[14], ip[15]), 0, 0, 0];
-        tuple.destination = [be32(ip[16], ip[17], ip[18], ip[19]), 0, 0, 0];
-        tuple.protocol = ip[9];
-        l3 + header_len
-    };
-    tuple.family = headers.family;
-    quoted.l3 = l3 as u16;
-    quoted.l4 = l4 as u16;
-    tuple.ports = match (tuple.protocol, v6) {
-        (
-            protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP | protocol::DCCP,
-            _,
-        ) => u32::from_be_bytes(packet.load::<4>(l4)?),
-        (protocol::ICMP, false) | (protocol::ICMPV6, true) => {
-            let icmp = packet.load::<8>(l4)?;
-            let (kind, request) = icmp_kind(icmp[0], v6);
-            if !matches!(kind, Icmp::Request | Icmp::Reply) {
-                return None;
-            }
-            let id = u16::from_be_bytes([icmp[4], icmp[5]]);
-            query_ports(kind, request, icmp[1], id)
-        }
-        _ => 0,
-    };
-    Some(())
 }
 
 /// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's

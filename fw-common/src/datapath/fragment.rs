@@ -63,16 +63,16 @@ pub fn borrow<T: Tables>(tables: &T, headers: &mut Headers, side: Side) -> Borro
         ct: 0,
         direction: 0,
     };
-    if let Some(fragment) = tables.fragment(&key(headers, side)) {
-        if fragment.expires >= tables.now() {
-            headers.key.ports = fragment.ports;
-            headers.flow_ports = fragment.flow_ports;
-            headers.tcp_flags = fragment.tcp_flags;
-            borrowed.found = true;
-            borrowed.opened = fragment.flags & OPENED != 0;
-            borrowed.ct = fragment.ct;
-            borrowed.direction = fragment.direction;
-        }
+    if let Some(fragment) = tables.fragment(&key(headers, side))
+        && fragment.expires >= tables.now()
+    {
+        headers.key.ports = fragment.ports;
+        headers.flow_ports = fragment.flow_ports;
+        headers.tcp_flags = fragment.tcp_flags;
+        borrowed.found = true;
+        borrowed.opened = fragment.flags & OPENED != 0;
+        borrowed.ct = fragment.ct;
+        borrowed.direction = fragment.direction;
     }
     borrowed
 }

@@ -2,11 +2,12 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse};
-use super::conntrack::{NOTE_SEEN, follow, read_quoted, track};
+use super::conntrack::{NOTE_SEEN, follow, track};
 use super::fragment::{Side, borrow, lend};
 use super::header::{Headers, Parsed, Part, parse};
 use super::nat::{Wish, open};
 use super::packet::{Destination, Packet};
+use super::quoted::read_quoted;
 use super::rewrite::{End, rewrite, rewrite_error};
 use super::scratch::Scratch;
 use super::tables::Tables;

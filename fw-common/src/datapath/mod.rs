@@ -10,10 +10,12 @@ pub mod conntrack;
 pub mod header;
 pub mod nat;
 pub mod packet;
+pub mod quoted;
 pub mod rewrite;
 pub mod scratch;
 pub mod tables;
 pub mod tcp;
+pub mod tuple;
 
 mod early;
 mod egress;

@@ -6,11 +6,12 @@
 
 use core::ops::ControlFlow;
 
-use super::conntrack::{Lookup, draft_flow, end_flow};
+use super::conntrack::{draft_flow, end_flow};
 use super::header::{Headers, Icmp, protocol};
 use super::packet::Packet;
 use super::scratch::Scratch;
 use super::tables::{InsertError, Step, Tables, Tier};
+use super::tuple::Lookup;
 use crate::abi::Addr;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
@@ -145,13 +146,12 @@ fn is_translatable(headers: &Headers) -> bool {
 #[inline(always)]
 fn insert<T: Tables>(tables: &T, draft: &Draft, tier: Tier) -> Result<(), InsertError> {
     let result = tables.insert_flow(&draft.key, &draft.flow, tier);
-    if result == Err(InsertError::Exists) {
-        if let Some(old) = tables.flow(&draft.key) {
-            if old.status.get() & Flow::DYING != 0 {
-                end_flow(tables, &draft.key, old);
-                return tables.insert_flow(&draft.key, &draft.flow, tier);
-            }
-        }
+    if result == Err(InsertError::Exists)
+        && let Some(old) = tables.flow(&draft.key)
+        && old.status.get() & Flow::DYING != 0
+    {
+        end_flow(tables, &draft.key, old);
+        return tables.insert_flow(&draft.key, &draft.flow, tier);
     }
     result
 }
@@ -262,11 +262,11 @@ impl<T: Tables> Search<'_, T> {
         // stored itself, as we look for it after we stored ours: one of the two sees the other.
         let lookup = &mut *self.lookup;
         lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
-        if let Some(flow) = self.tables.flow(&lookup.key) {
-            if flow.expires.get() >= self.tables.now() {
-                self.tables.remove_flow(&self.draft.alias);
-                return false;
-            }
+        if let Some(flow) = self.tables.flow(&lookup.key)
+            && flow.expires.get() >= self.tables.now()
+        {
+            self.tables.remove_flow(&self.draft.alias);
+            return false;
         }
         true
     }

@@ -1,9 +1,9 @@
 //! Translating packets: the only code that changes them.
 
 use super::checksum::Difference;
-use super::conntrack::Quoted;
 use super::header::{Headers, Icmp, Part, protocol};
 use super::packet::Packet;
+use super::quoted::Quoted;
 use crate::abi::Addr;
 
 /// Which end of a packet changes.
@@ -79,12 +79,10 @@ pub fn rewrite<P: Packet>(
             packet.store(port_at, new.port.to_be_bytes())?;
             set_port(headers, end, new.port);
         }
-        protocol::ICMP if !v6 => {
-            if is_query(headers) {
-                packet.replace_l4_sum(l4 + 2, ports.sum(), false, false, v6)?;
-                packet.store(l4 + 4, new.port.to_be_bytes())?;
-                set_flow_port(headers, end, new.port);
-            }
+        protocol::ICMP if !v6 && is_query(headers) => {
+            packet.replace_l4_sum(l4 + 2, ports.sum(), false, false, v6)?;
+            packet.store(l4 + 4, new.port.to_be_bytes())?;
+            set_flow_port(headers, end, new.port);
         }
         protocol::ICMPV6 if v6 => {
             // Unlike ICMP's, its checksum covers the addresses (RFC 4443 2.3).

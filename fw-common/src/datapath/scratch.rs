@@ -1,10 +1,12 @@
 //! Room for what a packet's way needs, outside the BPF stack.
 
 use super::classify::{Query, Walk};
-use super::conntrack::{Lookup, Quoted, Tracked};
+use super::conntrack::Tracked;
 use super::header::Headers;
 use super::nat::Draft;
+use super::quoted::Quoted;
 use super::tcp::Segment;
+use super::tuple::Lookup;
 use crate::MapCell;
 
 /// Lent by the caller for one packet: in the kernel, the value of a per-CPU map.

@@ -1,0 +1,277 @@
+//! The compiled policy: one array of 64-byte cells, one array a generation.
+//!
+//! ```text
+//! cell 0            header
+//! cell 1            timeouts
+//! cell 2..          directory: one chain cell per chain; base chains at fixed places
+//! then              predicate cells, those of one rule next to each other
+//! then, per chain   linear: its rules, in order
+//!                   tables: table cells; per table its buckets and its rules, list by list
+//! then              meta cells (the model itself, for `show`)
+//! ```
+//! The builder (user space) writes records with `encode`; the datapath reads them through the
+//! borrowing views (`Rule`, `Chain`, ...), which cost nothing: each getter is one indexed load.
+
+mod predicate;
+mod rule;
+mod table;
+
+pub use predicate::{Condition, Predicate, PredicateFields, condition};
+pub use rule::{Rule, RuleFields, pack_range, target};
+pub use table::{Bucket, HashKey, Table, TableFields};
+
+use super::Family;
+use super::pod::pod;
+
+/// 64 bytes: one cache line.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cell {
+    /// The words.
+    pub w: [u32; 16],
+}
+
+pod! { Cell { size: 64, fields: [[u32; 16]] } }
+
+/// First word of every blob.
+pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
+/// Raised with every change of a record in this crate.
+pub const ABI_VERSION: u32 = 1;
+/// Where the header is.
+pub const HEADER: u32 = 0;
+/// Where the timeouts are: seconds, in the order of [`Timeout`].
+pub const TIMEOUTS: u32 = 1;
+/// Where the chain directory begins.
+pub const DIRECTORY: u32 = 2;
+/// How deep jumps may nest.
+pub const MAX_DEPTH: u32 = 128;
+/// Interface patterns that one policy may name (bit 0 of the word stands for "any").
+pub const MAX_PATTERNS: usize = 63;
+
+/// What cell 0 says of the whole policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeaderFields {
+    /// Generation number, from 1.
+    pub generation: u32,
+    /// Number of chain cells.
+    pub chains: u32,
+    /// [`HeaderFields::NAT4`] and its siblings.
+    pub features: u32,
+    /// First cell of the meta data.
+    pub meta: u32,
+    /// Length of the meta data in bytes.
+    pub meta_bytes: u32,
+}
+
+impl HeaderFields {
+    /// IPv4 has a nat table: replies may have to be translated.
+    pub const NAT4: u32 = 1;
+    /// IPv6 has a nat table.
+    pub const NAT6: u32 = 1 << 1;
+
+    /// Writes the cell.
+    pub fn encode(&self) -> Cell {
+        let mut cell = Cell::default();
+        cell.w[..7].copy_from_slice(&[
+            MAGIC,
+            ABI_VERSION,
+            self.generation,
+            self.chains,
+            self.features,
+            self.meta,
+            self.meta_bytes,
+        ]);
+        cell
+    }
+
+    /// Reads the cell; nothing if it is no header of this version.
+    pub fn decode(cell: &Cell) -> Option<Self> {
+        (cell.w[0] == MAGIC && cell.w[1] == ABI_VERSION).then(|| Self {
+            generation: cell.w[2],
+            chains: cell.w[3],
+            features: cell.w[4],
+            meta: cell.w[5],
+            meta_bytes: cell.w[6],
+        })
+    }
+}
+
+/// View of the header.
+#[derive(Clone, Copy)]
+pub struct Header<'a>(pub &'a Cell);
+
+impl Header<'_> {
+    /// Generation number.
+    #[inline(always)]
+    pub fn generation(&self) -> u32 {
+        self.0.w[2]
+    }
+
+    /// Whether this family has a nat table.
+    #[inline(always)]
+    pub fn has_nat(&self, family: Family) -> bool {
+        self.0.w[4] & (HeaderFields::NAT4 << family as u32) != 0
+    }
+}
+
+/// Index of a timeout in the timeouts cell. TCP's states come first, so that the state's number
+/// less one is its index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Timeout {
+    /// TCP SYN_SENT.
+    SynSent = 0,
+    /// TCP SYN_RECV.
+    SynRecv,
+    /// TCP ESTABLISHED.
+    Established,
+    /// TCP FIN_WAIT.
+    FinWait,
+    /// TCP CLOSE_WAIT.
+    CloseWait,
+    /// TCP LAST_ACK.
+    LastAck,
+    /// TCP TIME_WAIT.
+    TimeWait,
+    /// TCP CLOSE.
+    Close,
+    /// TCP SYN_SENT2.
+    SynSent2,
+    /// TCP with retransmissions that nobody acknowledges.
+    Retransmission,
+    /// TCP with unacknowledged data.
+    Unacknowledged,
+    /// UDP, one way so far.
+    Udp,
+    /// UDP, both ways.
+    UdpStream,
+    /// ICMP queries.
+    Icmp,
+    /// ICMPv6 queries.
+    Icmpv6,
+    /// Everything else.
+    Generic,
+}
+
+/// netfilter's defaults, in seconds (net/netfilter/nf_conntrack_proto_*.c).
+pub const DEFAULT_TIMEOUTS: [u32; 16] = [
+    120, 60, 432_000, 120, 60, 30, 120, 10, 120, 300, 300, 30, 120, 30, 30, 600,
+];
+
+/// The base chains, in the directory's order. IPv4's come first, then IPv6's, then user chains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum BaseChain {
+    /// filter INPUT.
+    FilterInput = 0,
+    /// filter FORWARD.
+    FilterForward,
+    /// filter OUTPUT.
+    FilterOutput,
+    /// nat PREROUTING.
+    NatPrerouting,
+    /// nat INPUT.
+    NatInput,
+    /// nat OUTPUT.
+    NatOutput,
+    /// nat POSTROUTING.
+    NatPostrouting,
+}
+
+/// Base chains of one family.
+pub const BASE_CHAINS: u32 = 7;
+/// The first user chain's id.
+pub const FIRST_USER_CHAIN: u32 = 2 * BASE_CHAINS;
+
+impl BaseChain {
+    /// The chain's id: its place in the directory.
+    #[inline(always)]
+    pub const fn id(self, family: Family) -> u32 {
+        family as u32 * BASE_CHAINS + self as u32
+    }
+}
+
+/// How a chain is stored.
+pub mod chain_kind {
+    /// No such chain: its table is not loaded, and the hook lets the packet go on.
+    pub const ABSENT: u32 = 0;
+    /// Rules in order, [`super::ChainFields::stride`] cells each.
+    pub const LINEAR: u32 = 1;
+    /// Masked-hash tables, ascending by smallest rule index.
+    pub const TABLES: u32 = 2;
+}
+
+/// A chain's directory cell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChainFields {
+    /// One of [`chain_kind`].
+    pub kind: u32,
+    /// First rule cell, or first table cell.
+    pub first: u32,
+    /// Number of rules (linear) or of tables.
+    pub count: u32,
+    /// Cells from one rule to the next, when linear: 1 for IPv4, 2 for IPv6.
+    pub stride: u32,
+    /// Base chains: [`Chain::ACCEPT`] or [`Chain::DROP`]; user chains: 0.
+    pub policy: u32,
+    /// Counter slot of the policy.
+    pub policy_slot: u32,
+}
+
+impl ChainFields {
+    /// Writes the cell.
+    pub fn encode(&self) -> Cell {
+        let mut cell = Cell::default();
+        cell.w[..6].copy_from_slice(&[
+            self.kind,
+            self.first,
+            self.count,
+            self.stride,
+            self.policy,
+            self.policy_slot,
+        ]);
+        cell
+    }
+}
+
+/// View of a chain's directory cell.
+#[derive(Clone, Copy)]
+pub struct Chain<'a>(pub &'a Cell);
+
+impl Chain<'_> {
+    /// The policy ACCEPT.
+    pub const ACCEPT: u32 = 1;
+    /// The policy DROP.
+    pub const DROP: u32 = 2;
+
+    /// One of [`chain_kind`].
+    #[inline(always)]
+    pub fn kind(&self) -> u32 {
+        self.0.w[0]
+    }
+    /// See [`ChainFields::first`].
+    #[inline(always)]
+    pub fn first(&self) -> u32 {
+        self.0.w[1]
+    }
+    /// See [`ChainFields::count`].
+    #[inline(always)]
+    pub fn count(&self) -> u32 {
+        self.0.w[2]
+    }
+    /// See [`ChainFields::stride`].
+    #[inline(always)]
+    pub fn stride(&self) -> u32 {
+        self.0.w[3]
+    }
+    /// See [`ChainFields::policy`].
+    #[inline(always)]
+    pub fn policy(&self) -> u32 {
+        self.0.w[4]
+    }
+    /// See [`ChainFields::policy_slot`].
+    #[inline(always)]
+    pub fn policy_slot(&self) -> u32 {
+        self.0.w[5]
+    }
+}

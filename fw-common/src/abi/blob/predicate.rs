@@ -1,0 +1,164 @@
+//! Conditions that a rule's fields cannot hold.
+
+use super::{Cell, pack_range};
+use crate::abi::Addr;
+
+/// A condition that the rule's fields cannot hold: negations, port lists, second instances.
+/// All of a rule's predicates must hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PredicateFields {
+    /// Whether the condition is inverted.
+    pub not: bool,
+    /// The condition.
+    pub condition: Condition,
+}
+
+/// See [`PredicateFields`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// A port is in one of up to 15 ranges.
+    Ports {
+        /// 1 source, 2 destination, 3 either.
+        which: u32,
+        /// Inclusive; unused places are empty, that is `(1, 0)`.
+        ranges: [(u16, u16); 15],
+    },
+    /// Source address under a mask.
+    Source(Addr, Addr),
+    /// Destination address under a mask.
+    Destination(Addr, Addr),
+    /// Input interface fits the pattern of this bit.
+    InInterface(u8),
+    /// Output interface fits the pattern of this bit.
+    OutInterface(u8),
+    /// Protocol number.
+    Protocol(u8),
+    /// TCP flags: `flags & mask == set`.
+    TcpFlags {
+        /// The flags examined.
+        mask: u8,
+        /// The flags that must be set.
+        set: u8,
+    },
+    /// Connection state is in the mask.
+    CtState(u8),
+    /// Direction is original (0) or reply (1).
+    CtDirection {
+        /// 0 original, 1 reply.
+        direction: u8,
+        /// What holds for a packet without a flow. xt_conntrack compares the direction only when
+        /// there is a flow; without one, `--ctdir` alone is false, and together with `--ctstate`
+        /// the state alone decides (`conntrack_mt`, net/netfilter/xt_conntrack.c).
+        without_flow: bool,
+    },
+    /// ICMP type, and code in an inclusive range.
+    Icmp {
+        /// The type.
+        kind: u8,
+        /// The codes.
+        codes: (u8, u8),
+    },
+}
+
+/// The conditions' numbers, the first word's low byte.
+pub mod condition {
+    /// [`super::Condition::Ports`].
+    pub const PORTS: u32 = 1;
+    /// [`super::Condition::Source`].
+    pub const SOURCE: u32 = 2;
+    /// [`super::Condition::Destination`].
+    pub const DESTINATION: u32 = 3;
+    /// [`super::Condition::InInterface`].
+    pub const IN_INTERFACE: u32 = 4;
+    /// [`super::Condition::OutInterface`].
+    pub const OUT_INTERFACE: u32 = 5;
+    /// [`super::Condition::Protocol`].
+    pub const PROTOCOL: u32 = 6;
+    /// [`super::Condition::TcpFlags`].
+    pub const TCP_FLAGS: u32 = 7;
+    /// [`super::Condition::CtState`].
+    pub const CT_STATE: u32 = 8;
+    /// [`super::Condition::CtDirection`].
+    pub const CT_DIRECTION: u32 = 9;
+    /// [`super::Condition::Icmp`].
+    pub const ICMP: u32 = 10;
+}
+
+impl PredicateFields {
+    /// Writes the cell: kind, `not` in bit 8, then the condition's words.
+    pub fn encode(&self) -> Cell {
+        let mut cell = Cell::default();
+        let kind = match self.condition {
+            Condition::Ports { which, ranges } => {
+                for (word, range) in cell.w[1..].iter_mut().zip(ranges) {
+                    *word = pack_range(range);
+                }
+                condition::PORTS | which << 16
+            }
+            Condition::Source(address, mask) => {
+                cell.w[1..5].copy_from_slice(&address);
+                cell.w[5..9].copy_from_slice(&mask);
+                condition::SOURCE
+            }
+            Condition::Destination(address, mask) => {
+                cell.w[1..5].copy_from_slice(&address);
+                cell.w[5..9].copy_from_slice(&mask);
+                condition::DESTINATION
+            }
+            Condition::InInterface(bit) => {
+                cell.w[1] = bit as u32;
+                condition::IN_INTERFACE
+            }
+            Condition::OutInterface(bit) => {
+                cell.w[1] = bit as u32;
+                condition::OUT_INTERFACE
+            }
+            Condition::Protocol(number) => {
+                cell.w[1] = number as u32;
+                condition::PROTOCOL
+            }
+            Condition::TcpFlags { mask, set } => {
+                cell.w[1] = mask as u32;
+                cell.w[2] = set as u32;
+                condition::TCP_FLAGS
+            }
+            Condition::CtState(mask) => {
+                cell.w[1] = mask as u32;
+                condition::CT_STATE
+            }
+            Condition::CtDirection {
+                direction,
+                without_flow,
+            } => {
+                cell.w[1] = direction as u32;
+                cell.w[2] = without_flow as u32;
+                condition::CT_DIRECTION
+            }
+            Condition::Icmp { kind, codes } => {
+                cell.w[1] = kind as u32;
+                cell.w[2] = codes.0 as u32;
+                cell.w[3] = codes.1 as u32;
+                condition::ICMP
+            }
+        };
+        cell.w[0] = kind | (self.not as u32) << 8;
+        cell
+    }
+}
+
+/// View of a predicate cell.
+#[derive(Clone, Copy)]
+pub struct Predicate<'a>(pub &'a Cell);
+
+impl Predicate<'_> {
+    /// One of [`condition`].
+    #[inline(always)]
+    pub fn kind(&self) -> u32 {
+        self.0.w[0] & 0xff
+    }
+    /// Whether the condition is inverted.
+    #[inline(always)]
+    pub fn not(&self) -> bool {
+        self.0.w[0] & 0x100 != 0
+    }
+}

@@ -1,0 +1,72 @@
+//! The packets that ICMP errors quote.
+
+use super::header::{Headers, Icmp, be32, icmp_kind, load_addr6, protocol, query_ports};
+use super::packet::Packet;
+use super::tuple::Tuple;
+
+/// The packet that an ICMP error quotes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Quoted {
+    /// Its tuple, as quoted.
+    pub tuple: Tuple,
+    /// Offset of its IP header.
+    pub l3: u16,
+    /// Offset of its transport header.
+    pub l4: u16,
+}
+
+/// Parses the packet that an ICMP error quotes: RFC 792 promises its IP header and eight bytes.
+#[inline(never)]
+pub fn read_quoted<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> bool {
+    quote(packet, headers, quoted).is_some()
+}
+
+#[inline(always)]
+fn quote<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> Option<()> {
+    let l3 = (headers.l4 as u32).wrapping_add(8);
+    let v6 = headers.is_v6();
+    let tuple = &mut quoted.tuple;
+    let l4 = if v6 {
+        let ip = packet.load::<8>(l3)?;
+        if ip[0] >> 4 != 6
+            || !load_addr6(packet, l3 + 8, &mut tuple.source)
+            || !load_addr6(packet, l3 + 24, &mut tuple.destination)
+        {
+            return None;
+        }
+        tuple.protocol = ip[6];
+        l3 + 40
+    } else {
+        let ip = packet.load::<20>(l3)?;
+        let header_len = (ip[0] & 0x0f) as u32 * 4;
+        // A quoted later fragment has no ports (`nf_ct_get_tuplepr` refuses it).
+        let later = u16::from_be_bytes([ip[6], ip[7]]) & 0x1fff != 0;
+        if ip[0] >> 4 != 4 || header_len < 20 || later {
+            return None;
+        }
+        tuple.source = [be32(ip[12], ip[13], ip[14], ip[15]), 0, 0, 0];
+        tuple.destination = [be32(ip[16], ip[17], ip[18], ip[19]), 0, 0, 0];
+        tuple.protocol = ip[9];
+        l3 + header_len
+    };
+    tuple.family = headers.family;
+    quoted.l3 = l3 as u16;
+    quoted.l4 = l4 as u16;
+    tuple.ports = match (tuple.protocol, v6) {
+        (
+            protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP | protocol::DCCP,
+            _,
+        ) => u32::from_be_bytes(packet.load::<4>(l4)?),
+        (protocol::ICMP, false) | (protocol::ICMPV6, true) => {
+            let icmp = packet.load::<8>(l4)?;
+            let (kind, request) = icmp_kind(icmp[0], v6);
+            if !matches!(kind, Icmp::Request | Icmp::Reply) {
+                return None;
+            }
+            let id = u16::from_be_bytes([icmp[4], icmp[5]]);
+            query_ports(kind, request, icmp[1], id)
+        }
+        _ => 0,
+    };
+    Some(())
+}

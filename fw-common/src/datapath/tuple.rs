@@ -1,0 +1,103 @@
+//! Naming flows: from what a packet shows to the key of the flow tables.
+
+use super::header::Headers;
+use crate::abi::flow::FlowKey;
+use crate::abi::{Addr, Family};
+
+/// One direction of a flow, as a packet shows it.
+#[derive(Clone, Copy, Debug)]
+pub struct Tuple {
+    /// Source address.
+    pub source: Addr,
+    /// Destination address.
+    pub destination: Addr,
+    /// Ports, source in the high half.
+    pub ports: u32,
+    /// Protocol number.
+    pub protocol: u8,
+    /// IP version.
+    pub family: Family,
+}
+
+impl Default for Tuple {
+    fn default() -> Self {
+        Self {
+            source: [0; 4],
+            destination: [0; 4],
+            ports: 0,
+            protocol: 0,
+            family: Family::V4,
+        }
+    }
+}
+
+impl Tuple {
+    /// The key and whether the source is its lower endpoint, as values: for user space, where the
+    /// stack is no concern.
+    pub fn key_of(headers: &Headers, kind: u8) -> (FlowKey, bool) {
+        let mut tuple = Self::default();
+        let mut key = FlowKey::default();
+        tuple.set(headers);
+        let from_low = tuple.write_key(kind, &mut key);
+        (key, from_low)
+    }
+
+    /// The packet's own.
+    #[inline(always)]
+    pub fn set(&mut self, headers: &Headers) {
+        self.source = headers.key.source;
+        self.destination = headers.key.destination;
+        self.ports = headers.flow_ports;
+        self.protocol = headers.key.protocol as u8;
+        self.family = headers.family;
+    }
+
+    /// Writes the flow's key; true if the source is its lower endpoint.
+    #[inline(never)]
+    pub fn write_key(&self, kind: u8, key: &mut FlowKey) -> bool {
+        let (source_port, destination_port) = ((self.ports >> 16) as u16, self.ports as u16);
+        let from_low = precedes(
+            &self.source,
+            source_port,
+            &self.destination,
+            destination_port,
+        );
+        key.protocol = self.protocol;
+        key.kind = kind;
+        key.family = self.family as u8;
+        key.reserved = 0;
+        if from_low {
+            key.low = self.source;
+            key.high = self.destination;
+            key.low_port = source_port;
+            key.high_port = destination_port;
+        } else {
+            key.low = self.destination;
+            key.high = self.source;
+            key.low_port = destination_port;
+            key.high_port = source_port;
+        }
+        from_low
+    }
+}
+
+/// Looking a flow up: the tuple asked for, and its key.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Lookup {
+    /// The tuple.
+    pub tuple: Tuple,
+    /// Its key, of the kind looked up last.
+    pub key: FlowKey,
+}
+
+#[inline(always)]
+fn precedes(a: &Addr, a_port: u16, b: &Addr, b_port: u16) -> bool {
+    let mut word = 0;
+    while word < 4 {
+        if a[word] != b[word] {
+            return a[word] < b[word];
+        }
+        word += 1;
+    }
+    a_port <= b_port
+}
