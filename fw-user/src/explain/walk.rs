@@ -4,10 +4,11 @@ use fw_common::MapCell;
 use fw_common::abi::ct;
 use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::abi::stat::Stat;
-use fw_common::datapath::conntrack::{Tracked, Tuple};
+use fw_common::datapath::conntrack::Tracked;
 use fw_common::datapath::header::{Headers, Parsed, parse, protocol};
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{Tables, Tier};
+use fw_common::datapath::tuple::Tuple;
 use fw_common::datapath::{Verdict as PacketVerdict, egress, ingress, tcp};
 
 use super::{Decider, ExplainError, Explanation, Machine, Question, State, Step, Verdict};
