@@ -1,0 +1,253 @@
+//! The options of iptables itself: `-s`, `-p`, `-i` and the commands.
+
+use super::Reader;
+use crate::policy::error::Problem;
+use crate::policy::model::{Counters, Family, Negatable};
+use crate::policy::names::protocol_name;
+use crate::policy::save::lexer::Word;
+use crate::policy::save::options::Core;
+use crate::policy::save::values;
+
+impl<'a> Reader<'a, '_, '_> {
+    pub(super) fn core(&mut self, word: &'a Word, core: Core) {
+        let not = self.not.take();
+        if let Some(span) = not
+            && !core.is_negatable()
+        {
+            self.error(
+                Problem::wrong(
+                    "misplaced-not",
+                    span,
+                    format!("`{}` cannot be negated", word.text),
+                )
+                .expected("no `!` here"),
+            );
+        }
+        if core.is_command() {
+            return self.command(word, core);
+        }
+        let repeatable = matches!(core, Core::Match | Core::Ipv4 | Core::Ipv6);
+        // -j and -g exclude each other.
+        let slot = if core == Core::Goto { Core::Jump } else { core };
+        if !repeatable && self.seen.contains(&slot) {
+            self.error(
+                Problem::wrong(
+                    "given-twice",
+                    word.span,
+                    format!("`{}` is given twice in one rule", word.text),
+                )
+                .expected("only one"),
+            );
+        }
+        self.seen.push(slot);
+        match core {
+            // Of the rule's own IP version: lines of the other are not read at all.
+            Core::Ipv4 | Core::Ipv6 => {}
+            Core::Table => self.error(
+                Problem::wrong(
+                    "table-option",
+                    word.span,
+                    "a table cannot be named inside a file",
+                )
+                .expected("a rule for the table of the last `*` line")
+                .help("put the rule after the line `*TABLE`"),
+            ),
+            Core::OutOfPlace => self.error(
+                Problem::wrong(
+                    "out-of-place",
+                    word.span,
+                    format!("`{}` has no place in a file", word.text),
+                )
+                .expected("a match or target")
+                .help("leave it out"),
+            ),
+            Core::Fragment => self.fragment(word),
+            Core::SetCounters => {
+                let values = [self.argument(word), self.argument(word)];
+                if let [Some(packets), Some(bytes)] = values {
+                    let counters = [packets.text.parse(), bytes.text.parse()];
+                    match counters {
+                        [Ok(packets), Ok(bytes)] => {
+                            self.rule.counters = Some(Counters { packets, bytes })
+                        }
+                        _ => self.error(
+                            Problem::wrong(
+                                "bad-counters",
+                                packets.span.to(bytes.span),
+                                "the counters are not numbers",
+                            )
+                            .expected("packets and bytes"),
+                        ),
+                    }
+                }
+            }
+            _ => {
+                if let Some(value) = self.argument(word) {
+                    self.core_value(word, core, not.is_some(), value);
+                }
+            }
+        }
+    }
+
+    pub(super) fn core_value(&mut self, option: &'a Word, core: Core, not: bool, value: &'a Word) {
+        if value.text == "!"
+            && self
+                .words
+                .get(self.next)
+                .is_some_and(|word| !word.text.starts_with('-'))
+        {
+            let right = format!("! {} {}", option.text, self.words[self.next].text);
+            self.next += 1;
+            return self.error(
+                Problem::wrong("misplaced-not", value.span, "`!` stands after its option")
+                    .expected("the `!` before the option")
+                    .help(format!("write `{right}`")),
+            );
+        }
+        match core {
+            Core::Source | Core::Destination => {
+                let Some(list) = self.ok(values::prefixes(value, self.family)) else {
+                    return;
+                };
+                if not && list.len() > 1 {
+                    return self.error(
+                        Problem::wrong(
+                            "negated-list",
+                            value.span,
+                            "a list of addresses cannot be negated",
+                        )
+                        .expected("one address")
+                        .help("negate one address, or send the addresses to a chain that RETURNs"),
+                    );
+                }
+                let place = if core == Core::Source {
+                    &mut self.rule.sources
+                } else {
+                    &mut self.rule.destinations
+                };
+                *place = Some(Negatable { not, value: list });
+            }
+            Core::InInterface | Core::OutInterface => {
+                let Some(name) = self.ok(values::interface(value)) else {
+                    return;
+                };
+                if name.0.contains([' ', '/']) {
+                    self.report.warn(
+                        "odd-interface",
+                        value.span,
+                        format!(
+                            "no interface can be called `{}`: the rule never matches",
+                            name.0
+                        ),
+                        None,
+                    );
+                }
+                let place = if core == Core::InInterface {
+                    &mut self.rule.in_interface
+                } else {
+                    &mut self.rule.out_interface
+                };
+                *place = Some((Negatable { not, value: name }, option.span));
+            }
+            Core::Protocol => {
+                let Some(number) = self.ok(values::protocol(value)) else {
+                    return;
+                };
+                self.protocol(not, number, value);
+            }
+            Core::Match => self.load_match(value),
+            Core::Jump | Core::Goto => self.jump(option, core, value),
+            _ => {}
+        }
+    }
+
+    pub(super) fn protocol(&mut self, not: bool, number: u8, value: &Word) {
+        if number == 0 && not {
+            return self.error(
+                Problem::wrong("never-matches", value.span, "`! -p all` would never match")
+                    .expected("a protocol"),
+            );
+        }
+        // NEXTHDR of extension headers, which are skipped on the way to the final header.
+        const SKIPPED: [u8; 5] = [0, 43, 44, 51, 60];
+        if self.family == Family::Ipv6 && number != 0 && SKIPPED.contains(&number) && !not {
+            self.report.warn(
+                "never-matches",
+                value.span,
+                format!(
+                    "`-p {}` never matches: extension headers are skipped",
+                    value.text
+                ),
+                Some("match the final header's protocol".into()),
+            );
+        }
+        if number == self.family.other().icmp() && !not {
+            let right = protocol_name(self.family.icmp()).unwrap_or_default();
+            self.report.warn(
+                "never-matches",
+                value.span,
+                format!(
+                    "`-p {}` is not {}'s ICMP: it hardly ever matches",
+                    value.text,
+                    self.family.title()
+                ),
+                Some(format!("write `-p {right}`")),
+            );
+        }
+        self.rule.protocol = (number != 0).then_some(Negatable { not, value: number });
+    }
+
+    pub(super) fn fragment(&mut self, word: &Word) {
+        let problem = match self.family {
+            Family::Ipv4 => {
+                Problem::unsupported("unsupported-option", word.span, "`-f` is not supported")
+                    .help("leave the rule out: fragments follow their datagram's first fragment")
+            }
+            Family::Ipv6 => {
+                Problem::wrong("unsupported-option", word.span, "`-f` is for IPv4 only")
+            }
+        };
+        self.error(problem.expected("another match"));
+    }
+
+    pub(super) fn command(&mut self, word: &'a Word, core: Core) {
+        if self.command.is_some() {
+            return self.error(
+                Problem::wrong("two-commands", word.span, "a second command in one line")
+                    .expected("one command per line"),
+            );
+        }
+        self.command = Some((core, word.span));
+        if core == Core::Edit {
+            self.error(
+                Problem::unsupported(
+                    "unsupported-command",
+                    word.span,
+                    format!("`{}` is not supported", word.text),
+                )
+                .expected("-A, -I, -N, -P, -F, -X or -Z")
+                .help("write the chain as it shall be in the end"),
+            );
+            // Its operands are of no interest.
+            self.next = self.words.len();
+            return;
+        }
+        let optional = matches!(core, Core::Flush | Core::DeleteChain | Core::Zero);
+        let is_operand = |word: Option<&Word>| {
+            word.is_some_and(|word| !word.text.starts_with('-') && word.text != "!")
+        };
+        if !optional || is_operand(self.words.get(self.next)) {
+            let chain = self.argument(word).cloned();
+            self.operands.extend(chain);
+        }
+        let second = match core {
+            Core::Insert => is_operand(self.words.get(self.next)),
+            Core::Policy => true,
+            _ => false,
+        };
+        if second && !self.operands.is_empty() {
+            let operand = self.argument(word).cloned();
+            self.operands.extend(operand);
+        }
+    }
+}

@@ -1,0 +1,257 @@
+//! What can only be said when the whole line has been read.
+
+use super::{Line, LoadedMatch, Orphan, Reader};
+use crate::policy::error::Problem;
+use crate::policy::match_table::{Argument, OptionRow, ReadOption, TargetDraft, find_match};
+use crate::policy::model::{Match, Negatable, PortRange, Ports, Target};
+use crate::policy::names::{TCP, UDP, protocol_name};
+use crate::policy::source::Span;
+
+impl<'a> Reader<'a, '_, '_> {
+    pub(super) fn finish(mut self) -> Line {
+        self.adopt_orphans();
+        self.check_protocols();
+        for loaded in std::mem::take(&mut self.matches) {
+            match loaded.draft.finish() {
+                Ok(finished) => self.rule.matches.push(normal(finished)),
+                Err(_) if self.errors_before < self.report.errors.len() => {}
+                Err(missing) => {
+                    let message = format!("`-m {}` says nothing", loaded.name);
+                    self.error(
+                        Problem::wrong("missing-option", loaded.span, message).expected(missing),
+                    );
+                }
+            }
+        }
+        if let Some((_, draft, span)) = self.target {
+            let target = match draft {
+                TargetDraft::Accept => Target::Accept,
+                TargetDraft::Drop => Target::Drop,
+                TargetDraft::Return => Target::Return,
+                TargetDraft::Masquerade(masquerade) => Target::Masquerade(masquerade),
+            };
+            self.rule.target = Some((target, span));
+        }
+        let sound = self.report.errors.len() == self.errors_before;
+        if self.command.is_none() && sound && !self.other_family {
+            let span = self.words.first().map_or(self.end, |word| word.span);
+            self.error(
+                Problem::wrong("no-command", span, "the line has no command")
+                    .expected("`-A CHAIN` before it"),
+            );
+        }
+        let sound = self.report.errors.len() == self.errors_before;
+        let Self {
+            command,
+            operands,
+            rule,
+            other_family,
+            ..
+        } = self;
+        Line {
+            command,
+            operands,
+            rule,
+            sound,
+            other_family,
+        }
+    }
+
+    /// Gives ports that stood before or without `-p` their protocol.
+    pub(super) fn adopt_orphans(&mut self) {
+        let orphans = std::mem::take(&mut self.orphans);
+        let Some(first) = orphans.first() else { return };
+        let span = first.option.span;
+        let option = first.option.text.clone();
+        let named = self.rule.protocol;
+        let (protocol, taken_as, help) = match named {
+            Some(Negatable {
+                not: false,
+                value: value @ (TCP | UDP),
+            }) => {
+                let name = protocol_name(value).unwrap_or_default();
+                (
+                    value,
+                    format!("taken as if `-p {name}` stood before it"),
+                    format!("write `-p {name}` before `{option}`"),
+                )
+            }
+            None => (
+                TCP,
+                "taken for tcp and for udp, as two rules".to_owned(),
+                format!(
+                    "write `-p tcp` before `{option}`, and if udp is meant as well a second line with `-p udp`"
+                ),
+            ),
+            Some(_) => {
+                return self.error(
+                    Problem::wrong(
+                        "needs-protocol",
+                        span,
+                        format!("`{option}` needs a protocol with ports"),
+                    )
+                    .expected("`-p tcp` or `-p udp` before it")
+                    .help("for other protocols with ports use `-m multiport`"),
+                );
+            }
+        };
+        let needs = Problem::wrong(
+            "ports-without-protocol",
+            span,
+            format!("`{option}` needs `-p tcp` or `-p udp` before it"),
+        )
+        .expected("`-p tcp` or `-p udp` before it")
+        .help(help);
+        if !self.report.lenient(needs, &taken_as) {
+            return;
+        }
+        self.rule.both_transports = named.is_none();
+        self.rule.protocol = Some(Negatable {
+            not: false,
+            value: protocol,
+        });
+        let row = protocol_name(protocol).and_then(|name| find_match(name, self.family));
+        let Some(reading) = row.and_then(|row| row.reading.as_ref()) else {
+            return;
+        };
+        let mut draft = (reading.start)();
+        for Orphan {
+            option,
+            name,
+            not,
+            value,
+        } in &orphans
+        {
+            let argument = Argument {
+                option,
+                not: *not,
+                words: std::slice::from_ref(value),
+                family: self.family,
+                protocol: Some(protocol),
+            };
+            let row = reading.options.iter().find(|row| row.names.contains(name));
+            if let Some(OptionRow {
+                read: ReadOption::Into(read),
+                ..
+            }) = row
+            {
+                let result = read(&mut draft, &argument);
+                self.ok(result);
+            }
+        }
+        let name = row.map_or("tcp", |row| row.name);
+        self.matches.push(LoadedMatch {
+            reading,
+            name,
+            draft,
+            span,
+            before_protocol: false,
+        });
+    }
+
+    /// Matches that look into a protocol's header need the rule to name the protocol.
+    pub(super) fn check_protocols(&mut self) {
+        for index in 0..self.matches.len() {
+            let LoadedMatch {
+                reading,
+                name,
+                span,
+                before_protocol,
+                ..
+            } = &self.matches[index];
+            let (name, span, needed, early) = (*name, *span, reading.protocols, *before_protocol);
+            if needed.is_empty() {
+                continue;
+            }
+            match self.rule.protocol {
+                Some(Negatable { not: false, value }) if needed.contains(&value) => {
+                    // multiport alone looks at the protocol while its options are read.
+                    if early && name == "multiport" {
+                        let protocol = protocol_name(value).unwrap_or_default();
+                        let problem = Problem::wrong(
+                            "ports-without-protocol",
+                            span,
+                            format!("`-m {name}` needs a protocol before it"),
+                        )
+                        .expected(format!("`-p {protocol}` before it"))
+                        .help(format!("write `-p {protocol}` before `-m {name}`"));
+                        self.report.lenient(
+                            problem,
+                            &format!("taken as if `-p {protocol}` stood before it"),
+                        );
+                    }
+                }
+                None if !self.foreign => self.supply_protocol(name, span, needed),
+                _ => {
+                    let names: Vec<_> = needed
+                        .iter()
+                        .filter_map(|number| protocol_name(*number))
+                        .collect();
+                    self.error(
+                        Problem::wrong(
+                            "needs-protocol",
+                            span,
+                            format!("`-m {name}` does not fit the rule's protocol"),
+                        )
+                        .expected(format!("a rule with `-p {}`", names.join("`, `-p "))),
+                    );
+                }
+            }
+        }
+    }
+
+    pub(super) fn supply_protocol(&mut self, name: &str, span: Span, needed: &'static [u8]) {
+        let both = name == "multiport";
+        let protocol = protocol_name(needed[0]).unwrap_or_default();
+        let (taken_as, help) = if both {
+            (
+                "taken for tcp and for udp, as two rules".to_owned(),
+                "write `-p tcp` or `-p udp` before it".to_owned(),
+            )
+        } else {
+            (
+                format!("taken as if `-p {protocol}` stood there"),
+                format!("write `-p {protocol}` before `-m {name}`"),
+            )
+        };
+        let problem = Problem::wrong(
+            "ports-without-protocol",
+            span,
+            format!("`-m {name}` needs a protocol"),
+        )
+        .expected(format!("a rule with `-p {protocol}`"))
+        .help(help);
+        if self.report.lenient(problem, &taken_as) {
+            self.rule.both_transports = both;
+            self.rule.protocol = Some(Negatable {
+                not: false,
+                value: needed[0],
+            });
+        }
+    }
+}
+
+/// A match in the form in which the kernel keeps it: ranges and flags that exclude nothing are
+/// the same as none.
+pub(super) fn normal(found: Match) -> Match {
+    let ports = |ports: Ports| {
+        let keep = |range: &Negatable<PortRange>| {
+            range.not || (range.value.first, range.value.last) != (0, u16::MAX)
+        };
+        Ports {
+            source: ports.source.filter(keep),
+            destination: ports.destination.filter(keep),
+        }
+    };
+    match found {
+        Match::Tcp(mut tcp) => {
+            tcp.ports = ports(tcp.ports);
+            tcp.flags = tcp
+                .flags
+                .filter(|flags| flags.not || flags.value.mask != 0 || flags.value.set != 0);
+            Match::Tcp(tcp)
+        }
+        Match::Udp(udp) => Match::Udp(ports(udp)),
+        other => other,
+    }
+}
