@@ -4,7 +4,7 @@
 use super::fragment::Borrowed;
 use super::header::{Headers, Icmp, protocol};
 use super::packet::Packet;
-use super::quoted::read_quoted;
+use super::quoted::{opens_flow, read_quoted};
 use super::rewrite::Endpoint;
 use super::scratch::Scratch;
 use super::tables::Tables;
@@ -412,6 +412,10 @@ pub fn outside(flow: &Flow) -> Endpoint {
 
 /// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's
 /// sender; otherwise it is INVALID (`nf_conntrack_inet_error`). It does not keep the flow alive.
+///
+/// An error that this host makes itself carries the flow of the packet that it is about, even if
+/// that flow is not stored yet (`nf_ct_attach` in net/ipv4/icmp.c and net/ipv6/icmp.c): it is
+/// RELATED if it quotes a packet that could have opened one.
 #[inline(never)]
 pub fn about<P: Packet, T: Tables>(
     packet: &P,
@@ -437,6 +441,9 @@ pub fn about<P: Packet, T: Tables>(
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
         scratch.tracked.set_in_flow(&found, ct::RELATED);
         scratch.tracked.error = true;
+    } else if scratch.made_here && opens_flow(packet, &scratch.quoted) {
+        scratch.tracked.set_without_flow(ct::RELATED);
+        scratch.tracked.direction = 1;
     }
 }
 

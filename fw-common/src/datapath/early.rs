@@ -39,6 +39,7 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     {
         return Verdict::Pass;
     }
+    scratch.made_here = false;
     let family = scratch.headers.family;
     let nat = has_nat(tables, generation, family);
     if belongs_to_flow(tables, scratch, nat) || !is_for_this_host(packet, tables, &scratch.headers)

@@ -37,6 +37,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
 
     let arrival = packet.arrival_device();
     let forwarded = arrival != 0;
+    scratch.made_here = !forwarded;
     let note = if forwarded { packet.note() } else { 0 };
     if !place(packet, tables, generation, scratch, note) {
         return Verdict::Drop(Stat::FragmentWithoutFirst);

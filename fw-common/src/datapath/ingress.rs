@@ -38,6 +38,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         Parsed::NotOurs => return Verdict::Pass,
         Parsed::Malformed => return Verdict::Drop(Stat::Malformed),
     }
+    scratch.made_here = false;
     let family = scratch.headers.family;
     let nat = has_nat(tables, generation, family);
 

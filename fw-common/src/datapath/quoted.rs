@@ -2,6 +2,7 @@
 
 use super::header::{Headers, Icmp, be32, icmp_kind, load_addr6, protocol, query_ports};
 use super::packet::Packet;
+use super::tcp::Segment;
 use super::tuple::Tuple;
 
 /// The packet that an ICMP error quotes.
@@ -13,6 +14,8 @@ pub struct Quoted {
     pub l3: u16,
     /// Offset of its transport header.
     pub l4: u16,
+    /// It is no answer to an ICMP query.
+    pub is_request: bool,
 }
 
 /// Parses the packet that an ICMP error quotes: RFC 792 promises its IP header and eight bytes.
@@ -50,6 +53,7 @@ fn quote<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> Optio
         l3 + header_len
     };
     tuple.family = headers.family;
+    quoted.is_request = true;
     quoted.l3 = l3 as u16;
     quoted.l4 = l4 as u16;
     tuple.ports = match (tuple.protocol, v6) {
@@ -63,10 +67,23 @@ fn quote<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> Optio
             if !matches!(kind, Icmp::Request | Icmp::Reply) {
                 return None;
             }
+            quoted.is_request = matches!(kind, Icmp::Request);
             let id = u16::from_be_bytes([icmp[4], icmp[5]]);
             query_ports(kind, request, icmp[1], id)
         }
         _ => 0,
     };
     Some(())
+}
+
+/// Whether the quoted packet could have opened a flow.
+#[inline(never)]
+pub fn opens_flow<P: Packet>(packet: &P, quoted: &Quoted) -> bool {
+    if quoted.tuple.protocol == protocol::TCP {
+        return packet.load::<20>(quoted.l4 as u32).is_some_and(|header| {
+            let segment = Segment::new(&header, 20);
+            segment.flags_are_valid() && segment.opens()
+        });
+    }
+    quoted.is_request
 }

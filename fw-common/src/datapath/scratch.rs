@@ -20,6 +20,8 @@ pub struct Scratch {
     pub headers: Headers,
     /// The packet's place in its flow.
     pub tracked: Tracked,
+    /// The packet was made on this host.
+    pub made_here: bool,
     /// The flow being looked up.
     pub lookup: Lookup,
     /// The packet's TCP segment.
