@@ -7,7 +7,7 @@ use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, Na
 use serde::Serialize;
 
 use super::model::Origin;
-use super::source::{SourceFile, Span, line_and_column};
+use super::source::{LineIndex, SourceFile, Span};
 
 /// Whether the policy is at fault or fwbpf.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -220,6 +220,7 @@ pub(crate) struct Report<'a> {
     file: &'a SourceFile,
     index: u32,
     strict: bool,
+    lines: LineIndex,
     source: Arc<NamedSource<String>>,
     pub errors: Vec<PolicyError>,
     pub warnings: Vec<Warning>,
@@ -233,6 +234,7 @@ impl<'a> Report<'a> {
             file,
             index,
             strict,
+            lines: LineIndex::new(&file.text),
             source,
             errors: Vec::new(),
             warnings: Vec::new(),
@@ -243,7 +245,7 @@ impl<'a> Report<'a> {
     pub fn origin(&self, span: Span) -> Origin {
         Origin {
             file: self.index,
-            line: line_and_column(&self.file.text, span.start).0,
+            line: self.lines.line(span.start),
         }
     }
 
@@ -257,7 +259,10 @@ impl<'a> Report<'a> {
             help,
         } = problem;
         let text = &self.file.text;
-        let (line, column) = line_and_column(text, span.start);
+        let (line, column) = (
+            self.lines.line(span.start),
+            self.lines.column(text, span.start),
+        );
         let found = text
             .get(span.start..span.end)
             .unwrap_or_default()

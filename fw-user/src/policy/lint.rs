@@ -8,6 +8,8 @@ mod ssh;
 
 pub use ssh::SshSession;
 
+use std::collections::HashSet;
+
 use super::error::Warning;
 use super::ids::TableName;
 use super::model::{Chain, Origin, Policy, Rule, Table};
@@ -24,6 +26,7 @@ pub fn lint(policy: &Policy, context: &LintContext) -> Vec<Warning> {
     let mut findings = Findings {
         policy,
         warnings: Vec::new(),
+        said: HashSet::new(),
     };
     reach::lint(&mut findings);
     families::lint(&mut findings);
@@ -42,6 +45,8 @@ pub fn lint(policy: &Policy, context: &LintContext) -> Vec<Warning> {
 struct Findings<'a> {
     policy: &'a Policy,
     warnings: Vec<Warning>,
+    /// The file, line and text of each.
+    said: HashSet<(Option<(u32, u32)>, String)>,
 }
 
 impl Findings<'_> {
@@ -57,7 +62,11 @@ impl Findings<'_> {
             help,
         };
         // A line of policy.toml may say the same in both IP versions.
-        if !self.warnings.contains(&warning) {
+        let key = (
+            origin.map(|origin| (origin.file, origin.line)),
+            warning.text.clone(),
+        );
+        if self.said.insert(key) {
             self.warnings.push(warning);
         }
     }
@@ -72,16 +81,25 @@ fn filter_tables(policy: &Policy) -> impl Iterator<Item = (super::model::Family,
     })
 }
 
-/// The rules that a packet in this chain may meet, those of called chains in their place, as far
-/// as calls go eight deep. Enough to see what a policy lets in; not an evaluation.
-fn flattened<'a>(table: &'a Table, chain: &'a Chain, depth: usize) -> Vec<&'a Rule> {
+/// The rules that a packet in this chain may meet, those of called chains in their place. At most
+/// so many as to see what a policy lets in; not an evaluation.
+fn flattened<'a>(table: &'a Table, chain: &'a Chain) -> Vec<&'a Rule> {
     let mut rules = Vec::new();
+    flatten(table, chain, 0, &mut rules);
+    rules
+}
+
+fn flatten<'a>(table: &'a Table, chain: &'a Chain, depth: usize, rules: &mut Vec<&'a Rule>) {
+    const DEPTH: usize = 8;
+    const RULES: usize = 100_000;
     for rule in &chain.rules {
+        if rules.len() >= RULES {
+            return;
+        }
         rules.push(rule);
         let called = super::save::called(rule).and_then(|name| table.chain(name));
-        if let Some(called) = called.filter(|_| depth < 8 && rules.len() < 10_000) {
-            rules.extend(flattened(table, called, depth + 1));
+        if let Some(called) = called.filter(|_| depth < DEPTH) {
+            flatten(table, called, depth + 1, rules);
         }
     }
-    rules
 }

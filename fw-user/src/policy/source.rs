@@ -53,15 +53,63 @@ impl From<Range<usize>> for Span {
     }
 }
 
-/// The line and the column (in characters) of a byte, both from 1.
-pub(crate) fn line_and_column(text: &str, byte: usize) -> (u32, u32) {
-    let before = text.get(..byte).unwrap_or(text);
-    let line = before.matches('\n').count() + 1;
-    let start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let column = before[start..].chars().count() + 1;
-    (saturate(line), saturate(column))
+/// Where the lines of a file begin, to tell places quickly in long files.
+#[derive(Clone, Debug)]
+pub(crate) struct LineIndex {
+    starts: Vec<usize>,
+}
+
+impl LineIndex {
+    pub fn new(text: &str) -> Self {
+        let after = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        Self {
+            starts: std::iter::once(0).chain(after).collect(),
+        }
+    }
+
+    /// The line of a byte, from 1.
+    pub fn line(&self, byte: usize) -> u32 {
+        saturate(self.starts.partition_point(|start| *start <= byte))
+    }
+
+    /// The column of a byte in characters, from 1.
+    pub fn column(&self, text: &str, byte: usize) -> u32 {
+        let before = self.starts.partition_point(|start| *start <= byte);
+        let start = before
+            .checked_sub(1)
+            .and_then(|index| self.starts.get(index));
+        let left = start
+            .and_then(|start| text.get(*start..byte))
+            .unwrap_or_default();
+        saturate(left.chars().count() + 1)
+    }
 }
 
 fn saturate(number: usize) -> u32 {
     u32::try_from(number).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_count_from_one_and_in_characters() {
+        let text = "ab\n\u{e9}c\n\nd";
+        let lines = LineIndex::new(text);
+        let places: Vec<_> = [0, 1, 2, 3, 5, 7, 8, 9]
+            .map(|byte| (lines.line(byte), lines.column(text, byte)))
+            .to_vec();
+        let expected = [
+            (1, 1),
+            (1, 2),
+            (1, 3),
+            (2, 1),
+            (2, 2),
+            (3, 1),
+            (4, 1),
+            (4, 2),
+        ];
+        assert_eq!(places, expected);
+    }
 }

@@ -83,7 +83,7 @@ fn services(table: &Table) -> BTreeMap<(u8, (u16, u16)), Origin> {
     let Some(input) = table.chain("INPUT") else {
         return found;
     };
-    for rule in flattened(table, input, 0) {
+    for rule in flattened(table, input) {
         let open = matches!(rule.target, Target::Accept)
             && rule.source.is_none()
             && rule.destination.is_none()
@@ -176,7 +176,7 @@ fn neighbour_discovery(findings: &mut Findings<'_>, table: &Table) {
         };
         for kind in DISCOVERY {
             let mut verdict = None;
-            for rule in flattened(table, chain, 0) {
+            for rule in flattened(table, chain) {
                 match (decides(rule, kind), &rule.target) {
                     (true, Target::Accept) => verdict = Some((true, rule.origin)),
                     (true, Target::Drop) => verdict = Some((false, rule.origin)),

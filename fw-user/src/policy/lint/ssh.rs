@@ -69,7 +69,8 @@ pub(super) fn lint(findings: &mut Findings<'_>, session: &SshSession) {
                 continue;
             };
             let packet = Packet { session, outwards };
-            if let Some(Verdict::Drop(origin)) = walk(table, start, &packet, 0) {
+            if let Some(Verdict::Drop(origin)) = walk(table, start, &packet, &mut Budget::default())
+            {
                 let text = format!(
                     "this policy cuts the SSH connection that you are using: {chain} drops its packets (client {client}, port {server_port})"
                 );
@@ -101,8 +102,23 @@ enum Verdict {
     Drop(Option<Origin>),
 }
 
+/// What a walk may still cost: chains that call one another twice each would take forever.
+struct Budget {
+    depth: usize,
+    calls: usize,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self {
+            depth: 64,
+            calls: 10_000,
+        }
+    }
+}
+
 /// The verdict of a chain; `None` if a called chain leaves the decision to its caller.
-fn walk(table: &Table, chain: &Chain, packet: &Packet<'_>, depth: usize) -> Option<Verdict> {
+fn walk(table: &Table, chain: &Chain, packet: &Packet<'_>, budget: &mut Budget) -> Option<Verdict> {
     for rule in chain.rules.iter().filter(|rule| packet.meets(rule)) {
         match &rule.target {
             Target::Accept => return Some(Verdict::Accept),
@@ -110,13 +126,15 @@ fn walk(table: &Table, chain: &Chain, packet: &Packet<'_>, depth: usize) -> Opti
             Target::Return => break,
             Target::Continue | Target::Masquerade(_) => {}
             Target::Jump(_) | Target::Goto(_) => {
-                // The checks of the table leave no loops; this only bounds the depth.
                 let callee = called(rule).and_then(|name| table.chain(name));
-                let callee = callee.filter(|_| depth < 64);
-                if let Some(verdict) =
-                    callee.and_then(|chain| walk(table, chain, packet, depth + 1))
-                {
-                    return Some(verdict);
+                if let Some(callee) = callee.filter(|_| budget.depth > 0 && budget.calls > 0) {
+                    budget.calls -= 1;
+                    budget.depth -= 1;
+                    let verdict = walk(table, callee, packet, budget);
+                    budget.depth += 1;
+                    if verdict.is_some() {
+                        return verdict;
+                    }
                 }
                 if matches!(rule.target, Target::Goto(_)) {
                     break;
