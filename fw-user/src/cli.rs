@@ -67,7 +67,7 @@ pub enum Command {
     /// Print how the firewall is doing: interfaces, tables, drops
     Status,
     /// List the tracked connections, like conntrack -L
-    Flows,
+    Flows(Flows),
     /// Tell what the firewall does with a packet, step by step
     Explain(Box<Explain>),
     /// Remove the firewall: detach the programs, forget policy, counters and flows
@@ -77,6 +77,14 @@ pub enum Command {
     /// Write the manual page to standard output
     #[command(hide = true)]
     Man,
+}
+
+/// Arguments of `flows`.
+#[derive(Clone, Debug, Args)]
+pub struct Flows {
+    /// End all of them instead, like conntrack -F: what goes on afterwards is judged anew
+    #[arg(long)]
+    pub flush: bool,
 }
 
 /// `--ipv4` and `--ipv6`.

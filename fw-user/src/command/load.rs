@@ -148,7 +148,17 @@ impl Plan {
                 .zip(old.meta.slots.of.iter().copied())
                 .collect()
         });
-        let slots = Slots::assign(&identities, &known);
+        let slots = if counters {
+            // Like `iptables-restore -c`: every counter starts at what the file says, in a slot
+            // that the running policy does not count in.
+            let strangers: Vec<(String, u32)> = known
+                .iter()
+                .map(|(identity, slot)| (format!("running {identity}"), *slot))
+                .collect();
+            Slots::assign(&identities, &strangers)
+        } else {
+            Slots::assign(&identities, &known)
+        };
         let in_use: HashSet<u32> = known.iter().map(|(_, slot)| *slot).collect();
         let fresh_slots = policy
             .counter_ids()

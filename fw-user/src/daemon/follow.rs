@@ -7,13 +7,13 @@ use anyhow::Result;
 use fw_common::abi::Addr;
 use fw_common::abi::flow::{Flow, FlowKey};
 
-use super::expire::Sweeper;
 use crate::command::running::Running;
 use crate::host::Host;
 use crate::kernel::attach::{XdpMode, attach_all};
 use crate::kernel::flows::{FlowTable, Slices};
 use crate::kernel::load::{Programs, check_owner};
 use crate::kernel::state::{Fact, StateDir};
+use crate::kernel::sweep::Sweeper;
 use crate::kernel::sync::{prune_devices, words, write_devices, write_local};
 
 /// Remembers what it saw, to tell what went away.

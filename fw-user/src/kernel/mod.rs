@@ -9,5 +9,6 @@ pub mod load;
 pub mod probe;
 pub mod read;
 pub mod state;
+pub mod sweep;
 pub mod sync;
 mod sys;

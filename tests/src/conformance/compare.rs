@@ -95,14 +95,17 @@ impl Pair {
 
     fn load(&mut self, trial: &Trial) -> Result<Option<Difference>> {
         self.reference.firewall.clear()?;
-        self.tested.firewall.clear()?;
         let text = trial.rules.text();
         self.reference
             .firewall
             .load(&[(trial.family, &text)])
             .with_context(|| format!("iptables refuses what was generated:\n{text}"))?;
         let falsified = (self.falsify)(&trial.rules).text();
-        if let Err(error) = self.tested.firewall.load(&[(trial.family, &falsified)]) {
+        if let Err(error) = self
+            .tested
+            .firewall
+            .load_anew(&[(trial.family, &falsified)])
+        {
             return Ok(Some(Difference::Refused(format!("{error:#}"))));
         }
         let draws = text.contains("--random");

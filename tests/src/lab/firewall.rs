@@ -19,6 +19,11 @@ pub trait Firewall: Send {
     fn load(&self, rules: &[(Family, &str)]) -> Result<()>;
     /// Removes all rules and forgets all flows.
     fn clear(&self) -> Result<()>;
+    /// Loads policies with nothing left of what was before: no flows, all counters as written.
+    fn load_anew(&self, rules: &[(Family, &str)]) -> Result<()> {
+        self.clear()?;
+        self.load(rules)
+    }
     /// The rules with counters, as `iptables-save -c` prints them.
     fn save(&self, family: Family) -> Result<String>;
 }
@@ -122,20 +127,9 @@ impl Fwbpf {
         Ok(path)
     }
 
-    /// Where the pins are.
-    pub fn state_dir(&self) -> &Path {
-        &self.state
-    }
-}
-
-impl Firewall for Fwbpf {
-    fn name(&self) -> &'static str {
-        "fwbpf"
-    }
-
-    fn load(&self, rules: &[(Family, &str)]) -> Result<()> {
+    fn load_with(&self, options: &[&str], rules: &[(Family, &str)]) -> Result<()> {
         let mut command = self.command();
-        command.arg("load");
+        command.arg("load").args(options);
         for (family, text) in rules {
             let name = match family {
                 Family::Ipv4 => "rules.v4",
@@ -146,8 +140,38 @@ impl Firewall for Fwbpf {
         run(&mut command).map(drop)
     }
 
+    /// Where the pins are.
+    pub fn state_dir(&self) -> &Path {
+        &self.state
+    }
+}
+
+/// The exit code that says so.
+const NOTHING_LOADED: i32 = 4;
+
+impl Firewall for Fwbpf {
+    fn name(&self) -> &'static str {
+        "fwbpf"
+    }
+
+    fn load(&self, rules: &[(Family, &str)]) -> Result<()> {
+        self.load_with(&[], rules)
+    }
+
+    fn load_anew(&self, rules: &[(Family, &str)]) -> Result<()> {
+        // Unloading would do too, but the kernel would verify the programs again each time.
+        let flushed = self.output(&["flows", "--flush"])?;
+        if !flushed.status.success() && flushed.status.code() != Some(NOTHING_LOADED) {
+            bail!(
+                "fwbpf flows --flush ended with {}: {}",
+                flushed.status,
+                String::from_utf8_lossy(&flushed.stderr)
+            );
+        }
+        self.load_with(&["--counters"], rules)
+    }
+
     fn clear(&self) -> Result<()> {
-        const NOTHING_LOADED: i32 = 4;
         let output = self.output(&["unload"])?;
         if output.status.success() || output.status.code() == Some(NOTHING_LOADED) {
             return Ok(());

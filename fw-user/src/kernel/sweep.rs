@@ -1,0 +1,105 @@
+//! Deleting flows, through the program that looks at each once more.
+
+use anyhow::{Context, Result};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use fw_common::abi::flow::FlowKey;
+use fw_common::abi::maps;
+
+use super::flows::{FlowTable, Slices};
+use super::state::StateDir;
+
+/// The program that deletes flows.
+#[derive(Debug)]
+pub struct Sweeper {
+    program: SchedClassifier,
+}
+
+impl Sweeper {
+    /// Opens the pinned program.
+    pub fn open(state: &StateDir) -> Result<Self> {
+        let program = SchedClassifier::from_pin(state.program(maps::PROGRAM_SWEEP))
+            .with_context(|| format!("cannot open the program {}", maps::PROGRAM_SWEEP))?;
+        Ok(Self { program })
+    }
+
+    /// Deletes a flow if it is past its time; whether it did.
+    pub fn sweep(&self, key: &FlowKey) -> Result<bool> {
+        self.run(key, false)
+    }
+
+    /// Deletes a flow, whatever its time.
+    pub fn end(&self, key: &FlowKey) -> Result<bool> {
+        self.run(key, true)
+    }
+
+    fn run(&self, key: &FlowKey, forced: bool) -> Result<bool> {
+        let frame = frame(key, forced);
+        let result = self
+            .program
+            .test_run(TestRunOptions {
+                data_in: Some(&frame),
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("cannot run the program {}", maps::PROGRAM_SWEEP))?;
+        Ok(result.return_value == 1)
+    }
+}
+
+/// The frame that `fwbpf_sweep` expects: the key as it lies in memory, then whether to delete the
+/// flow although its time has not come; padded to what the kernel takes for a frame.
+fn frame(key: &FlowKey, forced: bool) -> [u8; 128] {
+    let mut frame = [0; 128];
+    let words = key.low.iter().chain(&key.high).copied();
+    for (place, word) in frame.chunks_exact_mut(4).zip(words) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    frame[32..34].copy_from_slice(&key.low_port.to_ne_bytes());
+    frame[34..36].copy_from_slice(&key.high_port.to_ne_bytes());
+    frame[36..40].copy_from_slice(&[key.protocol, key.kind, key.family, 0]);
+    frame[40] = u8::from(forced);
+    frame
+}
+
+/// Deletes every flow; returns how many there were.
+pub fn flush(state: &StateDir) -> Result<usize> {
+    let sweeper = Sweeper::open(state)?;
+    let mut ended = 0;
+    for table in FlowTable::ALL {
+        // Deleting while walking would skip neighbours: the keys first, then the deletions.
+        let mut keys = Vec::new();
+        let mut slices = Slices::open(state, table)?;
+        while let Some(slice) = slices.read_next()? {
+            keys.extend(slice.into_iter().map(|(key, _)| key));
+        }
+        for key in keys.iter().filter(|key| key.kind == FlowKey::PRIMARY) {
+            ended += usize::from(sweeper.end(key)?);
+        }
+        for key in keys.iter().filter(|key| key.kind == FlowKey::ALIAS) {
+            sweeper.end(key)?;
+        }
+    }
+    Ok(ended)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_frame_is_the_key_as_it_lies_in_memory() {
+        let key = FlowKey {
+            low: [1, 2, 3, 4],
+            high: [5, 6, 7, 0x0102_0304],
+            low_port: 0x1122,
+            high_port: 0x3344,
+            protocol: 6,
+            kind: 1,
+            family: 1,
+            reserved: 0,
+        };
+        let frame = frame(&key, true);
+        assert_eq!(frame[28..32], 0x0102_0304_u32.to_ne_bytes());
+        assert_eq!(frame[32..34], 0x1122_u16.to_ne_bytes());
+        assert_eq!(frame[36..41], [6, 1, 1, 0, 1]);
+    }
+}
