@@ -26,7 +26,7 @@ fn rules_are_spelled_as_iptables_spells_them() {
     for seed in 0..RULE_SETS {
         for family in [Family::Ipv4, Family::Ipv6] {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
-            let traffic = Traffic::generate(&mut random, family, 100);
+            let traffic = Traffic::generate(&mut random, family, 100, true);
             let rules = Rules::generate(&mut random, family, &traffic.flows);
             iptables.load(&[(family, &rules.text())]).unwrap();
             let expected = iptables.save(family).unwrap();

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use fw_user::policy::model::Family;
-use fwbpf_tests::conformance::{Options, Sabotage, run};
+use fwbpf_tests::conformance::{Options, Sabotage, Tested, run};
 use fwbpf_tests::lab::{fwbpf_binary, ready};
 
 /// Sends random packets through random rule sets, in iptables and in fwbpf, and compares what is
@@ -40,6 +40,9 @@ struct Arguments {
     /// Compare iptables with itself: proves that the test itself makes no difference.
     #[arg(long, conflicts_with = "fwbpf")]
     self_check: bool,
+    /// Try fwbpf's datapath in the simulator instead of in the kernel.
+    #[arg(long, conflicts_with_all = ["fwbpf", "self_check"])]
+    simulate: bool,
     /// Give one side other rules: proves that a difference is found. Succeeds if it is.
     #[arg(long)]
     sabotage: Option<SabotageName>,
@@ -66,7 +69,7 @@ fn main() -> ExitCode {
         "ip6tables-legacy-restore",
         "conntrack",
     ];
-    let needs_fwbpf = !arguments.self_check && arguments.fwbpf.is_none();
+    let needs_fwbpf = !arguments.self_check && !arguments.simulate && arguments.fwbpf.is_none();
     if !ready("conformance", &programs, needs_fwbpf) {
         return ExitCode::FAILURE;
     }
@@ -86,10 +89,13 @@ fn compare(arguments: &Arguments) -> Result<bool> {
         Some(FamilyName::Ipv6) => vec![Family::Ipv6],
         None => vec![Family::Ipv4, Family::Ipv6],
     };
-    let fwbpf = if arguments.self_check {
-        None
+    let tested = if arguments.self_check {
+        Tested::Iptables
+    } else if arguments.simulate {
+        Tested::Simulated
     } else {
-        arguments.fwbpf.clone().or_else(fwbpf_binary)
+        let binary = arguments.fwbpf.clone().or_else(fwbpf_binary);
+        Tested::Fwbpf(binary.context("there is no fwbpf binary")?)
     };
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let outcome = run(&Options {
@@ -97,7 +103,7 @@ fn compare(arguments: &Arguments) -> Result<bool> {
         packets: arguments.packets,
         seed: arguments.seed,
         families,
-        fwbpf,
+        tested,
         jobs: arguments.jobs.unwrap_or(cpus),
         minimise: arguments.minimise,
         only: arguments.only,

@@ -7,7 +7,6 @@ use anyhow::{Context, Result, bail};
 use fw_user::policy::model::Family;
 
 use super::counters::Counts;
-use super::differences::FragmentModel;
 use super::grammar::Rules;
 use super::side::{Seen, Side, sender};
 use super::traffic::{Step, Traffic};
@@ -50,8 +49,6 @@ pub struct Pair {
     pub reference: Side,
     /// The firewall under test.
     pub tested: Side,
-    /// Whether the firewall under test counts fragments one by one.
-    pub counts_fragments: bool,
     /// How the rules of the firewall under test are falsified, for `--sabotage`.
     pub falsify: fn(&Rules) -> Rules,
 }
@@ -71,26 +68,14 @@ impl Pair {
             return Ok(Some(refusal));
         }
         let tables: Vec<&str> = trial.rules.tables.iter().map(|table| table.name).collect();
-        let mut fragments = FragmentModel::default();
         for (number, step) in trial.traffic.steps.iter().enumerate() {
-            let fragmented = self.counts_fragments && step.fragment.is_some();
-            let before = if fragmented {
-                Some(read(&self.reference, trial.family, &tables)?)
-            } else {
-                None
-            };
             if let Some(difference) = self.step(trial, number, step)? {
                 return Ok(Some(difference));
-            }
-            if let Some(before) = before {
-                let after = read(&self.reference, trial.family, &tables)?;
-                let sent = self.reference.packets(&trial.traffic, step);
-                fragments.datagram(&before, &after, &sent);
             }
         }
         let reference = read(&self.reference, trial.family, &tables)?;
         let tested = read(&self.tested, trial.family, &tables)?;
-        Ok(compare_counts(&reference, &tested, &fragments))
+        Ok(compare_counts(&reference, &tested))
     }
 
     fn load(&mut self, trial: &Trial) -> Result<Option<Difference>> {
@@ -232,11 +217,7 @@ fn read(side: &Side, family: Family, tables: &[&str]) -> Result<Counts> {
     Counts::parse(&text, tables).with_context(|| format!("{} printed", side.firewall.name()))
 }
 
-fn compare_counts(
-    reference: &Counts,
-    tested: &Counts,
-    fragments: &FragmentModel,
-) -> Option<Difference> {
+fn compare_counts(reference: &Counts, tested: &Counts) -> Option<Difference> {
     let texts = |counts: &Counts| -> Vec<String> {
         counts.entries.iter().map(|e| e.text.clone()).collect()
     };
@@ -246,7 +227,7 @@ fn compare_counts(
         let Some(other) = tested.entries.get(index) else {
             break;
         };
-        let expected = fragments.expected(index, entry.count);
+        let expected = entry.count;
         if expected != other.count {
             lines.push(format!(
                 "{} {}: expected [{}:{}], counted [{}:{}]",

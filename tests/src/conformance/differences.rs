@@ -4,9 +4,9 @@
 //! 1. **TCP windows.** netfilter calls a segment outside of the peer's window INVALID; fwbpf does
 //!    not follow windows yet. The reference runs with `nf_conntrack_tcp_be_liberal=1`
 //!    ([`prepare_reference`]), and sequence numbers are generated in window.
-//! 2. **Fragments.** netfilter puts a datagram together before any chain sees it and counts it
-//!    once; fwbpf lets the later fragments follow the first, and counts each as it is
-//!    ([`FragmentModel`]). What is delivered is compared whole.
+//! 2. **Fragments.** netfilter puts a datagram together before any chain sees it; fwbpf lets the
+//!    later fragments follow the first, and counts the datagram once, as netfilter does. So the
+//!    fragments of a datagram are all sent, in order, and what is delivered is compared whole.
 //! 3. **Random ports.** `--random`, `--to-ports` and collisions make both sides draw a port; each
 //!    translated port is replaced by a number that stands for its flow ([`RandomPorts`]). That it
 //!    is a port at all that brings replies back is tested by sending them there. A draw can also
@@ -24,19 +24,26 @@
 //!    compared; then it is blanked.
 //! 8. **`! --sport 0:65535`.** iptables-save leaves it out, and so turns a rule that never matches
 //!    into one that does when its dump is loaded; fwbpf prints it. It is not generated.
+//! 9. **Conntrack is always on.** netfilter tracks nothing until some rule asks for a state or
+//!    translates, and until then fragments stay fragments and nat chains see no packet. fwbpf
+//!    always tracks. The reference has a rule in mangle that asks for a state and does nothing
+//!    ([`prepare_reference`]).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
 use anyhow::Result;
 
-use super::counters::{Count, Counts};
 use super::traffic::{SKEW, Way};
-use crate::lab::Namespace;
+use crate::lab::{Namespace, run};
 use crate::packet::{Layers, ones_complement, protocol};
 
-/// Difference 1: puts netfilter into the state that fwbpf is compared with.
+/// Differences 1 and 9: puts netfilter into the state that fwbpf is compared with.
 pub fn prepare_reference(server: &Namespace) -> Result<()> {
+    for program in ["iptables-legacy", "ip6tables-legacy"] {
+        let rule = "-w 20 -t mangle -A PREROUTING -m conntrack --ctstate NEW";
+        run(server.command(program).args(rule.split(' ')))?;
+    }
     server.sysctl(&[("netfilter/nf_conntrack_tcp_be_liberal", "1")])
 }
 
@@ -205,46 +212,6 @@ fn replace_word(packet: &mut [u8], layers: &Layers, at: usize, new: u16) {
     // 0 and 0xffff are the same number in one's complement.
     let updated = if updated == 0xffff { 0 } else { updated };
     sum.copy_from_slice(&updated.to_be_bytes());
-}
-
-/// Difference 2: what counting fragments adds to counting datagrams.
-#[derive(Clone, Debug, Default)]
-pub struct FragmentModel {
-    added: HashMap<usize, Added>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Added {
-    packets: u64,
-    bytes: i64,
-}
-
-impl FragmentModel {
-    /// The reference counted one datagram, sent in these fragments, between the two readings.
-    /// Chains of `filter` see every fragment; those of `nat` see only the first packet of a flow.
-    pub fn datagram(&mut self, before: &Counts, after: &Counts, fragments: &[Vec<u8>]) {
-        let sizes: Vec<i64> = fragments.iter().map(|f| f.len() as i64).collect();
-        for (index, (old, new)) in before.entries.iter().zip(&after.entries).enumerate() {
-            let times = new.count.packets - old.count.packets;
-            let bytes = (new.count.bytes - old.count.bytes) as i64;
-            if times == 0 {
-                continue;
-            }
-            let seen = if new.table == "nat" { 1 } else { sizes.len() };
-            let added = self.added.entry(index).or_default();
-            added.packets += times * (seen as u64 - 1);
-            added.bytes += times as i64 * sizes[..seen].iter().sum::<i64>() - bytes;
-        }
-    }
-
-    /// What a firewall that counts fragments must show for the reference's entry `index`.
-    pub fn expected(&self, index: usize, reference: Count) -> Count {
-        let added = self.added.get(&index).copied().unwrap_or_default();
-        Count {
-            packets: reference.packets + added.packets,
-            bytes: reference.bytes.saturating_add_signed(added.bytes),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod grammar;
 mod minimise;
 mod run;
 mod side;
+mod simulated;
 pub mod traffic;
 
-pub use run::{Options, Outcome, Sabotage, run};
+pub use run::{Options, Outcome, Sabotage, Tested, run};

@@ -31,8 +31,8 @@ pub struct Options {
     pub seed: u64,
     /// IP versions.
     pub families: Vec<Family>,
-    /// The firewall under test; iptables itself if there is none.
-    pub fwbpf: Option<PathBuf>,
+    /// The firewall under test.
+    pub tested: Tested,
     /// Pairs of labs that work side by side.
     pub jobs: usize,
     /// How many divergences are minimised.
@@ -41,6 +41,17 @@ pub struct Options {
     pub only: Option<usize>,
     /// Whether the rules of the firewall under test are falsified.
     pub sabotage: Option<Sabotage>,
+}
+
+/// The firewall under test.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Tested {
+    /// This binary of fwbpf.
+    Fwbpf(PathBuf),
+    /// fwbpf's datapath, simulated.
+    Simulated,
+    /// iptables itself.
+    Iptables,
 }
 
 /// How the test is shown a wrong firewall.
@@ -142,7 +153,8 @@ fn trial(options: &Options, number: usize) -> Trial {
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
     random.set_stream(number as u64);
     let family = options.families[number % options.families.len()];
-    let traffic = Traffic::generate(&mut random, family, options.packets);
+    let loopback = options.tested != Tested::Simulated;
+    let traffic = Traffic::generate(&mut random, family, options.packets, loopback);
     let rules = Rules::generate(&mut random, family, &traffic.flows);
     Trial {
         family,
@@ -156,11 +168,12 @@ fn pair(options: &Options, job: usize) -> Result<Pair> {
     let reference = Side::new(&format!("conformance-ref{job}"), iptables)?;
     prepare_reference(&reference.server)?;
     let name = format!("conformance-dut{job}");
-    let tested = match &options.fwbpf {
-        Some(binary) => Side::new(&name, |server| {
+    let tested = match &options.tested {
+        Tested::Simulated => Side::simulated(&name)?,
+        Tested::Fwbpf(binary) => Side::new(&name, |server| {
             Ok(Box::new(Fwbpf::new(server, binary.clone())?))
         })?,
-        None => {
+        Tested::Iptables => {
             let side = Side::new(&name, iptables)?;
             prepare_reference(&side.server)?;
             side
@@ -169,7 +182,6 @@ fn pair(options: &Options, job: usize) -> Result<Pair> {
     Ok(Pair {
         reference,
         tested,
-        counts_fragments: options.fwbpf.is_some(),
         falsify: match options.sabotage {
             None => compare::unchanged,
             Some(Sabotage::Rule) => compare::without_a_rule,

@@ -12,6 +12,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 
 use super::differences::{RandomPorts, canonical};
+use super::simulated::Simulated;
 use super::traffic::{
     Carried, Endpoint, Flow, OTHER_PROTOCOLS, Place, SILENT_PORTS, SKEW, Step, Traffic, Way, What,
     addresses,
@@ -40,6 +41,7 @@ pub struct Side {
     pub firewall: Box<dyn Firewall>,
     /// The firewalled host.
     pub server: Arc<Namespace>,
+    simulated: Option<Simulated>,
     wires: Vec<Wire>,
     sender: LocalSender,
     receivers: HashMap<Family, Vec<(u8, LocalReceiver)>>,
@@ -55,6 +57,8 @@ struct Wire {
     socket: FrameSocket,
     own: [u8; 6],
     gateway: [u8; 6],
+    /// The server's interface that it leads to.
+    interface: &'static str,
 }
 
 /// The lab's own first words (MLD reports) come within this time after the last one.
@@ -104,6 +108,11 @@ impl Side {
                 socket: FrameSocket::open(namespace, interface)?,
                 own,
                 gateway,
+                interface: match place {
+                    Place::Outside => "eth0",
+                    Place::Other => "eth1",
+                    _ => "docker0",
+                },
             })
         })
         .collect::<Result<Vec<_>>>()?;
@@ -114,6 +123,7 @@ impl Side {
         let mut side = Self {
             firewall: firewall(lab.server.clone())?,
             server: lab.server.clone(),
+            simulated: None,
             wires,
             sender: LocalSender::open(&lab.server)?,
             receivers,
@@ -124,6 +134,18 @@ impl Side {
             _lab: lab,
         };
         side.wait_for_silence()?;
+        Ok(side)
+    }
+
+    /// The same with fwbpf's datapath simulated at the wires.
+    pub fn simulated(name: &str) -> Result<Self> {
+        let mut simulated = None;
+        let mut side = Self::new(name, |server| {
+            let firewall = Simulated::new(&server)?;
+            simulated = Some(firewall.clone());
+            Ok(Box::new(firewall))
+        })?;
+        side.simulated = simulated;
         Ok(side)
     }
 
@@ -158,11 +180,21 @@ impl Side {
     pub fn send(&self, traffic: &Traffic, step: &Step) -> Result<()> {
         let flow = &traffic.flows[step.flow];
         let from = sender(flow, step.way).place;
+        if let Some(simulated) = &self.simulated {
+            simulated.next_step();
+        }
         for packet in self.packets(traffic, step) {
             if let Some(wire) = self.wires.iter().find(|wire| wire.place == from) {
-                wire.socket
-                    .send(&frame(wire.own, wire.gateway, &packet))
-                    .with_context(|| format!("send from {from}"))?;
+                let frame = frame(wire.own, wire.gateway, &packet);
+                let arrives = match &self.simulated {
+                    Some(simulated) => simulated.arrive(wire.interface, frame),
+                    None => Some(frame),
+                };
+                if let Some(frame) = arrives {
+                    wire.socket
+                        .send(&frame)
+                        .with_context(|| format!("send from {from}"))?;
+                }
             } else if let Some(layers) = Layers::read(&packet) {
                 // iptables answers EPERM when OUTPUT drops, fwbpf says nothing; what comes out
                 // shows what happened, so the error is not looked at.
@@ -292,7 +324,13 @@ impl Side {
                 return Ok(whole(packets));
             }
             for wire in &self.wires {
-                while let Some(frame) = wire.socket.receive()? {
+                while let Some(mut frame) = wire.socket.receive()? {
+                    if let Some(simulated) = &self.simulated {
+                        let Some(left) = simulated.leave(wire.interface, frame) else {
+                            continue;
+                        };
+                        frame = left;
+                    }
                     if let Some(packet) = ip_of(&frame, family) {
                         packets.push((wire.place, packet));
                     }

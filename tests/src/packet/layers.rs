@@ -113,8 +113,25 @@ pub fn checksum_is_sound(bytes: &[u8]) -> bool {
             body.len(),
         )
     };
-    let partial = !pseudo.is_empty() && field == ones_complement(&[&pseudo]);
-    partial || ones_complement(&[&pseudo, body]) == 0xffff
+    ones_complement(&[&pseudo, body]) == 0xffff || checksum_is_unfinished(packet)
+}
+
+/// Whether the layer 4 checksum is one that the sender's kernel left to the network card.
+pub fn checksum_is_unfinished(packet: &[u8]) -> bool {
+    let Some(layers) = Layers::read(packet) else {
+        return false;
+    };
+    if !matches!(layers.protocol, protocol::TCP | protocol::UDP) || layers.fragment.is_some() {
+        return false;
+    }
+    let pseudo = pseudo_header(
+        layers.source,
+        layers.destination,
+        layers.protocol,
+        layers.end - layers.body,
+    );
+    let field = layers.checksum().and_then(|at| word(packet, at));
+    field == Some(ones_complement(&[&pseudo]))
 }
 
 /// Puts fragments of the same datagram together; whole packets and incomplete sets pass as they
