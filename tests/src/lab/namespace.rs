@@ -169,6 +169,8 @@ fn remove_leftovers(prefix: &str) {
 }
 
 fn remove(name: &str) {
+    // A killed test's firewall is pinned under the namespace's name.
+    let _ = std::fs::remove_dir_all(std::path::Path::new("/sys/fs/bpf").join(name));
     // The peer ends of its veth pairs go with it. Nothing better than telling can be done here.
     if let Err(error) = run(Command::new("ip").args(["netns", "del", name])) {
         eprintln!("namespace {name} is left behind: {error:#}");
