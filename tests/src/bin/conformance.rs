@@ -32,7 +32,7 @@ struct Arguments {
     #[arg(long)]
     jobs: Option<usize>,
     /// How many divergences are minimised; the others are only named.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = 20)]
     minimise: usize,
     /// Run one trial only, by its number in a report.
     #[arg(long)]
