@@ -102,19 +102,30 @@ impl Tracked {
     /// The label as ingress hands it to egress in the packet's note.
     #[inline(always)]
     pub fn note(&self) -> u16 {
-        NOTE_SEEN | (self.direction as u16) << 8 | self.ct as u16
+        let opens = if self.opens { NOTE_OPENS } else { 0 };
+        NOTE_SEEN | opens | (self.direction as u16) << 8 | self.ct as u16
     }
 
     /// Takes the label from a note.
     #[inline(always)]
     pub fn set_note(&mut self, note: u16) {
-        self.set_without_flow(note as u8);
+        self.set_without_flow(0);
+        self.take_label(note);
+    }
+
+    /// Takes the label from a note and leaves the rest.
+    #[inline(always)]
+    pub fn take_label(&mut self, note: u16) {
+        self.ct = note as u8;
         self.direction = (note >> 8) as u8 & 3;
     }
 }
 
 /// [`Tracked::direction`] of a packet without a flow.
 pub const NO_FLOW: u8 = 2;
+
+/// In a note: the packet opens a flow.
+pub const NOTE_OPENS: u16 = 1 << 10;
 
 /// Set in every note, to tell it from a packet that no ingress program saw.
 pub const NOTE_SEEN: u16 = 1 << 15;
@@ -195,6 +206,11 @@ fn direction<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, from_low: bool, 
     }
     if status & Flow::DYING != 0 {
         return NO_FLOW;
+    }
+    if key.low[0] == key.high[0] && key.low_port == key.high_port && key.low == key.high {
+        // Both directions of a flow from an endpoint to itself look the same; netfilter finds the
+        // reply, which it hashed last.
+        return 1;
     }
     ((status & Flow::LOW_OPENED != 0) != from_low) as u8
 }
@@ -424,7 +440,7 @@ pub fn about<P: Packet, T: Tables>(
     aliases: Aliases,
 ) {
     scratch.tracked.set_without_flow(ct::INVALID);
-    if !read_quoted(packet, &scratch.headers, &mut scratch.quoted) {
+    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
         return;
     }
     let quoted = &scratch.quoted.tuple;
@@ -441,10 +457,26 @@ pub fn about<P: Packet, T: Tables>(
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
         scratch.tracked.set_in_flow(&found, ct::RELATED);
         scratch.tracked.error = true;
-    } else if scratch.made_here && opens_flow(packet, &scratch.quoted) {
+    } else if scratch.made_here && is_the_kernels(scratch) && opens_flow(packet, &scratch.quoted) {
         scratch.tracked.set_without_flow(ct::RELATED);
         scratch.tracked.direction = 1;
     }
+}
+
+/// Whether the kernel made the ICMP error in hand, and not a local process: the kernel gives its
+/// IPv4 errors the precedence "internetwork control" (`__icmp_send` in net/ipv4/icmp.c). IPv6 has no
+/// such mark, but most errors are made while the packet that they quote is being forwarded, on the
+/// same CPU.
+#[inline(always)]
+fn is_the_kernels(scratch: &Scratch) -> bool {
+    if !scratch.headers.is_v6() {
+        return scratch.headers.tos & 0xe0 == 0xc0;
+    }
+    let (quoted, transit) = (&scratch.quoted.tuple, &scratch.transit);
+    quoted.ports == transit.ports
+        && quoted.protocol == transit.protocol
+        && quoted.source == transit.source
+        && quoted.destination == transit.destination
 }
 
 /// Drafts a flow as its first packet makes it.

@@ -3,7 +3,7 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse};
-use super::conntrack::{NOTE_SEEN, about, end_flow, follow, look_up, outside, track};
+use super::conntrack::{NOTE_OPENS, NOTE_SEEN, about, end_flow, follow, look_up, outside, track};
 use super::fragment::{Side, borrow, lend};
 use super::header::{Icmp, Parsed, Part, parse};
 use super::ingress::{has_nat, patterns, translate};
@@ -39,10 +39,12 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     let forwarded = arrival != 0;
     scratch.made_here = !forwarded;
     let note = if forwarded { packet.note() } else { 0 };
+    let looping = device.flags & Device::LOOPBACK != 0;
+    scratch.aliases = nat && looping;
     if !place(packet, tables, generation, scratch, note) {
         return Verdict::Drop(Stat::FragmentWithoutFirst);
     }
-    if device.flags & Device::LOOPBACK != 0 {
+    if looping {
         packet.set_note(scratch.tracked.note());
     }
     let in_patterns = match tables.device(arrival) {
@@ -57,6 +59,13 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
         if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
             return Verdict::Drop(stat);
         }
+    }
+    // A reply to a flow that was translated on loopback: its destination is restored at LOCAL_OUT.
+    if scratch.tracked.translated
+        && scratch.tracked.direction == 1
+        && translate(packet, tables, scratch, End::Destination).is_none()
+    {
+        return Verdict::Drop(Stat::Rewrite);
     }
     let chain = if forwarded {
         BaseChain::FilterForward.id(family)
@@ -112,7 +121,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
             return Verdict::Drop(Stat::NoFlowEntry);
         }
     }
-    if scratch.tracked.translated && translate(packet, scratch, End::Source).is_none() {
+    if scratch.tracked.translated && translate(packet, tables, scratch, End::Source).is_none() {
         return Verdict::Drop(Stat::Rewrite);
     }
     Verdict::Pass
@@ -143,14 +152,17 @@ fn place<P: Packet, T: Tables>(
         return first.found;
     }
     if note & NOTE_SEEN == 0 {
-        track(packet, tables, generation, scratch, false);
+        // Only on loopback can a reply to a translated flow be made on this host.
+        track(packet, tables, generation, scratch, scratch.aliases);
     } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
         about(packet, tables, scratch, false);
-        scratch.tracked.ct = note as u8;
-        scratch.tracked.direction = (note >> 8) as u8 & 3;
+        scratch.tracked.take_label(note);
     } else {
         scratch.tracked.set_note(note);
         look_up(tables, scratch, false);
+        // Only what ingress took for a flow's first packet opens one: a packet that ended its flow
+        // is without a flow here, and opens none.
+        scratch.tracked.opens &= note & NOTE_OPENS != 0;
     }
     lend(tables, scratch, Side::Egress);
     true

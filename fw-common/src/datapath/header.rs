@@ -50,6 +50,8 @@ pub struct Headers {
     pub part: Part,
     /// The transport header contradicts itself: connection tracking calls the packet INVALID.
     pub broken: bool,
+    /// Type of service (traffic class in IPv6).
+    pub tos: u8,
     /// TCP flags, as in the header's byte 13.
     pub tcp_flags: u8,
     /// What kind of message, for ICMP.
@@ -111,6 +113,7 @@ impl Default for Headers {
             family: Family::V4,
             part: Part::Whole,
             broken: false,
+            tos: 0,
             tcp_flags: 0,
             icmp: Icmp::No,
         }
@@ -187,6 +190,7 @@ fn parse_v4<P: Packet, T: Tables>(
     }
     let fragment = u16::from_be_bytes([ip[6], ip[7]]);
     headers.family = Family::V4;
+    headers.tos = ip[1];
     headers.key.source = [be32(ip[12], ip[13], ip[14], ip[15]), 0, 0, 0];
     headers.key.destination = [be32(ip[16], ip[17], ip[18], ip[19]), 0, 0, 0];
     headers.key.protocol = ip[9] as u32;
@@ -280,17 +284,8 @@ fn parse_v6<P: Packet, T: Tables>(
         return Parsed::NotOurs;
     }
     headers.family = Family::V6;
-    let mut walk = Extensions {
-        packet,
-        protocol: ip[6],
-        part: Part::Whole,
-        fragment_id: 0,
-        at: l3 + 40,
-        ended: is_transport(ip[6]),
-    };
-    if !walk.ended {
-        tables.run(MAX_EXTENSION_HEADERS, &mut walk);
-    }
+    headers.tos = ip[0] << 4 | ip[1] >> 4;
+    let walk = Extensions::walk(packet, tables, ip[6], l3 + 40);
     let skipped = walk.at.wrapping_sub(l3 + 40);
     if !walk.ended || skipped > payload_len {
         return Parsed::Malformed;
@@ -315,13 +310,36 @@ const MAX_EXTENSION_HEADERS: u32 = 8;
 
 /// Follows the chain as the kernel's `ipv6_find_hdr` does (net/ipv6/exthdrs_core.c): hop-by-hop,
 /// routing, destination options, authentication and fragment headers are walked over.
-struct Extensions<'a, P> {
+pub struct Extensions<'a, P> {
     packet: &'a P,
-    protocol: u8,
-    part: Part,
+    /// The header that comes next.
+    pub protocol: u8,
+    /// What the fragment header says, if there is one.
+    pub part: Part,
     fragment_id: u32,
-    at: u32,
-    ended: bool,
+    /// Where the next header is.
+    pub at: u32,
+    /// The next header is not an extension header.
+    pub ended: bool,
+}
+
+impl<'a, P: Packet> Extensions<'a, P> {
+    /// Walks from the header of type `first` at `at`.
+    #[inline(always)]
+    pub fn walk<T: Tables>(packet: &'a P, tables: &T, first: u8, at: u32) -> Self {
+        let mut walk = Self {
+            packet,
+            protocol: first,
+            part: Part::Whole,
+            fragment_id: 0,
+            at,
+            ended: is_transport(first),
+        };
+        if !walk.ended {
+            tables.run(MAX_EXTENSION_HEADERS, &mut walk);
+        }
+        walk
+    }
 }
 
 impl<P: Packet> Step for Extensions<'_, P> {

@@ -64,12 +64,15 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     if scratch.tracked.translated
         && scratch.tracked.direction == 1
-        && translate(packet, scratch, End::Destination).is_none()
+        && translate(packet, tables, scratch, End::Destination).is_none()
     {
         return Verdict::Drop(Stat::Rewrite);
     }
     if !looped && !is_for_this_host(packet, tables, &scratch.headers) {
         packet.set_note(scratch.tracked.note());
+        if scratch.tracked.opens {
+            scratch.transit.set(&scratch.headers);
+        }
         return Verdict::Pass;
     }
 
@@ -166,12 +169,17 @@ pub(super) fn patterns<T: Tables>(tables: &T, generation: T::Generation, device:
 
 /// Gives a packet, or an ICMP error about one, the endpoint that tracking found for it.
 #[inline(always)]
-pub(super) fn translate<P: Packet>(packet: &mut P, scratch: &mut Scratch, end: End) -> Option<()> {
+pub(super) fn translate<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    end: End,
+) -> Option<()> {
     let endpoint = &scratch.tracked.endpoint;
     if !scratch.tracked.error {
         return rewrite(packet, &mut scratch.headers, end, endpoint);
     }
-    if !read_quoted(packet, &scratch.headers, &mut scratch.quoted) {
+    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
         return None;
     }
     rewrite_error(packet, &mut scratch.headers, &scratch.quoted, end, endpoint)

@@ -1,7 +1,10 @@
 //! The packets that ICMP errors quote.
 
-use super::header::{Headers, Icmp, be32, icmp_kind, load_addr6, protocol, query_ports};
+use super::header::{
+    Extensions, Headers, Icmp, Part, be32, icmp_kind, load_addr6, protocol, query_ports,
+};
 use super::packet::Packet;
+use super::tables::Tables;
 use super::tcp::Segment;
 use super::tuple::Tuple;
 
@@ -20,12 +23,22 @@ pub struct Quoted {
 
 /// Parses the packet that an ICMP error quotes: RFC 792 promises its IP header and eight bytes.
 #[inline(never)]
-pub fn read_quoted<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> bool {
-    quote(packet, headers, quoted).is_some()
+pub fn read_quoted<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers,
+    quoted: &mut Quoted,
+) -> bool {
+    quote(packet, tables, headers, quoted).is_some()
 }
 
 #[inline(always)]
-fn quote<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> Option<()> {
+fn quote<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    headers: &Headers,
+    quoted: &mut Quoted,
+) -> Option<()> {
     let l3 = (headers.l4 as u32).wrapping_add(8);
     let v6 = headers.is_v6();
     let tuple = &mut quoted.tuple;
@@ -37,8 +50,12 @@ fn quote<P: Packet>(packet: &P, headers: &Headers, quoted: &mut Quoted) -> Optio
         {
             return None;
         }
-        tuple.protocol = ip[6];
-        l3 + 40
+        let walk = Extensions::walk(packet, tables, ip[6], l3 + 40);
+        if !walk.ended || walk.part as u8 == Part::Later as u8 {
+            return None;
+        }
+        tuple.protocol = walk.protocol;
+        walk.at
     } else {
         let ip = packet.load::<20>(l3)?;
         let header_len = (ip[0] & 0x0f) as u32 * 4;

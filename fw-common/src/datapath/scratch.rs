@@ -6,7 +6,7 @@ use super::header::Headers;
 use super::nat::Draft;
 use super::quoted::Quoted;
 use super::tcp::Segment;
-use super::tuple::Lookup;
+use super::tuple::{Lookup, Tuple};
 use crate::MapCell;
 
 /// Lent by the caller for one packet: in the kernel, the value of a per-CPU map.
@@ -22,6 +22,10 @@ pub struct Scratch {
     pub tracked: Tracked,
     /// The packet was made on this host.
     pub made_here: bool,
+    /// Replies to translated flows may come here.
+    pub aliases: bool,
+    /// The last packet on this CPU that went on to be forwarded as the first of its flow.
+    pub transit: Tuple,
     /// The flow being looked up.
     pub lookup: Lookup,
     /// The packet's TCP segment.

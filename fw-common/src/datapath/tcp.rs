@@ -178,12 +178,13 @@ fn next_state(reply: bool, segment: u8, present: u8) -> u8 {
     const FIN: u64 = row([V, V, 4, 4, 6, 6, 6, 7, 8, V]);
     const RST: u64 = row([V, 8, 8, 8, 8, 8, 8, 8, 8, 8]);
     let row = match (reply, segment) {
-        // TIME_WAIT and CLOSE may be reopened by the client only (RFC 9293 3.6.1).
+        // The client may reopen TIME_WAIT and CLOSE (RFC 9293 3.6.1); the server may reopen TIME_WAIT
+        // with the roles switched.
         (false, kind::SYN) => const { row([1, 1, G, G, G, G, G, 1, 1, 9]) },
-        (false, kind::SYN_ACK) => const { row([V, V, G, G, G, G, G, G, G, 2]) },
+        (false, kind::SYN_ACK) => const { row([V, V, 2, V, V, V, V, V, V, 2]) },
         // A bare ACK without a flow is picked up as established (nf_conntrack_tcp_loose).
         (false, kind::ACK) => const { row([3, V, 3, 3, 5, 5, 7, 7, 8, V]) },
-        (true, kind::SYN) => const { row([V, 9, V, V, V, V, V, V, V, 9]) },
+        (true, kind::SYN) => const { row([V, 9, V, V, V, V, V, 1, V, 9]) },
         (true, kind::SYN_ACK) => const { row([V, 2, G, G, G, G, G, G, G, 2]) },
         (true, kind::ACK) => const { row([V, G, 2, 3, 5, 5, 7, 7, 8, G]) },
         (_, kind::FIN) => FIN,

@@ -119,6 +119,7 @@ fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Seen) 
         family,
         part: Part::Whole,
         broken: false,
+        tos: 0,
         tcp_flags: seen.tcp_flags,
         icmp: Icmp::No,
     };
