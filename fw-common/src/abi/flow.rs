@@ -21,7 +21,7 @@ pub struct FlowKey {
     pub high_port: u16,
     /// Protocol number.
     pub protocol: u8,
-    /// [`FlowKey::PRIMARY`] or [`FlowKey::ALIAS`].
+    /// [`FlowKey::PRIMARY`], [`FlowKey::ALIAS`] or [`FlowKey::STRANGER`].
     pub kind: u8,
     /// [`Family`] as a number.
     pub family: u8,
@@ -34,6 +34,9 @@ impl FlowKey {
     pub const PRIMARY: u8 = 0;
     /// A translated flow's other name: the addresses that the far side sees.
     pub const ALIAS: u8 = 1;
+    /// A flow that a stranger opened to the inner address of a translated flow, between the same
+    /// endpoints: it has the same two endpoints, and is another flow.
+    pub const STRANGER: u8 = 2;
 
     /// Whether this is an IPv4 flow.
     pub const fn is_v4(&self) -> bool {

@@ -167,7 +167,11 @@ fn find<'t, T: Tables>(
         // Replies to a translated flow come under its alias. Under the opener's own address they
         // are a stranger's, except after the translation, where aliases are not looked up.
         let stranger = aliases && direction == 1 && flow.status.get() & Flow::SNAT != 0;
-        if direction != NO_FLOW && !stranger {
+        if stranger {
+            if let Some(found) = find_stranger(tables, lookup, from_low, now) {
+                return Some(found);
+            }
+        } else if direction != NO_FLOW {
             return Some(Found {
                 flow,
                 alias_of: None,
@@ -192,6 +196,27 @@ fn find<'t, T: Tables>(
         flow,
         alias_of: Some(&alias.other),
         direction: 1,
+    })
+}
+
+/// The flow that a stranger opened beside a translated one; `lookup` has just found the latter.
+#[inline(always)]
+fn find_stranger<'t, T: Tables>(
+    tables: &'t T,
+    lookup: &mut Lookup,
+    from_low: bool,
+    now: u64,
+) -> Option<Found<'t>> {
+    lookup.key.kind = FlowKey::STRANGER;
+    let flow = tables.flow(&lookup.key)?;
+    let direction = direction(tables, &lookup.key, flow, from_low, now);
+    if direction == NO_FLOW {
+        return None;
+    }
+    Some(Found {
+        flow,
+        alias_of: None,
+        direction,
     })
 }
 
@@ -262,7 +287,7 @@ pub fn track<P: Packet, T: Tables>(
     settle(tables, &mut scratch.lookup, &found);
 }
 
-#[inline(never)]
+#[inline(always)]
 fn track_tcp<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
@@ -285,7 +310,10 @@ fn track_tcp<P: Packet, T: Tables>(
             // translated, still has to be translated on its way out.
             tcp::ENDED => {
                 let status = found.flow.status.get();
-                if status & Flow::SNAT == 0 {
+                // Replies were translated when they were found, as was what this host sends; only a
+                // forwarded request has its translation ahead.
+                let ahead = !found.is_reply() && !scratch.made_here;
+                if status & Flow::SNAT == 0 || !ahead {
                     return end_found(tables, &mut scratch.lookup, &found);
                 }
                 found.flow.status.set(status | Flow::DYING);
@@ -340,13 +368,21 @@ pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
         return;
     }
     scratch.lookup.tuple.set(&scratch.headers);
-    match find(tables, &mut scratch.lookup, aliases, 0) {
-        Some(found) => {
+    scratch.tracked.opens = label & ct::NEW != 0;
+    if let Some(found) = find(tables, &mut scratch.lookup, aliases, 0) {
+        if found.direction == direction {
             scratch.tracked.set_in_flow(&found, label);
             scratch.tracked.ct = label;
-            scratch.tracked.direction = direction;
+            return;
         }
-        None => scratch.tracked.opens = label & ct::NEW != 0,
+    } else {
+        return;
+    }
+    // The flow goes the other way: the packet's is a stranger's beside it.
+    let from_low = scratch.lookup.is_from_low();
+    if let Some(found) = find_stranger(tables, &mut scratch.lookup, from_low, 0) {
+        scratch.tracked.set_in_flow(&found, label);
+        scratch.tracked.ct = label;
     }
 }
 

@@ -66,6 +66,17 @@ pub fn open<P: Packet, T: Tables>(
     lookup.tuple.set(headers);
     let from_low = lookup.tuple.write_key(FlowKey::PRIMARY, &mut draft.key);
     let opened = if from_low { Flow::LOW_OPENED } else { 0 };
+    if draft.wish.nat
+        && let Some(other) = tables.flow(&draft.key)
+    {
+        let status = other.status.get();
+        if status & Flow::SNAT != 0
+            && status & Flow::DYING == 0
+            && status & Flow::LOW_OPENED != opened
+        {
+            draft.key.kind = FlowKey::STRANGER;
+        }
+    }
 
     let port = (headers.flow_ports >> 16) as u16;
     let stays = draft.wish.address == headers.key.source;
@@ -240,6 +251,33 @@ impl<T: Tables> Step for Search<'_, T> {
 }
 
 impl<T: Tables> Search<'_, T> {
+    /// Stores the alias. One whose flow is over, though nothing has removed it yet, makes way.
+    #[inline(always)]
+    fn insert_alias(&self) -> bool {
+        let (tables, draft) = (self.tables, &*self.draft);
+        if tables
+            .insert_flow(&draft.alias, &draft.flow, Tier::Confirmed)
+            .is_ok()
+        {
+            return true;
+        }
+        let Some(alias) = tables.flow(&draft.alias) else {
+            return false;
+        };
+        if let Some(flow) = tables.flow(&alias.other) {
+            let over = flow.status.get() & Flow::DYING != 0 || flow.expires.get() < tables.now();
+            if !over {
+                return false;
+            }
+            end_flow(tables, &alias.other, flow);
+        } else {
+            tables.remove_flow(&draft.alias);
+        }
+        tables
+            .insert_flow(&draft.alias, &draft.flow, Tier::Confirmed)
+            .is_ok()
+    }
+
     /// Takes the port if no other flow to the same place has it.
     #[inline(always)]
     fn reserve(&mut self, port: u16) -> bool {
@@ -251,11 +289,7 @@ impl<T: Tables> Search<'_, T> {
         let from_low = tuple.write_key(FlowKey::ALIAS, &mut self.draft.alias);
         let status = if from_low { Flow::LOW_OPENED } else { 0 };
         self.draft.flow.status.set(status);
-        if self
-            .tables
-            .insert_flow(&self.draft.alias, &self.draft.flow, Tier::Confirmed)
-            .is_err()
-        {
+        if !self.insert_alias() {
             return false;
         }
         // A flow of this host's own may have the port already. It looks for our alias after it

@@ -90,6 +90,14 @@ pub struct Lookup {
     pub key: FlowKey,
 }
 
+impl Lookup {
+    /// Whether the tuple's source is the key's lower endpoint.
+    #[inline(always)]
+    pub fn is_from_low(&self) -> bool {
+        self.tuple.source == self.key.low && (self.tuple.ports >> 16) as u16 == self.key.low_port
+    }
+}
+
 #[inline(always)]
 fn precedes(a: &Addr, a_port: u16, b: &Addr, b_port: u16) -> bool {
     let mut word = 0;

@@ -71,7 +71,7 @@ pub fn flush(state: &StateDir) -> Result<usize> {
         while let Some(slice) = slices.read_next()? {
             keys.extend(slice.into_iter().map(|(key, _)| key));
         }
-        for key in keys.iter().filter(|key| key.kind == FlowKey::PRIMARY) {
+        for key in keys.iter().filter(|key| key.kind != FlowKey::ALIAS) {
             ended += usize::from(sweeper.end(key)?);
         }
         for key in keys.iter().filter(|key| key.kind == FlowKey::ALIAS) {
