@@ -65,7 +65,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Check(arguments) => check::run(arguments, &mut output),
         Command::Show(arguments) => show::run(&state, arguments, &mut output),
         Command::Status => status::run(&state, &mut output),
-        Command::Flows(arguments) => flows::run(&state, &arguments, &mut output),
+        Command::Flows(arguments) => flows::run(&state, arguments, &mut output),
         Command::Explain(arguments) => explain::run(&state, arguments, &mut output),
         Command::Unload => unload::run(&state, &mut output),
         Command::Daemon(arguments) => crate::daemon::run(&state, arguments, &mut output),
