@@ -115,6 +115,11 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
+        // A key is in one tier only: a flow behind another of its name would come to light when
+        // that one ends.
+        if self.flow(key).is_some() {
+            return Err(InsertError::Exists);
+        }
         if let Tier::Confirmed = tier {
             let result = if key.is_v4() {
                 FLOWS4.insert(FlowKey4::from(key), flow, BPF_NOEXIST as u64)

@@ -64,6 +64,7 @@ pub struct HostTables {
     stats: RefCell<BTreeMap<u32, u64>>,
     now: StdCell<u64>,
     random: StdCell<u64>,
+    drawn: StdCell<Option<u32>>,
 }
 
 /// The flow tables of one IP version; values are places in the arena.
@@ -103,6 +104,7 @@ impl HostTables {
             stats: RefCell::default(),
             now: StdCell::new(1_000_000_000),
             random: StdCell::new(0),
+            drawn: StdCell::new(None),
         };
         tables.devices = tables.device_records();
         tables
@@ -139,6 +141,11 @@ impl HostTables {
     /// Makes the random numbers those that follow from a seed.
     pub fn set_seed(&self, seed: u64) {
         self.random.set(seed);
+    }
+
+    /// Makes the next random number this one: what somebody else drew. `None` takes that back.
+    pub fn set_draw(&self, number: Option<u32>) {
+        self.drawn.set(number);
     }
 
     /// What a counter slot says: packets and bytes.
@@ -342,6 +349,9 @@ impl Tables for HostTables {
 
     /// SplitMix64 (Steele, Lea, Flood 2014).
     fn random(&self) -> u32 {
+        if let Some(number) = self.drawn.take() {
+            return number;
+        }
         let state = self.random.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
         self.random.set(state);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

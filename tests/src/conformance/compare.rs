@@ -8,8 +8,9 @@ use fw_user::policy::model::Family;
 
 use super::counters::Counts;
 use super::grammar::Rules;
-use super::side::{Seen, Side, sender};
+use super::side::{Seen, Side};
 use super::traffic::{Step, Traffic};
+use super::write::sender;
 use crate::packet::describe;
 
 /// What is tried: the rules on either side are the same unless the test tests itself.

@@ -13,5 +13,6 @@ mod run;
 mod side;
 mod simulated;
 pub mod traffic;
+pub mod write;
 
 pub use run::{Options, Outcome, Sabotage, Tested, run};

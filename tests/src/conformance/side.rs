@@ -14,15 +14,13 @@ use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 use super::differences::{RandomPorts, canonical};
 use super::simulated::Simulated;
 use super::traffic::{
-    Carried, Endpoint, Flow, OTHER_PROTOCOLS, Place, SILENT_PORTS, SKEW, Step, Traffic, Way, What,
-    addresses,
+    Flow, OTHER_PROTOCOLS, Place, SILENT_PORTS, Step, Traffic, Way, What, addresses,
 };
+use super::write::{packet, sender};
 use crate::lab::{
     Firewall, FrameSocket, LocalReceiver, LocalSender, Namespace, Peers, ServerLab, mac,
 };
-use crate::packet::{
-    Dressing, Layers, Packet, Payload, checksum_is_sound, frame, protocol, reassemble,
-};
+use crate::packet::{Layers, Packet, checksum_is_sound, frame, protocol, reassemble};
 
 /// A packet that came out, in the form in which the two sides are compared.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -228,81 +226,9 @@ impl Side {
     }
 
     fn packet(&self, flow: &Flow, step: &Step) -> Packet {
-        let here = sender(flow, step.way);
-        let there = sender(flow, step.way.reversed());
-        let source = (here.address, here.port);
         // The other end as this one knows it: by the address under which its packets arrive here.
-        let destination = self
-            .translated
-            .get(&(step.flow, step.way.reversed()))
-            .copied()
-            .unwrap_or((there.address, there.port));
-        let base = Packet {
-            source: source.0,
-            destination: destination.0,
-            ttl: step.ttl,
-            id: step.id,
-            dressing: step.dressing,
-            payload: Payload::Other {
-                protocol: 0,
-                data: Vec::new(),
-            },
-        };
-        match &step.what {
-            What::Segment {
-                flags,
-                sequence,
-                acknowledgement,
-                length,
-            } => Packet {
-                payload: Payload::Tcp {
-                    ports: (source.1, destination.1),
-                    sequence: *sequence,
-                    acknowledgement: *acknowledgement,
-                    flags: *flags,
-                    data: filler(*length),
-                },
-                ..base
-            },
-            What::Datagram { length } => Packet {
-                payload: datagram(flow, step.way, (source.1, destination.1), *length),
-                ..base
-            },
-            What::Error {
-                router,
-                kind,
-                code,
-                rest,
-                skewed,
-            } => {
-                // It reports a packet that came the other way, as that packet looked here.
-                let quoted = Packet {
-                    source: destination.0,
-                    destination: source.0,
-                    ttl: 60,
-                    id: step.id,
-                    dressing: Dressing::Plain,
-                    payload: quoted_payload(
-                        flow,
-                        step.way.reversed(),
-                        (
-                            destination.1.wrapping_add(if *skewed { SKEW } else { 0 }),
-                            source.1,
-                        ),
-                    ),
-                };
-                Packet {
-                    source: router.unwrap_or(source.0),
-                    payload: Payload::Icmp {
-                        kind: *kind,
-                        code: *code,
-                        rest: *rest,
-                        data: quoted.bytes(),
-                    },
-                    ..base
-                }
-            }
-        }
+        let peer = (step.flow, step.way.reversed());
+        packet(flow, step, self.translated.get(&peer).copied())
     }
 
     /// Everything that waits in the sockets.
@@ -391,64 +317,6 @@ impl Side {
         }
         Ok(())
     }
-}
-
-/// The end that sends in this way.
-pub fn sender(flow: &Flow, way: Way) -> Endpoint {
-    match way {
-        Way::Forth => flow.a,
-        Way::Back => flow.b,
-    }
-}
-
-fn datagram(flow: &Flow, way: Way, ports: (u16, u16), length: usize) -> Payload {
-    match flow.carried {
-        Carried::Tcp | Carried::Udp => Payload::Udp {
-            ports,
-            data: filler(length),
-        },
-        Carried::Echo => {
-            let kind = match (flow.a.address.is_ipv4(), way) {
-                (true, Way::Forth) => 8,
-                (true, Way::Back) => 0,
-                (false, Way::Forth) => 128,
-                (false, Way::Back) => 129,
-            };
-            let id = match way {
-                Way::Forth => ports.0,
-                Way::Back => ports.1,
-            };
-            let [high, low] = id.to_be_bytes();
-            Payload::Icmp {
-                kind,
-                code: 0,
-                rest: [high, low, 0, 1],
-                data: filler(length),
-            }
-        }
-        // GRE's and ESP's own headers are 4 to 8 bytes; conntrack reads none of version 0's.
-        Carried::Other(protocol) => Payload::Other {
-            protocol,
-            data: vec![0; length.max(8)],
-        },
-    }
-}
-
-fn quoted_payload(flow: &Flow, way: Way, ports: (u16, u16)) -> Payload {
-    match flow.carried {
-        Carried::Tcp => Payload::Tcp {
-            ports,
-            sequence: 1,
-            acknowledgement: 1,
-            flags: crate::packet::flags::ACK,
-            data: filler(12),
-        },
-        _ => datagram(flow, way, ports, 12),
-    }
-}
-
-fn filler(length: usize) -> Vec<u8> {
-    (0..length).map(|index| (index * 7) as u8).collect()
 }
 
 /// The IP packet of a frame, if it is one of this version.

@@ -1,0 +1,433 @@
+//! One policy and its packets, through both.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fmt::Write as _;
+use std::net::{IpAddr, Ipv6Addr};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::tables::Tables as _;
+use fw_common::datapath::{Verdict, early, egress, ingress};
+use fw_user::compile::{Slots, compile};
+use fw_user::host::Host;
+use fw_user::kernel::flows::monotonic_now;
+use fw_user::policy::model::Family;
+use fw_user::sim::{self, Held, HostTables, SlicePacket, State};
+use fwbpf_tests::conformance::traffic::{Flow, Place, Step, Traffic, Way, What};
+use fwbpf_tests::conformance::write::{packet, sender};
+use fwbpf_tests::lab::mac;
+use fwbpf_tests::packet::{Layers, frame};
+use rand::Rng;
+
+use crate::input::{self, L2};
+use crate::kernel::{Hook, Kernel, Outcome};
+
+/// Rules that XDP holds back: `PATH_SLOTS` of fw-ebpf/src/maps.rs.
+const PATH_SLOTS: usize = 64;
+
+/// What was compared.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    runs: u64,
+    drops: u64,
+    early_drops: u64,
+    rewritten: u64,
+    spoiled: u64,
+    flows: u64,
+    fragments: u64,
+}
+
+/// Both sides with the same policy.
+pub struct Trial<'k> {
+    kernel: &'k Kernel,
+    tables: HostTables,
+    scratch: Scratch,
+    forwards: bool,
+    host: Host,
+    rules: String,
+    traffic: Vec<(Family, Traffic)>,
+    /// Where the packets of a flow's end seem to come from, as the other end sees it.
+    seen_as: HashMap<(Family, usize, Way), (IpAddr, u16)>,
+    pub tally: Tally,
+}
+
+impl<'k> Trial<'k> {
+    /// Draws rules and traffic, and gives both sides the rules. To be called in the lab's server.
+    pub fn new(
+        kernel: &'k mut Kernel,
+        random: &mut impl Rng,
+        packets: usize,
+        forwards: bool,
+    ) -> Result<Self> {
+        let traffic = input::traffic(random, packets);
+        let texts: Vec<(Family, String)> = traffic
+            .iter()
+            .map(|(family, traffic)| (*family, input::rules(random, *family, &traffic.flows)))
+            .collect();
+        let policy = input::policy(&texts)?;
+        let slots = Slots::fresh(&policy);
+        let set = compile(&policy, &slots, kernel.next_generation(), &[])
+            .context("the policy is beyond the limits")?;
+        let host = Host::read()?;
+        kernel.start(&host, &set, slots.of.len() as u32)?;
+        Ok(Self {
+            kernel,
+            tables: HostTables::running(sim::Host::from(&host), set),
+            scratch: Scratch::default(),
+            forwards,
+            host,
+            rules: texts.into_iter().map(|(_, text)| text).collect(),
+            traffic,
+            seen_as: HashMap::new(),
+            tally: Tally::default(),
+        })
+    }
+
+    /// Sends everything, and compares after every packet.
+    pub fn run(&mut self, random: &mut impl Rng) -> Result<()> {
+        let traffic = std::mem::take(&mut self.traffic);
+        let steps = traffic.iter().map(|(_, traffic)| traffic.steps.len()).max();
+        for number in 0..steps.unwrap_or(0) {
+            for (family, traffic) in &traffic {
+                if let Some(step) = traffic.steps.get(number) {
+                    let flow = &traffic.flows[step.flow];
+                    self.step(random, *family, flow, step)
+                        .with_context(|| format!("{family:?}, step {number}: {step:?} of {flow:?}"))
+                        .with_context(|| format!("with the rules\n{}", self.rules))?;
+                }
+            }
+        }
+        let state = self.tables.state();
+        self.tally.flows += state.flows.len() as u64;
+        self.tally.fragments += state.fragments.len() as u64;
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        random: &mut impl Rng,
+        family: Family,
+        flow: &Flow,
+        step: &Step,
+    ) -> Result<()> {
+        let from = sender(flow, step.way).place;
+        let to = sender(flow, step.way.reversed()).place;
+        let peer = (family, step.flow, step.way.reversed());
+        let whole = packet(flow, step, self.seen_as.get(&peer).copied());
+        let packets = match step.fragment {
+            Some(size) => whole.fragments(size),
+            None => vec![whole.bytes()],
+        };
+        for packet in packets {
+            let entry = if to == from { "lo" } else { device(from, to) };
+            let mut frame = frame([2; 6], link_address(entry), &packet);
+            let spoiled = random.random_bool(0.2);
+            if spoiled {
+                self.tally.spoiled += 1;
+                input::spoil(random, &mut frame);
+            } else if random.random_bool(0.01) {
+                // Meant for another host on the wire.
+                frame[5] ^= 0x55;
+            }
+            let left = self.journey(random, frame, from, to)?;
+            if let Some(left) = left.filter(|_| !spoiled)
+                && !matches!(step.what, What::Error { .. })
+                && let Some((address, Some(port))) = source(&left)
+            {
+                self.seen_as
+                    .insert((family, step.flow, step.way), (address, port));
+            }
+        }
+        Ok(())
+    }
+
+    /// A frame's way through the host; the frame as it left, if it did.
+    fn journey(
+        &mut self,
+        random: &mut impl Rng,
+        frame: Vec<u8>,
+        from: Place,
+        to: Place,
+    ) -> Result<Option<Vec<u8>>> {
+        if from == Place::Server {
+            let device = if to == from { "lo" } else { device(to, from) };
+            let Some(left) = self.hook(Hook::Egress, frame, device, 0)? else {
+                return Ok(None);
+            };
+            if to == from {
+                return self.hook(Hook::Ingress, left, device, self.index(device)?);
+            }
+            return Ok(Some(left));
+        }
+        // A port of the bridge has no record: what it is asked about is dropped.
+        let arrival = if random.random_bool(0.01) {
+            "veth1"
+        } else {
+            device(from, to)
+        };
+        let index = self.index(arrival)?;
+        let mut frame = frame;
+        if random.random_bool(0.5) {
+            match self.hook(Hook::Early, frame, arrival, 0)? {
+                Some(passed) => frame = passed,
+                None => return Ok(None),
+            }
+        }
+        match self.hook(Hook::Ingress, frame, arrival, index)? {
+            Some(passed) if to != Place::Server => {
+                self.hook(Hook::Egress, passed, device(to, from), index)
+            }
+            other => Ok(other),
+        }
+    }
+
+    /// One frame at one hook of both; the frame afterwards if it passes.
+    fn hook(
+        &mut self,
+        hook: Hook,
+        frame: Vec<u8>,
+        device: &str,
+        arrival: u32,
+    ) -> Result<Option<Vec<u8>>> {
+        let index = self.index(device)?;
+        let real = self.kernel.run(hook, &frame, index, arrival)?;
+        // Both clocks are the kernel's coarse one: UDP becomes assured by the time it lasts.
+        self.tables.set_now(monotonic_now());
+        let expected = self.simulate(hook, &frame, (device, index), arrival, &real);
+        self.tally.runs += 1;
+        self.tally.rewritten += u64::from(real.bytes != frame);
+        if !real.pass {
+            let drops = match hook {
+                Hook::Early => &mut self.tally.early_drops,
+                Hook::Ingress | Hook::Egress => &mut self.tally.drops,
+            };
+            *drops += 1;
+        }
+        let context = || {
+            format!(
+                "{hook:?} of {device}, in by {arrival}, the frame {}",
+                hex(&frame)
+            )
+        };
+        ensure!(
+            real == expected,
+            "{}:\nthe kernel    {real}\nthe simulator {expected}",
+            context()
+        );
+        self.compare_states().with_context(context)?;
+        Ok(real.pass.then_some(real.bytes))
+    }
+
+    fn simulate(
+        &mut self,
+        hook: Hook,
+        frame: &[u8],
+        (device, index): (&str, u32),
+        arrival: u32,
+        real: &Outcome,
+    ) -> Outcome {
+        self.tables.set_draw(draw(frame, &real.bytes));
+        let destination = &frame[..6];
+        let mut packet = SlicePacket {
+            arrival_device: arrival,
+            // eth_type_trans(), net/ethernet/eth.c.
+            for_other_host: destination != link_address(device) && destination[0] & 1 == 0,
+            forwardable: self.forwards && may_be_forwarded(frame),
+            ..SlicePacket::ethernet(frame.to_vec(), index)
+        };
+        let (tables, scratch) = (&self.tables, &mut self.scratch);
+        // As fw-ebpf/src/main.rs: only the tc hooks count the reason.
+        let verdict = match hook {
+            Hook::Early => {
+                packet.for_other_host = false;
+                early(&mut packet, &Held::new(tables, PATH_SLOTS), scratch)
+            }
+            Hook::Ingress => ingress(&mut packet, tables, scratch),
+            Hook::Egress => egress(&mut packet, tables, scratch),
+        };
+        if let Verdict::Drop(stat) = verdict
+            && hook != Hook::Early
+        {
+            tables.count(stat);
+        }
+        Outcome {
+            pass: verdict == Verdict::Pass,
+            bytes: packet.bytes,
+        }
+    }
+
+    fn compare_states(&self) -> Result<()> {
+        let real = self.kernel.state()?.timeless();
+        let expected = self.tables.state().timeless();
+        if real == expected {
+            return Ok(());
+        }
+        bail!("the tables differ:\n{}", difference(&real, &expected)?);
+    }
+
+    fn index(&self, device: &str) -> Result<u32> {
+        let interface = self.host.interface(device);
+        Ok(interface
+            .with_context(|| format!("the lab has no {device}"))?
+            .index)
+    }
+}
+
+/// The interface that leads to a place.
+fn device(place: Place, other: Place) -> &'static str {
+    match place {
+        Place::Outside => "eth0",
+        Place::Other => "eth1",
+        Place::Container1 | Place::Container2 => "docker0",
+        // The host's own packets come from nowhere; their link-layer address is that of the way
+        // out, which egress does not look at.
+        Place::Server if other == Place::Server => "lo",
+        Place::Server => device(other, Place::Server),
+    }
+}
+
+fn link_address(device: &str) -> [u8; 6] {
+    match device {
+        "eth0" => mac::SERVER,
+        "eth1" => mac::SERVER_OTHER,
+        "docker0" => mac::BRIDGE,
+        _ => [0; 6],
+    }
+}
+
+/// IPv6 addresses of one link or one host are never forwarded (`rt6_need_strict` in
+/// `bpf_ipv6_fib_lookup`, net/core/filter.c).
+fn may_be_forwarded(frame: &[u8]) -> bool {
+    let stays = |from: usize| {
+        let address: Option<[u8; 16]> = frame.get(from..from + 16).and_then(|a| a.try_into().ok());
+        address.map(Ipv6Addr::from).is_some_and(|address| {
+            address.is_loopback() || address.is_multicast() || address.is_unicast_link_local()
+        })
+    };
+    frame[12..14] != [0x86, 0xdd] || !(stays(L2 + 8) || stays(L2 + 24))
+}
+
+/// Source address, and port or echo identifier, of a frame.
+fn source(frame: &[u8]) -> Option<(IpAddr, Option<u16>)> {
+    let packet = frame.get(L2..)?;
+    let layers = Layers::read(packet)?;
+    let port = layers.ports(packet).map(|(port, _)| port);
+    Some((layers.source, port.or_else(|| layers.echo_id(packet))))
+}
+
+/// The number that makes the simulator take the port that the kernel drew: its distance from the
+/// first port of the range (`Choice::set_candidates` in fw-common/src/datapath/nat.rs).
+fn draw(before: &[u8], after: &[u8]) -> Option<u32> {
+    let (_, own) = source(before)?;
+    let (_, taken) = source(after)?;
+    let (own, taken) = (own?, taken?);
+    let packet = after.get(L2..)?;
+    let is_query = Layers::read(packet)?.echo_id(packet).is_some();
+    let low = match own {
+        _ if is_query => 0,
+        0..512 => 1,
+        512..1024 => 600,
+        1024.. => 1024,
+    };
+    Some(taken.wrapping_sub(low).into())
+}
+
+fn difference(real: &State, expected: &State) -> Result<String> {
+    let mut text = String::new();
+    let keys = real.flows.keys().chain(expected.flows.keys());
+    for key in keys.collect::<std::collections::BTreeSet<_>>() {
+        let (real, expected) = (real.flows.get(key), expected.flows.get(key));
+        if real != expected {
+            writeln!(
+                text,
+                "{key:?}:\n  kernel    {real:?}\n  simulator {expected:?}"
+            )?;
+        }
+    }
+    if real.fragments != expected.fragments {
+        let (real, expected) = (&real.fragments, &expected.fragments);
+        writeln!(
+            text,
+            "fragments:\n  kernel    {real:?}\n  simulator {expected:?}"
+        )?;
+    }
+    let slots = real.counters.keys().chain(expected.counters.keys());
+    for slot in slots.collect::<std::collections::BTreeSet<_>>() {
+        let (real, expected) = (real.counters.get(slot), expected.counters.get(slot));
+        if real != expected {
+            writeln!(
+                text,
+                "counter {slot}: kernel {real:?}, simulator {expected:?}"
+            )?;
+        }
+    }
+    if real.stats != expected.stats {
+        let (real, expected) = (&real.stats, &expected.stats);
+        writeln!(text, "events: kernel {real:?}, simulator {expected:?}")?;
+    }
+    Ok(text)
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.pass { "passes" } else { "drops" };
+        write!(f, "{verdict} {}", hex(&self.bytes))
+    }
+}
+
+impl Tally {
+    /// Adds another one.
+    pub fn add(&mut self, other: &Self) {
+        self.runs += other.runs;
+        self.drops += other.drops;
+        self.early_drops += other.early_drops;
+        self.rewritten += other.rewritten;
+        self.spoiled += other.spoiled;
+        self.flows += other.flows;
+        self.fragments += other.fragments;
+    }
+
+    /// Fails if something did not occur at all: then the comparison compared nothing.
+    pub fn ensure_variety(&self) -> Result<()> {
+        let all = [
+            self.runs,
+            self.drops,
+            self.early_drops,
+            self.rewritten,
+            self.spoiled,
+            self.flows,
+            self.fragments,
+        ];
+        // Too short a run need not have everything.
+        ensure!(
+            self.runs < 5_000 || !all.contains(&0),
+            "something never happened: {self}"
+        );
+        Ok(())
+    }
+}
+
+impl fmt::Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            runs,
+            drops,
+            early_drops,
+            rewritten,
+            spoiled,
+            flows,
+            fragments,
+        } = self;
+        write!(
+            f,
+            "{runs} runs of a program ({drops} drops, {early_drops} early drops, {rewritten} \
+             frames rewritten, {spoiled} frames spoiled), {flows} flows and {fragments} fragmented \
+             datagrams at the end"
+        )
+    }
+}
