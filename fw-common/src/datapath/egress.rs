@@ -5,7 +5,7 @@ use super::Verdict;
 use super::classify::{Decision, traverse};
 use super::conntrack::{NOTE_OPENS, NOTE_SEEN, about, end_flow, follow, look_up, outside, track};
 use super::fragment::{Side, borrow, lend};
-use super::header::{Icmp, Parsed, Part, parse};
+use super::header::{Headers, Icmp, Parsed, Part, parse};
 use super::ingress::{has_nat, patterns, translate};
 use super::nat::{Wish, open};
 use super::packet::Packet;
@@ -16,7 +16,7 @@ use crate::abi::blob::BaseChain;
 use crate::abi::device::Device;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
-use crate::abi::{Addr, Family, ct};
+use crate::abi::{Addr, ct};
 
 /// Judges a packet that is about to leave by an interface.
 #[inline(always)]
@@ -40,7 +40,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     scratch.made_here = !forwarded;
     let note = if forwarded { packet.note() } else { 0 };
     let looping = device.flags & Device::LOOPBACK != 0;
-    scratch.aliases = nat && looping;
+    scratch.aliases = nat && !forwarded;
     if !place(packet, tables, generation, scratch, note) {
         return Verdict::Drop(Stat::FragmentWithoutFirst);
     }
@@ -60,7 +60,8 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
             return Verdict::Drop(stat);
         }
     }
-    // A reply to a flow that was translated on loopback: its destination is restored at LOCAL_OUT.
+    // A reply to a flow whose source was translated on loopback or at LOCAL_IN: its destination is
+    // restored at LOCAL_OUT.
     if scratch.tracked.translated
         && scratch.tracked.direction == 1
         && translate(packet, tables, scratch, End::Destination).is_none()
@@ -93,7 +94,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
                     wish.ports = ports;
                     wish.random = random;
                     wish.embryo = false;
-                    wish.address = masquerade_address(device, family);
+                    wish.address = masquerade_address(device, &scratch.headers);
                     if wish.address == [0; 4] {
                         return Verdict::Drop(Stat::NoMasqueradeAddress);
                     }
@@ -104,11 +105,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
             if let Err(stat) = open(packet, tables, generation, scratch) {
                 return Verdict::Drop(stat);
             }
-            let flow = &scratch.draft.flow;
-            if flow.status.get() & Flow::SNAT != 0 {
-                scratch.tracked.endpoint = outside(flow);
-                scratch.tracked.translated = true;
-            }
+            scratch.take_translation();
         }
     }
     if !nat || scratch.tracked.direction != 0 {
@@ -128,11 +125,16 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
 }
 
 #[inline(always)]
-fn masquerade_address(device: &Device, family: Family) -> Addr {
-    match family {
-        Family::V4 => [device.masquerade4, 0, 0, 0],
-        Family::V6 => device.masquerade6,
+fn masquerade_address(device: &Device, headers: &Headers) -> Addr {
+    if !headers.is_v6() {
+        return [device.masquerade4, 0, 0, 0];
     }
+    // On loopback the destination is one of this host's addresses, and the best source for it is
+    // itself (RFC 6724 5, rule 1; `ipv6_get_saddr_eval` in net/ipv6/addrconf.c).
+    if device.flags & Device::LOOPBACK != 0 {
+        return headers.key.destination;
+    }
+    device.masquerade6
 }
 
 /// Finds the packet's place in its flow; false for a fragment whose first one was not seen.
@@ -152,7 +154,7 @@ fn place<P: Packet, T: Tables>(
         return first.found;
     }
     if note & NOTE_SEEN == 0 {
-        // Only on loopback can a reply to a translated flow be made on this host.
+        // What this host makes may answer a flow whose source was translated on its way in.
         track(packet, tables, generation, scratch, scratch.aliases);
     } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
         about(packet, tables, scratch, false);

@@ -81,7 +81,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         return Verdict::Drop(stat);
     }
     if !opens {
-        return Verdict::Pass;
+        return translate_source(packet, tables, scratch);
     }
     if nat {
         let chain = BaseChain::NatInput.id(family);
@@ -90,17 +90,37 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         }
     }
     if !scratch.tracked.opens {
-        return Verdict::Pass;
+        return translate_source(packet, tables, scratch);
     }
     scratch.draft.wish = Wish {
         address: scratch.headers.key.source,
+        device: packet.device(),
+        nat,
         embryo: true,
         ..Wish::default()
     };
-    match open(packet, tables, generation, scratch) {
-        Ok(()) => Verdict::Pass,
-        Err(stat) => Verdict::Drop(stat),
+    if let Err(stat) = open(packet, tables, generation, scratch) {
+        return Verdict::Drop(stat);
     }
+    scratch.take_translation();
+    translate_source(packet, tables, scratch)
+}
+
+/// LOCAL_IN is the place where a source is translated that reaches this host under a name which a
+/// translated flow has taken.
+#[inline(always)]
+fn translate_source<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+) -> Verdict {
+    if scratch.tracked.translated
+        && scratch.tracked.direction == 0
+        && translate(packet, tables, scratch, End::Source).is_none()
+    {
+        return Verdict::Drop(Stat::Rewrite);
+    }
+    Verdict::Pass
 }
 
 /// Finds the packet's place in its flow; false for a fragment whose first one was not seen.

@@ -53,7 +53,8 @@ pub struct Wish {
 /// Stores the flow that a packet opens, with its translation if it has one.
 ///
 /// Even a flow that no rule translates may need another port: its reply tuple may be in use by a
-/// translated flow (netfilter's null binding).
+/// translated flow, as either of that flow's names (netfilter's null binding,
+/// `nf_nat_alloc_null_binding`).
 #[inline(never)]
 pub fn open<P: Packet, T: Tables>(
     packet: &P,
@@ -77,12 +78,13 @@ pub fn open<P: Packet, T: Tables>(
             draft.key.kind = FlowKey::STRANGER;
         }
     }
+    let stranger = draft.key.kind == FlowKey::STRANGER;
 
     let port = (headers.flow_ports >> 16) as u16;
     let stays = draft.wish.address == headers.key.source;
     let keep_port =
         !draft.wish.random && (draft.wish.ports == 0 || in_range(draft.wish.ports, port));
-    if stays && keep_port && !(draft.wish.nat && alias_exists(tables, lookup)) {
+    if stays && keep_port && !stranger && !(draft.wish.nat && alias_exists(tables, lookup)) {
         let (status, tier) = if draft.wish.embryo {
             (opened | Flow::EMBRYO, Tier::Embryo)
         } else {

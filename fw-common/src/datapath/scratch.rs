@@ -1,13 +1,14 @@
 //! Room for what a packet's way needs, outside the BPF stack.
 
 use super::classify::{Query, Walk};
-use super::conntrack::Tracked;
+use super::conntrack::{Tracked, outside};
 use super::header::Headers;
 use super::nat::Draft;
 use super::quoted::Quoted;
 use super::tcp::Segment;
 use super::tuple::{Lookup, Tuple};
 use crate::MapCell;
+use crate::abi::flow::Flow;
 
 /// Lent by the caller for one packet: in the kernel, the value of a per-CPU map.
 ///
@@ -53,6 +54,16 @@ impl Scratch {
             direction: self.tracked.direction,
             packets: self.tracked.packets,
         };
+    }
+
+    /// Has the packet translated as the flow that it just opened.
+    #[inline(always)]
+    pub fn take_translation(&mut self) {
+        let flow = &self.draft.flow;
+        if flow.status.get() & Flow::SNAT != 0 {
+            self.tracked.endpoint = outside(flow);
+            self.tracked.translated = true;
+        }
     }
 
     /// The same number, of which the verifier knows nothing any more.
