@@ -232,7 +232,11 @@ fn direction<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, from_low: bool, 
     if status & Flow::DYING != 0 {
         return NO_FLOW;
     }
-    if key.low[0] == key.high[0] && key.low_port == key.high_port && key.low == key.high {
+    if key.low[0] == key.high[0]
+        && key.low_port == key.high_port
+        && key.low == key.high
+        && status & Flow::SNAT == 0
+    {
         // Both directions of a flow from an endpoint to itself look the same; netfilter finds the
         // reply, which it hashed last.
         return 1;
@@ -493,26 +497,31 @@ pub fn about<P: Packet, T: Tables>(
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
         scratch.tracked.set_in_flow(&found, ct::RELATED);
         scratch.tracked.error = true;
-    } else if scratch.made_here && is_the_kernels(scratch) && opens_flow(packet, &scratch.quoted) {
+    } else if scratch.made_here
+        && (is_about_transit(scratch)
+            || (is_the_kernels(&scratch.headers) && opens_flow(packet, &scratch.quoted)))
+    {
         scratch.tracked.set_without_flow(ct::RELATED);
         scratch.tracked.direction = 1;
     }
 }
 
-/// Whether the kernel made the ICMP error in hand, and not a local process: the kernel gives its
-/// IPv4 errors the precedence "internetwork control" (`__icmp_send` in net/ipv4/icmp.c). IPv6 has no
-/// such mark, but most errors are made while the packet that they quote is being forwarded, on the
-/// same CPU.
+/// Whether the ICMP error in hand quotes the packet that this CPU is forwarding.
 #[inline(always)]
-fn is_the_kernels(scratch: &Scratch) -> bool {
-    if !scratch.headers.is_v6() {
-        return scratch.headers.tos & 0xe0 == 0xc0;
-    }
+fn is_about_transit(scratch: &Scratch) -> bool {
     let (quoted, transit) = (&scratch.quoted.tuple, &scratch.transit);
     quoted.ports == transit.ports
         && quoted.protocol == transit.protocol
         && quoted.source == transit.source
         && quoted.destination == transit.destination
+}
+
+/// Whether the kernel made the ICMP error in hand, and not a local process: it gives its IPv4 errors
+/// the precedence "internetwork control" (`__icmp_send` in net/ipv4/icmp.c). This finds those that
+/// it makes later, when a neighbour does not answer. IPv6 has no such mark.
+#[inline(always)]
+fn is_the_kernels(headers: &Headers) -> bool {
+    !headers.is_v6() && headers.tos & 0xe0 == 0xc0
 }
 
 /// Drafts a flow as its first packet makes it.

@@ -157,8 +157,12 @@ fn place<P: Packet, T: Tables>(
         // What this host makes may answer a flow whose source was translated on its way in.
         track(packet, tables, generation, scratch, scratch.aliases);
     } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
-        about(packet, tables, scratch, false);
-        scratch.tracked.take_label(note);
+        scratch.tracked.set_note(note);
+        if scratch.tracked.direction == 0 {
+            // Its source may have to be translated. (In the other direction all is done.)
+            about(packet, tables, scratch, true);
+            scratch.tracked.take_label(note);
+        }
     } else {
         scratch.tracked.set_note(note);
         look_up(tables, scratch, false);
@@ -176,10 +180,18 @@ fn place<P: Packet, T: Tables>(
 fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     scratch.lookup.tuple.set(&scratch.headers);
     let lookup = &mut scratch.lookup;
-    lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
-    let Some(flow) = tables.flow(&lookup.key) else {
+    let from_low = lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
+    let opened = if from_low { Flow::LOW_OPENED } else { 0 };
+    let Some(mut flow) = tables.flow(&lookup.key) else {
         return false;
     };
+    if flow.status.get() & Flow::LOW_OPENED != opened {
+        lookup.key.kind = FlowKey::STRANGER;
+        flow = match tables.flow(&lookup.key) {
+            Some(flow) => flow,
+            None => return false,
+        };
+    }
     let status = flow.status.get();
     if status & Flow::SNAT == 0 {
         return false;

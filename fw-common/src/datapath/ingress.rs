@@ -70,9 +70,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     if !looped && !is_for_this_host(packet, tables, &scratch.headers) {
         packet.set_note(scratch.tracked.note());
-        if scratch.tracked.opens {
-            scratch.transit.set(&scratch.headers);
-        }
+        scratch.note_transit();
         return Verdict::Pass;
     }
 

@@ -1,7 +1,7 @@
 //! Room for what a packet's way needs, outside the BPF stack.
 
 use super::classify::{Query, Walk};
-use super::conntrack::{Tracked, outside};
+use super::conntrack::{NO_FLOW, Tracked, outside};
 use super::header::Headers;
 use super::nat::Draft;
 use super::quoted::Quoted;
@@ -25,7 +25,7 @@ pub struct Scratch {
     pub made_here: bool,
     /// Replies to translated flows may come here.
     pub aliases: bool,
-    /// The last packet on this CPU that went on to be forwarded as the first of its flow.
+    /// The last packet on this CPU that went on to be forwarded, if it is in a flow.
     pub transit: Tuple,
     /// The flow being looked up.
     pub lookup: Lookup,
@@ -54,6 +54,16 @@ impl Scratch {
             direction: self.tracked.direction,
             packets: self.tracked.packets,
         };
+    }
+
+    /// Keeps the packet in mind while the stack forwards it: an ICMP error that the kernel makes
+    /// about it belongs to its flow.
+    #[inline(never)]
+    pub fn note_transit(&mut self) {
+        self.transit.set(&self.headers);
+        if self.tracked.direction == NO_FLOW {
+            self.transit.protocol = 0;
+        }
     }
 
     /// Has the packet translated as the flow that it just opened.
