@@ -430,6 +430,12 @@ fn reset(flow: &Flow, segment: &Segment, word: Word, receiver: &Sent, reply: boo
 /// Keeps what the reset check and the timeouts need of the windows.
 #[inline(always)]
 fn note_window(flow: &Flow, segment: &Segment, segment_kind: u8, sender: &Sent, receiver: &Sent) {
+    // An acknowledgement of what was never sent: out of the window. It passes all the same, but
+    // teaches nothing (`tcp_in_window` under nf_conntrack_tcp_be_liberal).
+    let sent = receiver.end.get();
+    if segment.flags & flag::ACK != 0 && sent != 0 && before(sent, segment.ack) {
+        return;
+    }
     let mut flags = sender.flags.get();
     if before(sender.end.get(), segment.end) || sender.end.get() == 0 {
         sender.end.set(segment.end);
