@@ -497,9 +497,12 @@ pub fn about<P: Packet, T: Tables>(
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
         scratch.tracked.set_in_flow(&found, ct::RELATED);
         scratch.tracked.error = true;
+    } else if scratch.made_here && is_about_transit(scratch) {
+        scratch.tracked.set_without_flow(ct::RELATED);
+        scratch.tracked.direction = scratch.transit_direction ^ 1;
     } else if scratch.made_here
-        && (is_about_transit(scratch)
-            || (is_the_kernels(&scratch.headers) && opens_flow(packet, &scratch.quoted)))
+        && is_the_kernels(&scratch.headers)
+        && opens_flow(packet, &scratch.quoted)
     {
         scratch.tracked.set_without_flow(ct::RELATED);
         scratch.tracked.direction = 1;

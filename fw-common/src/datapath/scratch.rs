@@ -27,6 +27,8 @@ pub struct Scratch {
     pub aliases: bool,
     /// The last packet on this CPU that went on to be forwarded, if it is in a flow.
     pub transit: Tuple,
+    /// Its direction.
+    pub transit_direction: u8,
     /// The flow being looked up.
     pub lookup: Lookup,
     /// The packet's TCP segment.
@@ -61,6 +63,7 @@ impl Scratch {
     #[inline(never)]
     pub fn note_transit(&mut self) {
         self.transit.set(&self.headers);
+        self.transit_direction = self.tracked.direction;
         if self.tracked.direction == NO_FLOW {
             self.transit.protocol = 0;
         }
