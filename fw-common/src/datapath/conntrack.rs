@@ -494,10 +494,15 @@ pub fn about<P: Packet, T: Tables>(
     mirror.ports = quoted.ports.rotate_left(16);
     mirror.protocol = quoted.protocol;
     mirror.family = quoted.family;
-    if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
+    let in_transit = scratch.made_here && is_about_transit(scratch);
+    if in_transit && scratch.transit_opens {
+        // The first packet of a flow that is not stored yet, though it may resemble one that is.
+        scratch.tracked.set_without_flow(ct::RELATED);
+        scratch.tracked.direction = 1;
+    } else if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
         scratch.tracked.set_in_flow(&found, ct::RELATED);
         scratch.tracked.error = true;
-    } else if scratch.made_here && is_about_transit(scratch) {
+    } else if in_transit {
         scratch.tracked.set_without_flow(ct::RELATED);
         scratch.tracked.direction = scratch.transit_direction ^ 1;
     } else if scratch.made_here

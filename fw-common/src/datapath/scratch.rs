@@ -29,6 +29,8 @@ pub struct Scratch {
     pub transit: Tuple,
     /// Its direction.
     pub transit_direction: u8,
+    /// It opens its flow.
+    pub transit_opens: bool,
     /// The flow being looked up.
     pub lookup: Lookup,
     /// The packet's TCP segment.
@@ -64,6 +66,7 @@ impl Scratch {
     pub fn note_transit(&mut self) {
         self.transit.set(&self.headers);
         self.transit_direction = self.tracked.direction;
+        self.transit_opens = self.tracked.opens;
         if self.tracked.direction == NO_FLOW {
             self.transit.protocol = 0;
         }
