@@ -468,10 +468,6 @@ pub fn outside(flow: &Flow) -> Endpoint {
 
 /// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's
 /// sender; otherwise it is INVALID (`nf_conntrack_inet_error`). It does not keep the flow alive.
-///
-/// An error that this host makes itself carries the flow of the packet that it is about, even if
-/// that flow is not stored yet (`nf_ct_attach` in net/ipv4/icmp.c and net/ipv6/icmp.c): it is
-/// RELATED if it quotes a packet that could have opened one.
 #[inline(never)]
 pub fn about<P: Packet, T: Tables>(
     packet: &P,
@@ -494,24 +490,36 @@ pub fn about<P: Packet, T: Tables>(
     mirror.ports = quoted.ports.rotate_left(16);
     mirror.protocol = quoted.protocol;
     mirror.family = quoted.family;
-    let in_transit = scratch.made_here && is_about_transit(scratch);
-    if in_transit && scratch.transit_opens {
-        // The first packet of a flow that is not stored yet, though it may resemble one that is.
-        scratch.tracked.set_without_flow(ct::RELATED);
-        scratch.tracked.direction = 1;
-    } else if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
+    if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
         scratch.tracked.set_in_flow(&found, ct::RELATED);
         scratch.tracked.error = true;
-    } else if in_transit {
-        scratch.tracked.set_without_flow(ct::RELATED);
-        scratch.tracked.direction = scratch.transit_direction ^ 1;
-    } else if scratch.made_here
-        && is_the_kernels(&scratch.headers)
-        && opens_flow(packet, &scratch.quoted)
-    {
-        scratch.tracked.set_without_flow(ct::RELATED);
-        scratch.tracked.direction = 1;
     }
+}
+
+/// An ICMP error that this host makes itself carries the flow of the packet that it is about, even
+/// if that flow is not stored yet (`nf_ct_attach` in net/ipv4/icmp.c and net/ipv6/icmp.c). Sets the
+/// label right that [`track`] gave it.
+#[inline(never)]
+pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) {
+    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted)
+        || scratch.headers.key.destination != scratch.quoted.tuple.source
+    {
+        return;
+    }
+    let unknown = scratch.tracked.ct == ct::INVALID;
+    let direction = if is_about_transit(scratch) {
+        // The first packet of a flow that is not stored yet may resemble one that is.
+        if !unknown && !scratch.transit_opens {
+            return;
+        }
+        scratch.transit_direction ^ 1
+    } else if unknown && is_the_kernels(&scratch.headers) && opens_flow(packet, &scratch.quoted) {
+        1
+    } else {
+        return;
+    };
+    scratch.tracked.set_without_flow(ct::RELATED);
+    scratch.tracked.direction = direction;
 }
 
 /// Whether the ICMP error in hand quotes the packet that this CPU is forwarding.

@@ -3,7 +3,9 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse};
-use super::conntrack::{NOTE_OPENS, NOTE_SEEN, about, end_flow, follow, look_up, outside, track};
+use super::conntrack::{
+    NOTE_OPENS, NOTE_SEEN, about, attach, end_flow, follow, look_up, outside, track,
+};
 use super::fragment::{Side, borrow, lend};
 use super::header::{Headers, Icmp, Parsed, Part, parse};
 use super::ingress::{has_nat, patterns, translate};
@@ -156,6 +158,9 @@ fn place<P: Packet, T: Tables>(
     if note & NOTE_SEEN == 0 {
         // What this host makes may answer a flow whose source was translated on its way in.
         track(packet, tables, generation, scratch, scratch.aliases);
+        if scratch.made_here && scratch.headers.icmp as u8 == Icmp::Error as u8 {
+            attach(packet, tables, scratch);
+        }
     } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
         scratch.tracked.set_note(note);
         if scratch.tracked.direction == 0 {
