@@ -52,8 +52,8 @@ stats! {
     UnknownDevice = 8, "unknown_device", "the interface is not known to the firewall";
     /// The confirmed tier was full; the flow is tracked in the embryonic tier.
     FlowTableFull = 16, "flow_table_full", "a flow stayed in the embryonic tier because the confirmed tier is full";
-    /// XDP dropped it before the network stack saw it (it is in `policy` as well).
-    XdpDrop = 17, "xdp_drop", "dropped early by XDP (these are among the policy drops)";
+    /// XDP dropped it before the network stack saw it; such drops are counted here and not in `policy`.
+    XdpDrop = 17, "xdp_drop", "dropped early by XDP by a rule or a policy (not counted in `policy`)";
     /// A flow found to be past its time.
     Expired = 18, "expired", "a packet met a flow past its time";
 }
