@@ -7,7 +7,7 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use fw_common::MapCell;
 use fw_common::abi::blob::{Cell, MAX_DEPTH};
 use fw_common::abi::device::Device;
@@ -74,10 +74,6 @@ static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 /// Rules that XDP matched but has not counted. Scratch.
 #[map]
 static PATH: PerCpuArray<Path> = PerCpuArray::with_max_entries(1, 0);
-
-/// Reserved for switches that user space sets before the first load.
-#[map]
-pub static SETTINGS: Array<u32> = Array::with_max_entries(1, 0);
 
 /// Counter slots held back until the packet's end is certain.
 #[repr(C)]
