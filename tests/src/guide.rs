@@ -96,6 +96,26 @@ pub fn under_fwbpf(test: &str, claim: impl Fn(&GuideLab) -> Result<()>) {
     under(test, Kind::Fwbpf, &claim);
 }
 
+/// Runs a test in the lab's server with nothing loaded yet. Says what is missing if it cannot run.
+pub fn with_fwbpf(
+    test: &str,
+    programs: &[&'static str],
+    claim: impl Fn(&ServerLab, &Fwbpf) -> Result<()>,
+) {
+    if !ready(test, programs, true) {
+        return;
+    }
+    let run = || {
+        let lab = ServerLab::new(test, Peers::Real)?;
+        let binary = fwbpf_binary().context("there is no fwbpf binary")?;
+        let fwbpf = Fwbpf::new(lab.server.clone(), binary)?;
+        claim(&lab, &fwbpf)
+    };
+    if let Err(error) = run() {
+        panic!("{test}: {error:#}");
+    }
+}
+
 fn under(test: &str, kind: Kind, claim: &impl Fn(&GuideLab) -> Result<()>) {
     const REFERENCE: [&str; 4] = [
         "ping",

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, ensure};
 use fw_user::policy::model::Family;
 use fwbpf_tests::guide::{GuideLab, RULES_V4, RULES_V6, under_both, under_fwbpf};
 use fwbpf_tests::lab::address::{INTERNET, SERVER};
+use fwbpf_tests::lab::saved::{self, rules_only};
 use fwbpf_tests::lab::sockets::{
     PATIENCE, Reach, connect, ip, reach, round_trip, send, tcp_echo, udp,
 };
@@ -180,30 +181,7 @@ fn the_firewall_stays_when_the_process_ends_and_goes_by_unload() {
     });
 }
 
-/// Rules without their counters and comments.
-fn rules_only(save: &str) -> String {
-    save.lines()
-        .filter(|line| !line.starts_with('#'))
-        .map(|line| match line.split_once("] ") {
-            Some((count, rule)) if count.starts_with('[') => rule,
-            _ => line.split(" [").next().unwrap_or(line),
-        })
-        .map(|line| format!("{line}\n"))
-        .collect()
-}
-
 /// Packets and bytes of the rule.
 fn count(guide: &GuideLab, family: Family, rule: &str) -> Result<(u64, u64)> {
-    let save = guide.firewall.save(family)?;
-    let line = save
-        .lines()
-        .find(|line| line.trim_end().ends_with(rule))
-        .with_context(|| format!("no rule {rule} in\n{save}"))?;
-    let (packets, bytes) = line
-        .trim_start_matches('[')
-        .split(']')
-        .next()
-        .and_then(|count| count.split_once(':'))
-        .with_context(|| format!("no counter in {line}"))?;
-    Ok((packets.parse()?, bytes.parse()?))
+    saved::count(&guide.firewall.save(family)?, rule)
 }

@@ -50,10 +50,11 @@ stats! {
     Rewrite = 7, "rewrite", "the packet could not be rewritten";
     /// The interface has programs but no record.
     UnknownDevice = 8, "unknown_device", "the interface is not known to the firewall";
+    /// A rule or a policy said DROP, and XDP did it before the network stack saw the packet: each
+    /// dropped packet has one reason, so that the reasons add up to all drops.
+    XdpDrop = 9, "policy_xdp", "dropped by a rule or a chain's policy, early, by XDP (not counted in `policy`)";
     /// The confirmed tier was full; the flow is tracked in the embryonic tier.
     FlowTableFull = 16, "flow_table_full", "a flow stayed in the embryonic tier because the confirmed tier is full";
-    /// XDP dropped it before the network stack saw it; such drops are counted here and not in `policy`.
-    XdpDrop = 17, "xdp_drop", "dropped early by XDP by a rule or a policy (not counted in `policy`)";
     /// A flow found to be past its time.
     Expired = 18, "expired", "a packet met a flow past its time";
 }

@@ -13,6 +13,9 @@ use crate::kernel::flows::{FlowTable, count};
 use crate::kernel::state::{Fact, StateDir, current_netns};
 use crate::kernel::{probe, read};
 
+/// How pins spell that hook.
+const XDP: &str = "xdp";
+
 /// What `--json` prints.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Status {
@@ -55,6 +58,8 @@ pub struct InterfaceStatus {
     pub up: bool,
     /// The hooks that the firewall is on.
     pub hooks: Vec<String>,
+    /// Which way the firewall's XDP program runs: `native`, in the driver, or `generic`.
+    pub xdp: Option<&'static str>,
     /// Whether layer 3 does not see it: it is the port of this interface.
     pub port_of: Option<String>,
 }
@@ -140,19 +145,27 @@ fn interfaces(state: &StateDir, host: &Host) -> Result<Vec<InterfaceStatus>> {
     Ok(host
         .interfaces
         .iter()
-        .map(|interface| InterfaceStatus {
-            name: interface.name.clone(),
-            index: interface.index,
-            up: interface.up,
-            hooks: links
+        .map(|interface| {
+            let hooks: Vec<String> = links
                 .iter()
                 .filter(|(index, _, _)| *index == interface.index)
                 .map(|(_, hook, _)| hook.clone())
-                .collect(),
-            port_of: interface
-                .master
-                .filter(|_| !layer3.contains(&interface.index))
-                .map(name_of),
+                .collect();
+            let xdp = interface
+                .xdp
+                .filter(|_| hooks.iter().any(|hook| hook == XDP))
+                .map(|xdp| if xdp.native { "native" } else { "generic" });
+            InterfaceStatus {
+                name: interface.name.clone(),
+                index: interface.index,
+                up: interface.up,
+                hooks,
+                xdp,
+                port_of: interface
+                    .master
+                    .filter(|_| !layer3.contains(&interface.index))
+                    .map(name_of),
+            }
         })
         .collect())
 }
@@ -216,6 +229,19 @@ fn degraded(
     degraded
 }
 
+/// The hooks in words: `egress, ingress, xdp (native)`.
+fn hooks(interface: &InterfaceStatus) -> String {
+    let words: Vec<String> = interface
+        .hooks
+        .iter()
+        .map(|hook| match interface.xdp {
+            Some(mode) if hook == XDP => format!("{hook} ({mode})"),
+            _ => hook.clone(),
+        })
+        .collect();
+    words.join(", ")
+}
+
 fn print(status: &Status, output: &mut Output) -> Result<(), Failure> {
     let loaded =
         humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(status.loaded_at));
@@ -238,7 +264,7 @@ fn print(status: &Status, output: &mut Output) -> Result<(), Failure> {
             match &interface.port_of {
                 Some(master) => format!("port of {master}"),
                 None if interface.hooks.is_empty() => "not filtered".into(),
-                None => interface.hooks.join(", "),
+                None => hooks(interface),
             },
         ]
     });

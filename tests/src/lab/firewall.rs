@@ -127,7 +127,19 @@ impl Fwbpf {
         Ok(path)
     }
 
-    fn load_with(&self, options: &[&str], rules: &[(Family, &str)]) -> Result<()> {
+    /// What a subcommand that must succeed says with `--json`.
+    pub fn json(&self, arguments: &[&str]) -> Result<serde_json::Value> {
+        let text = run(self.command().arg("--json").args(arguments))?;
+        serde_json::from_str(&text).with_context(|| format!("fwbpf {arguments:?} printed\n{text}"))
+    }
+
+    /// What a subcommand that must succeed prints.
+    pub fn text(&self, arguments: &[&str]) -> Result<String> {
+        run(self.command().args(arguments))
+    }
+
+    /// Loads iptables-save text with options of `load`; what it said on standard error.
+    pub fn load_with(&self, options: &[&str], rules: &[(Family, &str)]) -> Result<String> {
         let mut command = self.command();
         command.arg("load").args(options);
         for (family, text) in rules {
@@ -137,7 +149,12 @@ impl Fwbpf {
             };
             command.arg(self.write_policy(name, text)?);
         }
-        run(&mut command).map(drop)
+        let output = command.output().context("start fwbpf")?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        if !output.status.success() {
+            bail!("{command:?} ended with {}\n{said}", output.status);
+        }
+        Ok(said)
     }
 
     /// Where the pins are.
@@ -155,7 +172,7 @@ impl Firewall for Fwbpf {
     }
 
     fn load(&self, rules: &[(Family, &str)]) -> Result<()> {
-        self.load_with(&[], rules)
+        self.load_with(&[], rules).map(drop)
     }
 
     fn load_anew(&self, rules: &[(Family, &str)]) -> Result<()> {
@@ -168,7 +185,7 @@ impl Firewall for Fwbpf {
                 String::from_utf8_lossy(&flushed.stderr)
             );
         }
-        self.load_with(&["--counters"], rules)
+        self.load_with(&["--counters"], rules).map(drop)
     }
 
     fn clear(&self) -> Result<()> {
