@@ -28,8 +28,13 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Compiles `fw-ebpf` and returns the object's path. Warnings are errors.
+/// Compiles `fw-ebpf` and returns the object's path.
 pub fn object(progress: &Progress, toolchain: &Toolchain) -> Result<PathBuf> {
+    bpf_object(progress, toolchain, "fw-ebpf")
+}
+
+/// Compiles a package of BPF programs and returns the object's path. Warnings are errors.
+pub fn bpf_object(progress: &Progress, toolchain: &Toolchain, package: &str) -> Result<PathBuf> {
     let target_dir = target_dir().join("bpf");
     // v3 has 32-bit jumps and ALU; LLVM's default (v1 to v3 by version) is not left to chance.
     let flags = [
@@ -43,17 +48,20 @@ pub fn object(progress: &Progress, toolchain: &Toolchain) -> Result<PathBuf> {
     let mut command = toolchain.compiler.cargo();
     command
         .current_dir(root())
-        .args(["build", "--package", "fw-ebpf", "--profile", "bpf"])
+        .args(["build", "--package", package, "--profile", "bpf"])
         .args(["--target", "bpfel-unknown-none", "-Zbuild-std=core"])
         .arg("--target-dir")
         .arg(&target_dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
         .env_remove("RUSTFLAGS");
     progress.run(
-        &format!("compiling the BPF object with {}", toolchain.compiler),
+        &format!(
+            "compiling the BPF object {package} with {}",
+            toolchain.compiler
+        ),
         &mut command,
     )?;
-    let object = target_dir.join("bpfel-unknown-none/bpf/fw-ebpf");
+    let object = target_dir.join("bpfel-unknown-none/bpf").join(package);
     ensure!(
         object.is_file(),
         "expected the BPF object at {}, and there is none after a build that succeeded",

@@ -1,5 +1,6 @@
 //! `cargo xtask`: all that a person or CI runs.
 
+mod bench;
 mod build;
 mod cargo;
 mod demo;
@@ -39,6 +40,8 @@ enum Command {
     Test(test::Options),
     /// Compares fwbpf with iptables on random rule sets and packets.
     Conformance(test::ConformanceOptions),
+    /// Measures fwbpf beside iptables, nftables, the bare kernel and the smallest programs.
+    Bench(bench::Options),
     /// Formatting, clippy and the compiler's warnings, none of them tolerated.
     Lint,
 }
@@ -64,6 +67,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(options) => demo::run(&progress, &options),
         Command::Test(options) => test::run(&progress, &options),
         Command::Conformance(options) => test::conformance(&progress, &options),
+        Command::Bench(options) => bench::run(&progress, &options),
         Command::Lint => lint::run(&progress),
     }
 }

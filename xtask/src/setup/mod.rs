@@ -24,6 +24,8 @@ pub enum Need {
     Demo,
     /// All tests, real iptables and a real dockerd among them.
     Test,
+    /// The benchmark's own tools.
+    Bench,
 }
 
 /// A compiler for the BPF target and a linker that reads its output.

@@ -99,6 +99,15 @@ const TESTS: [Package; 10] = [
     ),
 ];
 
+const BENCH: [Package; 2] = [
+    program(
+        "ethtool",
+        "ethtool",
+        "switches NAPI on in the benchmark's wires",
+    ),
+    program("iperf3", "iperf3", "the benchmark's local TCP streams"),
+];
+
 const fn program(package: &'static str, program: &'static str, reason: &'static str) -> Package {
     Package {
         name: Cow::Borrowed(package),
@@ -115,6 +124,9 @@ pub fn for_needs(needs: &[Need]) -> Vec<Package> {
     }
     if needs.contains(&Need::Test) {
         packages.extend(TESTS);
+    }
+    if needs.contains(&Need::Bench) {
+        packages.extend(BENCH);
     }
     packages
 }

@@ -1,0 +1,64 @@
+//! The benchmark: fwbpf beside its peers and the floors, on one path, in one run.
+
+pub mod contender;
+pub mod flood;
+pub mod lab;
+pub mod machine;
+pub mod measure;
+pub mod policies;
+pub mod report;
+pub mod station;
+pub mod traffic;
+
+use std::io::IsTerminal as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+
+use self::report::CaseReport;
+
+/// How much is measured.
+pub struct Settings {
+    /// The benchmark's BPF object.
+    pub object: Vec<u8>,
+    /// Runs of each contender.
+    pub rounds: usize,
+    /// How long a run takes, about.
+    pub run: Duration,
+    /// Fewer settings.
+    pub quick: bool,
+    /// Set by Ctrl-C.
+    pub interrupted: &'static AtomicBool,
+}
+
+impl Settings {
+    /// Fails after Ctrl-C, so that everything is dropped, and with it removed.
+    pub fn check(&self) -> Result<()> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            bail!("interrupted");
+        }
+        Ok(())
+    }
+
+    /// Says what goes on.
+    pub fn step(&self, what: &str) {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[2K{what}");
+        }
+    }
+
+    /// Says what begins.
+    pub fn begin(&self, what: &str) {
+        if std::io::stderr().is_terminal() {
+            eprint!("\r\x1b[2K");
+        }
+        eprintln!("{what} ...");
+    }
+}
+
+/// Measures one case.
+pub type Case = fn(&Settings) -> Result<CaseReport>;
+
+/// All cases, by their numbers in issue 3.
+pub const CASES: [(u8, Case); 1] = [(1, flood::run)];
