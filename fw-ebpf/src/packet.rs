@@ -115,6 +115,13 @@ impl Packet for SkbPacket {
     }
 
     #[inline(always)]
+    fn is_of_vlan(&self) -> bool {
+        const VLAN: u32 = 0x0fff;
+        // SAFETY: as in `len`. Without a tag the field is zero.
+        unsafe { (&raw const (*self.0).vlan_tci).read_volatile() & VLAN != 0 }
+    }
+
+    #[inline(always)]
     fn device(&self) -> u32 {
         // SAFETY: as in `len`.
         unsafe { (&raw const (*self.0).ifindex).read_volatile() }
@@ -209,6 +216,12 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn is_for_other_host(&self) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn is_of_vlan(&self) -> bool {
+        // Its tag is in the frame still, where the EtherType is.
         false
     }
 

@@ -35,7 +35,7 @@ stats! {
     /// A rule or a policy said DROP.
     Policy = 0, "policy", "dropped by a rule or a chain's policy";
     /// The headers do not hold together.
-    Malformed = 1, "malformed", "transport header cut short, or too many extension headers";
+    Malformed = 1, "malformed", "transport header cut short, too many extension headers, or nested priority tags";
     /// A later fragment whose first fragment was not seen (RFC 791 3.2 gives it no ports).
     FragmentWithoutFirst = 2, "fragment_without_first", "a later fragment to be forwarded came before its first fragment";
     /// No free port for masquerading.

@@ -23,6 +23,9 @@ use crate::abi::{Addr, ct};
 /// Judges a packet that is about to leave by an interface.
 #[inline(always)]
 pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
+    if packet.is_of_vlan() {
+        return Verdict::Pass;
+    }
     let Some(generation) = tables.generation() else {
         return Verdict::Pass;
     };

@@ -22,6 +22,9 @@ use crate::abi::stat::Stat;
 /// translated flow, their destination back; FORWARD is egress's, which knows the way out.
 #[inline(always)]
 pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
+    if packet.is_of_vlan() {
+        return Verdict::Pass;
+    }
     let Some(generation) = tables.generation() else {
         return Verdict::Pass;
     };
@@ -35,6 +38,9 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     };
     match parse(packet, tables, device.l2_len, &mut scratch.headers) {
         Parsed::Headers => {}
+        Parsed::NotOurs if has_priority_tags(packet, device.l2_len) => {
+            return Verdict::Drop(Stat::Malformed);
+        }
         Parsed::NotOurs => return Verdict::Pass,
         Parsed::Malformed => return Verdict::Drop(Stat::Malformed),
     }
@@ -102,6 +108,18 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     scratch.take_translation();
     translate_source(packet, tables, scratch)
+}
+
+/// Whether a tag of VLAN 0 is left in the frame. The kernel took one off before this hook, and
+/// takes off all others behind it (`__netif_receive_skb_core`, net/core/dev.c), so that the packet
+/// within would get to layer 3 unseen. No honest sender says a priority twice.
+#[inline(never)]
+fn has_priority_tags<P: Packet>(packet: &P, l2_len: u32) -> bool {
+    const VLAN: u16 = 0x0fff;
+    matches!(packet.ethertype(), 0x8100 | 0x88a8)
+        && packet
+            .load::<2>(l2_len)
+            .is_none_or(|control| u16::from_be_bytes(control) & VLAN == 0)
 }
 
 /// LOCAL_IN is the place where a source is translated that reaches this host under a name which a

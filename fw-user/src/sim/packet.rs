@@ -15,6 +15,8 @@ pub struct SlicePacket {
     pub arrival_device: u32,
     /// Addressed to another host's link-layer address.
     pub for_other_host: bool,
+    /// The VLAN of the tag beside the frame; 0 if there is none.
+    pub vlan: u16,
     /// The kernel has a route to the packet's destination, and forwards.
     pub forwardable: bool,
     /// What ingress left for egress.
@@ -37,6 +39,7 @@ impl SlicePacket {
             device,
             arrival_device: device,
             for_other_host: false,
+            vlan: 0,
             forwardable: true,
             note: 0,
             partial_sum: false,
@@ -134,6 +137,10 @@ impl Packet for SlicePacket {
 
     fn is_for_other_host(&self) -> bool {
         self.for_other_host
+    }
+
+    fn is_of_vlan(&self) -> bool {
+        self.vlan != 0
     }
 
     fn is_forwardable(&self, _destination: &Destination) -> bool {
