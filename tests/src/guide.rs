@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use fw_user::policy::model::Family;
 
-use crate::lab::{Firewall, Fwbpf, Iptables, Peers, ServerLab, fwbpf_binary, ready};
+use crate::lab::{Firewall, Fwbpf, Iptables, Peers, ServerLab, fwbpf_binary, ready, saved};
 
 /// The guide's IPv4 rules, three lines of which iptables itself refuses.
 pub const RULES_V4: &str = include_str!("../../examples/guide.rules.v4");
@@ -37,6 +37,20 @@ pub struct GuideLab {
 }
 
 impl GuideLab {
+    /// A lab with the guide loaded by fwbpf, whose `load` is given these options each time.
+    pub fn with_options(test: &str, options: &[&str]) -> Result<Self> {
+        let lab = ServerLab::new(test, Peers::Real)?;
+        let binary = fwbpf_binary().context("there is no fwbpf binary")?;
+        let fwbpf = Fwbpf::new(lab.server.clone(), binary)?.with_load_options(options);
+        let guide = Self {
+            lab,
+            firewall: Box::new(fwbpf),
+            kind: Kind::Fwbpf,
+        };
+        guide.load_guide()?;
+        Ok(guide)
+    }
+
     /// A lab with nothing loaded.
     pub fn empty(test: &str, kind: Kind) -> Result<Self> {
         let lab = ServerLab::new(&format!("{test}-{kind:?}"), Peers::Real)?;
@@ -76,6 +90,16 @@ impl GuideLab {
         self.firewall
             .load(&[(Family::Ipv4, &v4), (Family::Ipv6, v6)])
             .with_context(|| format!("{} loads the rules", self.firewall.name()))
+    }
+
+    /// What `fwbpf status --json` says; nothing is to be known of iptables.
+    pub fn status(&self) -> Result<String> {
+        self.firewall.status()
+    }
+
+    /// Packets and bytes of a rule.
+    pub fn count(&self, family: Family, rule: &str) -> Result<(u64, u64)> {
+        saved::count(&self.firewall.save(family)?, rule)
     }
 
     /// The rules and counters of both IP versions.

@@ -1,11 +1,13 @@
 //! End-to-end and conformance tests of fwbpf.
 //!
 //! [`lab`] makes network namespaces and removes them again, [`packet`] builds and reads packets,
-//! [`guide`] is the guide's policy in the lab, [`conformance`] sends the same packets through iptables and through fwbpf and compares,
-//! [`bench`] measures.
+//! [`guide`] is the guide's policy in the lab, [`smoke`] a few claims about it for other
+//! kernels, [`conformance`] sends the same packets through iptables and through fwbpf and
+//! compares, [`bench`] measures.
 
 pub mod bench;
 pub mod conformance;
 pub mod guide;
 pub mod lab;
 pub mod packet;
+pub mod smoke;

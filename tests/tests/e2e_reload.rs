@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 use std::process::Stdio;
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, ensure};
 use fw_user::policy::model::Family;
-use fwbpf_tests::guide::{GuideLab, RULES_V4, RULES_V6, under_both, under_fwbpf};
+use fwbpf_tests::guide::{RULES_V4, RULES_V6, under_both, under_fwbpf};
 use fwbpf_tests::lab::address::{INTERNET, SERVER};
-use fwbpf_tests::lab::saved::{self, rules_only};
+use fwbpf_tests::lab::saved::rules_only;
 use fwbpf_tests::lab::sockets::{
     PATIENCE, Reach, connect, ip, reach, round_trip, send, tcp_echo, udp,
 };
@@ -96,12 +96,12 @@ fn counters_equal_what_was_sent() {
             let family = [Family::Ipv4, Family::Ipv6][version];
             let header = [20 + 8, 40 + 8][version];
             let to = ip(SERVER[version]);
-            let before = count(guide, family, "-A INPUT -j DROP")?;
+            let before = guide.count(family, "-A INPUT -j DROP")?;
             let sender = udp(&guide.lab.outside, ip(INTERNET[version]), 0)?;
             for _ in 0..PACKETS {
                 send(&sender, to, 9, &[0; LENGTH as usize])?;
             }
-            let after = count(guide, family, "-A INPUT -j DROP")?;
+            let after = guide.count(family, "-A INPUT -j DROP")?;
             let expected = (before.0 + PACKETS, before.1 + PACKETS * (LENGTH + header));
             ensure!(after == expected, "{family:?}: {after:?}, not {expected:?}");
         }
@@ -179,9 +179,4 @@ fn the_firewall_stays_when_the_process_ends_and_goes_by_unload() {
         );
         Ok(())
     });
-}
-
-/// Packets and bytes of the rule.
-fn count(guide: &GuideLab, family: Family, rule: &str) -> Result<(u64, u64)> {
-    saved::count(&guide.firewall.save(family)?, rule)
 }

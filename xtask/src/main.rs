@@ -9,6 +9,7 @@ mod progress;
 mod setup;
 mod suites;
 mod test;
+mod vmtest;
 
 use std::process::ExitCode;
 
@@ -42,6 +43,8 @@ enum Command {
     Conformance(test::ConformanceOptions),
     /// Measures fwbpf beside iptables, nftables, the bare kernel and the smallest programs.
     Bench(bench::Options),
+    /// Boots Debian's kernels in virtual machines and tries fwbpf on each.
+    Vmtest(vmtest::Options),
     /// Formatting, clippy and the compiler's warnings, none of them tolerated.
     Lint,
 }
@@ -68,6 +71,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test(options) => test::run(&progress, &options),
         Command::Conformance(options) => test::conformance(&progress, &options),
         Command::Bench(options) => bench::run(&progress, &options),
+        Command::Vmtest(options) => vmtest::run(&progress, &options),
         Command::Lint => lint::run(&progress),
     }
 }

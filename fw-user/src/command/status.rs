@@ -23,6 +23,10 @@ pub struct Status {
     pub state_dir: String,
     /// The kernel's version.
     pub kernel: String,
+    /// How the programs are attached: `tcx` or `clsact`.
+    pub hook: &'static str,
+    /// What matters of the kernel's abilities, and whether they are there.
+    pub features: Vec<probe::Finding>,
     /// The number of the running generation.
     pub generation: u32,
     /// When it was loaded, seconds since 1970.
@@ -107,16 +111,19 @@ pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status
         text: stat.text(),
         count,
     };
+    let features = probe::all();
     Ok(Status {
         state_dir: state.path().display().to_string(),
         kernel: probe::kernel_version(),
+        hook: if probe::has_tcx() { "tcx" } else { "clsact" },
         generation: running.header.generation,
         loaded_at: running.meta.loaded_at,
         loaded_by: running.meta.version.clone(),
         files: running.meta.policy.files.clone(),
         cells: running.tables.cells.len(),
         xdp: state.fact(Fact::Xdp).unwrap_or_else(|| "auto".into()),
-        degraded: degraded(state, running, host, &interfaces),
+        degraded: degraded(state, running, host, &interfaces, &features),
+        features,
         interfaces,
         tables: FlowTable::ALL
             .into_iter()
@@ -175,9 +182,10 @@ fn degraded(
     running: &Running,
     host: &Host,
     interfaces: &[InterfaceStatus],
+    features: &[probe::Finding],
 ) -> Vec<String> {
-    let mut degraded: Vec<String> = probe::all()
-        .into_iter()
+    let mut degraded: Vec<String> = features
+        .iter()
         .filter(|finding| !finding.present)
         .map(|finding| {
             format!(

@@ -26,6 +26,10 @@ pub trait Firewall: Send {
     }
     /// The rules with counters, as `iptables-save -c` prints them.
     fn save(&self, family: Family) -> Result<String>;
+    /// How it is doing, in JSON of its own.
+    fn status(&self) -> Result<String> {
+        bail!("{} has no status", self.name())
+    }
 }
 
 /// iptables-legacy and ip6tables-legacy.
@@ -85,6 +89,7 @@ pub struct Fwbpf {
     binary: PathBuf,
     state: PathBuf,
     files: tempfile::TempDir,
+    load_options: Vec<String>,
 }
 
 impl Fwbpf {
@@ -97,7 +102,14 @@ impl Fwbpf {
             binary,
             state,
             files,
+            load_options: Vec::new(),
         })
+    }
+
+    /// Gives every `load` these options.
+    pub fn with_load_options(mut self, options: &[&str]) -> Self {
+        self.load_options = options.iter().map(ToString::to_string).collect();
+        self
     }
 
     /// The command line `fwbpf --state-dir ...`, to be extended.
@@ -141,7 +153,7 @@ impl Fwbpf {
     /// Loads iptables-save text with options of `load`; what it said on standard error.
     pub fn load_with(&self, options: &[&str], rules: &[(Family, &str)]) -> Result<String> {
         let mut command = self.command();
-        command.arg("load").args(options);
+        command.arg("load").args(&self.load_options).args(options);
         for (family, text) in rules {
             let name = match family {
                 Family::Ipv4 => "rules.v4",
@@ -206,6 +218,10 @@ impl Firewall for Fwbpf {
             Family::Ipv6 => "--ipv6",
         };
         run(self.command().args(["show", "--save", flag]))
+    }
+
+    fn status(&self) -> Result<String> {
+        run(self.command().args(["status", "--json"]))
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 
-pub use self::compiler::Compiler;
+pub use self::{compiler::Compiler, packages::find};
 use crate::progress::Progress;
 
 /// What the machine is to be ready for.
@@ -26,6 +26,8 @@ pub enum Need {
     Test,
     /// The benchmark's own tools.
     Bench,
+    /// Virtual machines with other kernels.
+    Vm,
 }
 
 /// A compiler for the BPF target and a linker that reads its output.

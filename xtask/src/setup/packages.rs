@@ -108,6 +108,15 @@ const BENCH: [Package; 2] = [
     program("iperf3", "iperf3", "the benchmark's local TCP streams"),
 ];
 
+const VM: [Package; 2] = [
+    program(
+        "qemu-system-x86",
+        "qemu-system-x86_64",
+        "boots other kernels, in software",
+    ),
+    program("xz-utils", "xz", "unpacks those kernels' modules"),
+];
+
 const fn program(package: &'static str, program: &'static str, reason: &'static str) -> Package {
     Package {
         name: Cow::Borrowed(package),
@@ -127,6 +136,9 @@ pub fn for_needs(needs: &[Need]) -> Vec<Package> {
     }
     if needs.contains(&Need::Bench) {
         packages.extend(BENCH);
+    }
+    if needs.contains(&Need::Vm) {
+        packages.extend(VM);
     }
     packages
 }
