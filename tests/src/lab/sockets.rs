@@ -147,13 +147,22 @@ pub fn ping(namespace: &Namespace, to: IpAddr) -> Result<bool> {
 }
 
 /// Repeats a question until it is answered with yes.
-pub fn wait_for(what: &str, mut ready: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
+pub fn wait_for(what: &str, ready: impl FnMut() -> Result<bool>) -> Result<()> {
+    wait_up_to(PATIENCE, what, ready)
+}
+
+/// [`wait_for`] what takes its time.
+pub fn wait_up_to(
+    patience: Duration,
+    what: &str,
+    mut ready: impl FnMut() -> Result<bool>,
+) -> Result<()> {
+    let deadline = Instant::now() + patience;
     while !ready()? {
         if Instant::now() > deadline {
-            bail!("waited {PATIENCE:?} in vain for: {what}");
+            bail!("waited {patience:?} in vain for: {what}");
         }
-        std::thread::sleep(Duration::from_millis(5));
+        std::thread::sleep((patience / 1000).max(Duration::from_millis(5)));
     }
     Ok(())
 }
