@@ -148,7 +148,11 @@ impl Loaded {
             }
             Contender::Nft => {
                 let mut command = self.namespace.command("nft");
-                command.args(["list", "counter", "inet", "guide", "flooded"]);
+                let table = match family {
+                    Family::Ipv4 => "ip",
+                    Family::Ipv6 => "ip6",
+                };
+                command.args(["list", "counter", table, "guide", "flooded"]);
                 let text = run(&mut command)?;
                 return Ok(Some(number_after(&text, "packets ")?));
             }

@@ -9,7 +9,7 @@ use super::contender::{Arena, Contender, Policy, family};
 use super::lab::{FLOOD, FLOOD6, HOST, HOST6, MACS};
 use super::measure::{ensure_same, rounds};
 use super::policies;
-use super::report::{Bar, CaseReport, Row, Table};
+use super::report::{Bar, CaseReport, Outcome, Row, Table};
 use super::station::Cost;
 use super::traffic::Traffic;
 
@@ -48,11 +48,11 @@ pub fn run(settings: &Settings) -> Result<CaseReport> {
     let mut tables = Vec::new();
     for (name, tcp) in [("UDP", false), ("SYN", true)] {
         let title = format!("{name} flood from {SOURCES} sources, IPv4");
-        let rows = flooded(settings, &title, &mut arenas, flood(HOST, tcp))?;
+        let rows = flooded(settings, &title, &mut arenas, &[], flood(HOST, tcp))?;
         tables.push(table(title, rows));
     }
     let title = format!("UDP flood from {SOURCES} sources, IPv6");
-    let rows = flooded(settings, &title, &mut arenas, flood(HOST6, false))?;
+    let rows = flooded(settings, &title, &mut arenas, &[], flood(HOST6, false))?;
     tables.push(table(title, rows));
     let bars = tables.iter().take(2).flat_map(bars).collect();
     Ok(CaseReport {
@@ -79,11 +79,12 @@ pub fn arenas(settings: &Settings, policy: &Policy) -> Result<Vec<(Contender, Re
     Ok(arenas)
 }
 
-/// Floods all, in turn.
+/// Floods all but those left out, in turn.
 pub fn flooded(
     settings: &Settings,
     title: &str,
     arenas: &mut [(Contender, Result<Arena>)],
+    left_out: &[(Contender, Outcome)],
     traffic: Traffic,
 ) -> Result<Vec<Row>> {
     for (_, arena) in arenas.iter_mut() {
@@ -91,7 +92,7 @@ pub fn flooded(
             arena.wan.plan(traffic)?;
         }
     }
-    let mut rows = rounds(settings, title, arenas, &mut |arena, packets| {
+    let mut rows = rounds(settings, title, arenas, left_out, &mut |arena, packets| {
         flood_once(arena, traffic, packets)
     })?;
     for row in &mut rows {
@@ -125,7 +126,8 @@ fn flood_once(arena: &mut Arena, traffic: Traffic, packets: u64) -> Result<Cost>
     Ok(cost)
 }
 
-fn table(title: String, rows: Vec<Row>) -> Table {
+/// A table whose net figures are above the drop floor.
+pub fn table(title: String, rows: Vec<Row>) -> Table {
     Table {
         title,
         unit: "ns/packet",

@@ -11,25 +11,35 @@ use super::station::Cost;
 /// What one run of a contender found.
 pub type Run<'a> = dyn FnMut(&mut Arena, u64) -> Result<Cost> + 'a;
 
-/// Measures all arenas, `settings.rounds` times in turn. `run` sends so many packets and checks
-/// that they met their fate. A contender that fails once is out, with its reason.
+/// Measures all arenas but those left out, `settings.rounds` times in turn. `run` sends so many
+/// packets and checks that they met their fate. A contender that fails once is out, with its reason.
 pub fn rounds(
     settings: &Settings,
     title: &str,
     arenas: &mut [(Contender, Result<Arena>)],
+    left_out: &[(Contender, Outcome)],
     run: &mut Run<'_>,
 ) -> Result<Vec<Row>> {
     let mut runs: Vec<Vec<f64>> = vec![Vec::new(); arenas.len()];
-    let mut failures: Vec<Option<String>> = vec![None; arenas.len()];
+    let mut failures: Vec<Option<Outcome>> = arenas
+        .iter()
+        .map(|(contender, arena)| match arena {
+            Ok(_) => left_out
+                .iter()
+                .find(|(left_out, _)| left_out == contender)
+                .map(|(_, outcome)| outcome.clone()),
+            Err(error) => Some(Outcome::Failed(format!("{error:#}"))),
+        })
+        .collect();
     let mut packets = vec![0; arenas.len()];
     for (place, (_, arena)) in arenas.iter_mut().enumerate() {
         settings.check()?;
-        match arena {
-            Ok(arena) => match warm(settings, arena, run) {
-                Ok(count) => packets[place] = count,
-                Err(error) => failures[place] = Some(format!("{error:#}")),
-            },
-            Err(error) => failures[place] = Some(format!("{error:#}")),
+        let (Ok(arena), None) = (arena, &failures[place]) else {
+            continue;
+        };
+        match warm(settings, arena, run) {
+            Ok(count) => packets[place] = count,
+            Err(error) => failures[place] = Some(Outcome::Failed(format!("{error:#}"))),
         }
     }
     for round in 0..settings.rounds {
@@ -46,7 +56,7 @@ pub fn rounds(
             ));
             match run(arena, packets[place]) {
                 Ok(cost) => runs[place].push(cost.nanoseconds()),
-                Err(error) => failures[place] = Some(format!("{error:#}")),
+                Err(error) => failures[place] = Some(Outcome::Failed(format!("{error:#}"))),
             }
         }
     }
@@ -55,7 +65,7 @@ pub fn rounds(
         .map(|(((contender, _), runs), failure)| Row {
             contender: *contender,
             outcome: match (failure, Spread::of(runs)) {
-                (Some(why), _) => Outcome::Failed(why),
+                (Some(outcome), _) => outcome,
                 (None, Some(spread)) => Outcome::Measured(spread),
                 (None, None) => Outcome::NotRun("no round was asked for".into()),
             },
@@ -66,14 +76,14 @@ pub fn rounds(
 
 /// Fills caches, and finds out how many packets make a run of the wanted length.
 fn warm(settings: &Settings, arena: &mut Arena, run: &mut Run<'_>) -> Result<u64> {
-    const FIRST: u64 = 2_000;
+    const FIRST: u64 = 256;
     let first = run(arena, FIRST)?;
     let each = first.nanoseconds().max(50.0);
     let wanted = settings.run.as_nanos() as f64 / each;
     // The first packets are slower than what comes: once more, nearer to the real number.
     let second = run(arena, (wanted / 4.0) as u64 + FIRST)?;
     let each = second.nanoseconds().max(50.0);
-    Ok(((settings.run.as_nanos() as f64 / each) as u64).max(500))
+    Ok(((settings.run.as_nanos() as f64 / each) as u64).max(FIRST))
 }
 
 /// Whether as many arrived as were sent. The generator is faster than some receivers: the veth

@@ -2,11 +2,14 @@
 
 pub mod contender;
 pub mod flood;
+pub mod forward;
 pub mod lab;
 pub mod machine;
 pub mod measure;
 pub mod policies;
 pub mod report;
+pub mod rules;
+pub mod scale;
 pub mod station;
 pub mod traffic;
 
@@ -61,4 +64,4 @@ impl Settings {
 pub type Case = fn(&Settings) -> Result<CaseReport>;
 
 /// All cases, by their numbers in issue 3.
-pub const CASES: [(u8, Case); 1] = [(1, flood::run)];
+pub const CASES: [(u8, Case); 3] = [(1, flood::run), (2, scale::run), (3, forward::run)];

@@ -223,7 +223,7 @@ impl Sending<'_> {
         let (mut cpu, mut wall) = (Duration::ZERO, Duration::ZERO);
         let mut left = packets;
         // Small at first; then as many as fit into one burst at the speed seen so far.
-        let mut burst = 10_000;
+        let mut burst = u64::from(BATCH);
         while left > 0 {
             let count = left.min(burst);
             let (burst_cpu, burst_wall) = self.burst(count)?;
