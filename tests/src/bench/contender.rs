@@ -1,7 +1,7 @@
 //! Who is compared: each in a host of its own, loaded once, measured in turn.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -178,6 +178,11 @@ impl Loaded {
     /// fwbpf's own command line, if this is fwbpf.
     pub fn fwbpf(&self) -> Option<Command> {
         self.fwbpf.as_ref().map(Fwbpf::command)
+    }
+
+    /// Where fwbpf's pins are, if this is fwbpf.
+    pub fn state_dir(&self) -> Option<&Path> {
+        self.fwbpf.as_ref().map(Fwbpf::state_dir)
     }
 
     fn restore(&self, family: Family) -> &'static str {

@@ -117,9 +117,9 @@ fn forwarded(
     Ok(rows)
 }
 
-/// Opens the flows: a request, its answer, and a request again, for each.
-fn establish(arena: &mut Arena, flows: u32) -> Result<()> {
-    arena.lan.plan(Traffic {
+/// From the inner hosts to the server.
+pub fn requests(flows: u32) -> Traffic {
+    Traffic {
         macs: [MACS[3], MACS[2]],
         source: INNER,
         addresses: HOSTS.min(flows),
@@ -128,18 +128,31 @@ fn establish(arena: &mut Arena, flows: u32) -> Result<()> {
         ports: [FIRST_PORT, SERVER_PORT],
         port_count: flows,
         vary_destination: false,
-    })?;
-    let masqueraded = translates(arena.contender);
-    arena.wan.plan(Traffic {
+    }
+}
+
+/// From the server to the masquerade's address.
+pub fn answers(flows: u32) -> Traffic {
+    Traffic {
         macs: [MACS[0], MACS[1]],
         source: SERVER,
         addresses: 1,
-        // Nobody translates back without a firewall: the answers go to an inner host as they are.
-        destination: if masqueraded { HOST } else { INNER },
+        destination: HOST,
         tcp: false,
         ports: [SERVER_PORT, FIRST_PORT],
         port_count: flows,
         vary_destination: true,
+    }
+}
+
+/// Opens the flows: a request, its answer, and a request again, for each.
+pub fn establish(arena: &mut Arena, flows: u32) -> Result<()> {
+    arena.lan.plan(requests(flows))?;
+    let masqueraded = translates(arena.contender);
+    arena.wan.plan(Traffic {
+        // Nobody translates back without a firewall: the answers go to an inner host as they are.
+        destination: if masqueraded { HOST } else { INNER },
+        ..answers(flows)
     })?;
     arena.wan.expect(if masqueraded { HOST } else { INNER })?;
     arena.lan.expect(SERVER)?;

@@ -64,6 +64,7 @@ pub fn rounds(
     Ok(rows
         .map(|(((contender, _), runs), failure)| Row {
             contender: *contender,
+            label: None,
             outcome: match (failure, Spread::of(runs)) {
                 (Some(outcome), _) => outcome,
                 (None, Some(spread)) => Outcome::Measured(spread),

@@ -50,10 +50,20 @@ pub enum Outcome {
 pub struct Row {
     /// Who.
     pub contender: Contender,
+    /// What is measured, where it is not a contender's one way.
+    pub label: Option<String>,
     /// What happened.
     pub outcome: Outcome,
     /// What makes its work another than the others'.
     pub remark: Option<String>,
+}
+
+impl Row {
+    fn name(&self) -> String {
+        self.label
+            .clone()
+            .unwrap_or_else(|| self.contender.name().into())
+    }
 }
 
 /// One setting, all contenders.
@@ -119,7 +129,7 @@ impl Table {
         table.set_header(header);
         let mut reasons = String::new();
         for row in &self.rows {
-            let mut name = row.contender.name().to_string();
+            let mut name = row.name();
             if let Some(remark) = &row.remark {
                 let _ = write!(name, " ({remark})");
             }
@@ -140,11 +150,11 @@ impl Table {
                 }
                 Outcome::NotRun(why) => {
                     cells.push("not run".into());
-                    let _ = writeln!(reasons, "not run: {}: {why}", row.contender.name());
+                    let _ = writeln!(reasons, "not run: {}: {why}", row.name());
                 }
                 Outcome::Failed(why) => {
                     cells.push("FAILED".into());
-                    let _ = writeln!(reasons, "FAILED: {}: {why}", row.contender.name());
+                    let _ = writeln!(reasons, "FAILED: {}: {why}", row.name());
                 }
             }
             table.add_row(cells);

@@ -94,7 +94,7 @@ impl Traffic {
     }
 
     /// The first frame, padded as Ethernet does.
-    fn frame(&self) -> Result<Vec<u8>> {
+    pub fn frame(&self) -> Result<Vec<u8>> {
         const TTL: u8 = 64;
         let link = PacketBuilder::ethernet2(self.macs[0], self.macs[1]);
         let network = match (self.source, self.destination) {
