@@ -156,7 +156,10 @@ pub struct Check {
 Examples:
   fwbpf show                       a table per chain: packets, bytes, rule, file and line
   fwbpf show --save --ipv4         what iptables-save -c would print
-  fwbpf show --toml > policy.toml")]
+  fwbpf show --toml > policy.toml
+
+With --json: a list of chains with their rules; with --save an object with the text for each IP
+version, { \"ipv4\": TEXT, \"ipv6\": TEXT }; with --toml { \"toml\": TEXT }.")]
 pub struct Show {
     /// Print as iptables-save -c and ip6tables-save -c do
     #[arg(long, conflicts_with = "toml")]

@@ -18,7 +18,9 @@ use crate::kernel::attach::{self, Attachment, XdpMode, attach_all};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace};
+use crate::policy::lint::CUTS_SSH;
 use crate::policy::model::{InterfacePattern, Policy};
+use crate::policy::{LintContext, SshSession, lint};
 
 /// What a load did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -44,6 +46,15 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
     if let Err(limit) = compile(&policy, &Slots::fresh(&policy), 1, &[]) {
         output.refusal(&limit);
         return Err(Failure::Refused);
+    }
+    // Afterwards may be too late to read it.
+    let session = LintContext {
+        ssh: SshSession::of_environment(),
+    };
+    for warning in lint(&policy, &session) {
+        if warning.code == CUTS_SSH {
+            output.say(warning);
+        }
     }
     let outcome = enforce(state, policy, arguments.counters, arguments.xdp)?;
     report(&outcome, output)

@@ -1,6 +1,6 @@
 //! `fwbpf show`: the running policy with its counters.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use serde::Serialize;
 
@@ -55,16 +55,21 @@ pub fn run(state: &StateDir, arguments: &Show, output: &mut Output) -> Result<()
     let wanted = |family| arguments.family.chosen().is_none_or(|only| only == family);
     if arguments.save {
         let read = |id| counters.get(&id).copied().unwrap_or_default();
-        for family in [Family::Ipv4, Family::Ipv6]
+        let texts: BTreeMap<Family, String> = [Family::Ipv4, Family::Ipv6]
             .into_iter()
-            .filter(|f| wanted(*f))
-        {
-            output.text(&print_save(policy, family, Some(&read)))?;
+            .filter(|family| wanted(*family))
+            .map(|family| (family, print_save(policy, family, Some(&read))))
+            .collect();
+        if output.json {
+            return output.value(&texts);
         }
-        return Ok(());
+        return texts.values().try_for_each(|text| output.text(text));
     }
     if arguments.toml {
         let text = print_toml(policy).map_err(|error| Failure::System(error.into()))?;
+        if output.json {
+            return output.value(&serde_json::json!({ "toml": text }));
+        }
         return output.text(&text);
     }
     let chains: Vec<ChainView> = chain_views(policy, &counters)

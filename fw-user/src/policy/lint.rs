@@ -6,7 +6,7 @@ mod families;
 mod reach;
 mod ssh;
 
-pub use ssh::SshSession;
+pub use ssh::{CUTS_SSH, SshSession};
 
 use std::collections::HashSet;
 

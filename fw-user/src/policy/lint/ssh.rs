@@ -10,6 +10,9 @@ use crate::policy::model::{
 use crate::policy::names::TCP;
 use crate::policy::save::called;
 
+/// The code of the warning that the policy cuts the SSH connection in use.
+pub const CUTS_SSH: &str = "cuts-ssh";
+
 /// An SSH connection, as the server's side sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SshSession {
@@ -82,7 +85,7 @@ pub(super) fn lint(findings: &mut Findings<'_>, session: &SshSession) {
                         format!("before it: `-A OUTPUT -p tcp --sport {server_port} -j ACCEPT`")
                     }
                 };
-                findings.warn("cuts-ssh", origin, text, &help);
+                findings.warn(CUTS_SSH, origin, text, &help);
                 // One warning is enough.
                 return;
             }
