@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
@@ -62,6 +63,9 @@ enum SabotageName {
     Policy,
 }
 
+/// Set by Ctrl-C, a closed terminal and `kill`.
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let programs = [
@@ -76,6 +80,11 @@ fn main() -> ExitCode {
     match compare(&arguments) {
         Ok(success) if success => ExitCode::SUCCESS,
         Ok(_) => ExitCode::FAILURE,
+        // Programs that were running got the signal too, and failed.
+        Err(_) if INTERRUPTED.load(Ordering::Relaxed) => {
+            eprintln!("interrupted; the namespaces are removed");
+            ExitCode::from(130)
+        }
         Err(error) => {
             eprintln!("the conformance test cannot run: {error:#}");
             ExitCode::from(2)
@@ -89,6 +98,8 @@ fn compare(arguments: &Arguments) -> Result<bool> {
         Some(FamilyName::Ipv6) => vec![Family::Ipv6],
         None => vec![Family::Ipv4, Family::Ipv6],
     };
+    ctrlc::set_handler(|| INTERRUPTED.store(true, Ordering::Relaxed))
+        .context("cannot install the handler for Ctrl-C")?;
     let tested = if arguments.self_check {
         Tested::Iptables
     } else if arguments.simulate {
@@ -111,6 +122,7 @@ fn compare(arguments: &Arguments) -> Result<bool> {
             SabotageName::Rule => Sabotage::Rule,
             SabotageName::Policy => Sabotage::Policy,
         }),
+        interrupted: &INTERRUPTED,
     })?;
     if outcome.draws > 0 {
         println!(

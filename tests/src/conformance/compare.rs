@@ -1,9 +1,10 @@
 //! One rule set and its traffic on both sides.
 
 use std::fmt::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use fw_user::policy::model::Family;
 
 use super::counters::Counts;
@@ -52,6 +53,8 @@ pub struct Pair {
     pub tested: Side,
     /// How the rules of the firewall under test are falsified, for `--sabotage`.
     pub falsify: fn(&Rules) -> Rules,
+    /// Whether to stop, so that the labs are removed.
+    pub interrupted: &'static AtomicBool,
 }
 
 /// A step is processed before its send call returns, except when the kernel defers the work to a
@@ -70,6 +73,7 @@ impl Pair {
         }
         let tables: Vec<&str> = trial.rules.tables.iter().map(|table| table.name).collect();
         for (number, step) in trial.traffic.steps.iter().enumerate() {
+            ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
             if let Some(difference) = self.step(trial, number, step)? {
                 return Ok(Some(difference));
             }

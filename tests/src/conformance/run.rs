@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
@@ -41,6 +41,8 @@ pub struct Options {
     pub only: Option<usize>,
     /// Whether the rules of the firewall under test are falsified.
     pub sabotage: Option<Sabotage>,
+    /// Ends the test at the next packet when set, so that the labs are removed.
+    pub interrupted: &'static AtomicBool,
 }
 
 /// The firewall under test.
@@ -182,6 +184,7 @@ fn pair(options: &Options, job: usize) -> Result<Pair> {
     Ok(Pair {
         reference,
         tested,
+        interrupted: options.interrupted,
         falsify: match options.sabotage {
             None => compare::unchanged,
             Some(Sabotage::Rule) => compare::without_a_rule,
