@@ -141,21 +141,34 @@ impl Loaded {
     /// How many packets the INPUT chain's last rule, which drops, has counted. `None`: nothing
     /// there counts.
     pub fn dropped(&self, family: Family) -> Result<Option<u64>> {
-        const RULE: &str = "-A INPUT -j DROP";
+        if self.contender == Contender::Nft {
+            let mut command = self.namespace.command("nft");
+            let table = match family {
+                Family::Ipv4 => "ip",
+                Family::Ipv6 => "ip6",
+            };
+            command.args(["list", "counter", table, "guide", "flooded"]);
+            let text = run(&mut command)?;
+            return Ok(Some(number_after(&text, "packets ")?));
+        }
+        self.counted(family, "-A INPUT -j DROP")
+    }
+
+    /// How many packets the INPUT chain's rule for established flows has counted. `None`: nothing
+    /// there counts.
+    pub fn established(&self, family: Family) -> Result<Option<u64>> {
+        self.counted(
+            family,
+            "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        )
+    }
+
+    fn counted(&self, family: Family, rule: &str) -> Result<Option<u64>> {
         let text = match self.contender {
-            Contender::NoFirewall | Contender::FloorDrop | Contender::FloorForward => {
-                return Ok(None);
-            }
-            Contender::Nft => {
-                let mut command = self.namespace.command("nft");
-                let table = match family {
-                    Family::Ipv4 => "ip",
-                    Family::Ipv6 => "ip6",
-                };
-                command.args(["list", "counter", table, "guide", "flooded"]);
-                let text = run(&mut command)?;
-                return Ok(Some(number_after(&text, "packets ")?));
-            }
+            Contender::NoFirewall
+            | Contender::FloorDrop
+            | Contender::FloorForward
+            | Contender::Nft => return Ok(None),
             Contender::IptablesLegacy | Contender::IptablesNft => {
                 run(self.namespace.command(self.save(family)).arg("-c"))?
             }
@@ -170,8 +183,8 @@ impl Loaded {
         };
         let line = text
             .lines()
-            .rfind(|line| line.trim_end().ends_with(RULE))
-            .with_context(|| format!("there is no rule `{RULE}` in\n{text}"))?;
+            .rfind(|line| line.trim_end().ends_with(rule))
+            .with_context(|| format!("there is no rule `{rule}` among the rules saved"))?;
         Ok(Some(number_after(line, "[")?))
     }
 

@@ -111,6 +111,7 @@ impl PathLab {
                 lab.wan.ip(&format!(
                     "addr add 198.51.100.1/24 dev wire0\n\
                      addr add 203.0.113.7/32 dev wire0\n\
+                     addr add 192.0.2.2/32 dev wire0\n\
                      addr add 2001:db8:1::1/64 dev wire0 nodad\n\
                      neigh add 198.51.100.10 lladdr {eth0} dev wire0 nud permanent\n\
                      route add default via 198.51.100.10 dev wire0\n"

@@ -1,17 +1,21 @@
 //! The benchmark: fwbpf beside its peers and the floors, on one path, in one run.
 
+pub mod connections;
 pub mod contender;
 pub mod flood;
 pub mod forward;
 pub mod lab;
+pub mod latency;
 pub mod machine;
 pub mod measure;
 pub mod policies;
 pub mod programs;
+pub mod real;
 pub mod report;
 pub mod rules;
 pub mod scale;
 pub mod station;
+pub mod streams;
 pub mod traffic;
 
 use std::io::IsTerminal as _;
@@ -65,9 +69,12 @@ impl Settings {
 pub type Case = fn(&Settings) -> Result<CaseReport>;
 
 /// All cases, by their numbers in issue 3; 0: the programs by themselves.
-pub const CASES: [(u8, Case); 4] = [
+pub const CASES: [(u8, Case); 7] = [
     (0, programs::run),
     (1, flood::run),
     (2, scale::run),
     (3, forward::run),
+    (4, streams::run),
+    (5, connections::run),
+    (6, latency::run),
 ];
