@@ -7,7 +7,6 @@
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FRAG_NEEDED,
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, xdp_md,
@@ -17,13 +16,16 @@ use aya_ebpf::helpers::{
     bpf_skb_store_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
+use aya_ebpf::{EbpfContext, Global};
 use fw_common::abi::Family;
 use fw_common::datapath::packet::{Destination, Packet};
 
 /// `BPF_F_IPV6`, newer than the bindings: the packet is IPv6, whose header has no checksum that
 /// would cancel the change of an address out of a CHECKSUM_COMPLETE sum (kernel commit
-/// ead7f9b8de65, 6.16 and stable trees).
-const BPF_F_IPV6: u64 = 1 << 7;
+/// ead7f9b8de65, 6.16 and stable trees). Zero where the kernel would refuse a flag that it does
+/// not know: the loader finds out and sets this before the verifier sees it.
+#[unsafe(no_mangle)]
+static FLAG_IPV6_SUM: Global<u64> = Global::new(1 << 7);
 
 /// `PACKET_OTHERHOST` of linux/if_packet.h.
 const PACKET_OTHERHOST: u32 = 3;
@@ -85,7 +87,7 @@ impl Packet for SkbPacket {
         if pseudo {
             flags |= BPF_F_PSEUDO_HDR as u64;
             if v6 {
-                flags |= BPF_F_IPV6;
+                flags |= FLAG_IPV6_SUM.load();
             }
         }
         if udp {

@@ -51,3 +51,7 @@ pub const PROGRAM_EGRESS: &str = "fwbpf_egress";
 pub const PROGRAM_XDP: &str = "fwbpf_xdp";
 /// Run by user space only: deletes flows that are still expired when it looks.
 pub const PROGRAM_SWEEP: &str = "fwbpf_sweep";
+
+/// Constant of the programs, u64: the flag that says to `bpf_l4_csum_replace` that a packet is
+/// IPv6, or zero for kernels without it. The loader sets it.
+pub const GLOBAL_FLAG_IPV6_SUM: &str = "FLAG_IPV6_SUM";
