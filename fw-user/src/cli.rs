@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{ArgGroup, Args, ColorChoice, Parser, Subcommand};
 
-use crate::kernel::attach::XdpMode;
+use crate::kernel::attach::{Hook, XdpMode};
 use crate::kernel::state::DEFAULT_DIRECTORY;
 use crate::policy::model::Family;
 
@@ -133,6 +133,9 @@ pub struct Load {
     /// Where to drop early by XDP
     #[arg(long, value_name = "WHERE", value_enum, default_value_t)]
     pub xdp: XdpMode,
+    /// What to attach to: tcx links, or clsact filters as on kernels before 6.6
+    #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
+    pub hook: Hook,
 }
 
 /// `fwbpf check`.

@@ -37,18 +37,16 @@ pub struct GuideLab {
 }
 
 impl GuideLab {
-    /// A lab with the guide loaded by fwbpf, whose `load` is given these options each time.
+    /// A lab for fwbpf with nothing loaded; `load` will be given these options each time.
     pub fn with_options(test: &str, options: &[&str]) -> Result<Self> {
         let lab = ServerLab::new(test, Peers::Real)?;
         let binary = fwbpf_binary().context("there is no fwbpf binary")?;
         let fwbpf = Fwbpf::new(lab.server.clone(), binary)?.with_load_options(options);
-        let guide = Self {
+        Ok(Self {
             lab,
             firewall: Box::new(fwbpf),
             kind: Kind::Fwbpf,
-        };
-        guide.load_guide()?;
-        Ok(guide)
+        })
     }
 
     /// A lab with nothing loaded.

@@ -14,8 +14,9 @@ use super::source;
 use crate::cli::Load;
 use crate::compile::{Meta, Slots, compile};
 use crate::host::Host;
-use crate::kernel::attach::{self, Attachment, XdpMode, attach_all};
+use crate::kernel::attach::{self, Attachment, Hook, Via, XdpMode, attach_all};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
+use crate::kernel::probe;
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace};
 use crate::policy::lint::CUTS_SSH;
@@ -33,6 +34,10 @@ pub struct Outcome {
     pub counters_kept: usize,
     /// Size of the compiled policy.
     pub cells: usize,
+    /// What the programs are attached to.
+    pub hook: Via,
+    /// What the kernel lacks, and what is done without it.
+    pub lacking: Vec<probe::Finding>,
     /// The interfaces.
     pub interfaces: Vec<Attachment>,
     /// Interface patterns that no interface fits at present.
@@ -56,19 +61,31 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
             output.say(warning);
         }
     }
-    let outcome = enforce(state, policy, arguments.counters, arguments.xdp)?;
+    let outcome = enforce(
+        state,
+        policy,
+        arguments.counters,
+        arguments.hook,
+        arguments.xdp,
+    )?;
     report(&outcome, output)
 }
 
 /// Puts a policy in force.
-pub fn enforce(state: &StateDir, policy: Policy, counters: bool, xdp: XdpMode) -> Result<Outcome> {
+pub fn enforce(
+    state: &StateDir,
+    policy: Policy,
+    counters: bool,
+    hook: Hook,
+    xdp: XdpMode,
+) -> Result<Outcome> {
     let lock = state.lock()?;
     if state.exists() {
         check_owner(state)?;
     }
     let old = Running::find(state)?;
     let first = old.is_none();
-    let result = enforce_locked(state, &lock, old, policy, counters, xdp);
+    let result = enforce_locked(state, &lock, old, policy, counters, hook, xdp);
     if first && result.is_err() {
         // Nothing was in force before, so nothing may be left behind.
         let undone = Host::read()
@@ -87,10 +104,12 @@ fn enforce_locked(
     old: Option<Running>,
     policy: Policy,
     counters: bool,
+    hook: Hook,
     xdp: XdpMode,
 ) -> Result<Outcome> {
     let plan = Plan::new(policy, old.as_ref(), counters)?;
     let (mut maps, mut programs) = prepare(state, lock)?;
+    let via = Via::choose(state, hook)?;
     let host = Host::read()?;
     let next = Next {
         generation: plan.generation,
@@ -101,12 +120,12 @@ fn enforce_locked(
     let interfaces = if old.is_none() {
         // The programs let everything pass while there is no policy, so that they can be on every
         // interface before the first one takes effect, on all of them at once.
-        let interfaces = attach_all(state, &host, &mut programs, xdp)?;
+        let interfaces = attach_all(state, &host, &mut programs, via, xdp)?;
         replace(&mut maps, &host, &next)?;
         interfaces
     } else {
         replace(&mut maps, &host, &next)?;
-        attach_later(state, &host, &mut maps, &mut programs, xdp)
+        attach_later(state, &host, &mut maps, &mut programs, via, xdp)
             .context("the new policy is in force, but not everywhere")?
     };
     state.set_fact(Fact::Xdp, xdp.name())?;
@@ -123,6 +142,8 @@ fn enforce_locked(
         counters_kept: plan.counters - plan.fresh_slots.len(),
         cells: plan.cells.len(),
         missing: plan.patterns.iter().filter(fits).cloned().collect(),
+        hook: via,
+        lacking: probe::lacking(),
         interfaces,
     })
 }
@@ -132,9 +153,10 @@ fn attach_later(
     host: &Host,
     maps: &mut Maps,
     programs: &mut Programs,
+    via: Via,
     xdp: XdpMode,
 ) -> Result<Vec<Attachment>> {
-    let interfaces = attach_all(state, host, programs, xdp)?;
+    let interfaces = attach_all(state, host, programs, via, xdp)?;
     prune_devices(maps, host)?;
     Ok(interfaces)
 }
@@ -206,6 +228,12 @@ impl Plan {
 }
 
 fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
+    // At the start, not at each reload.
+    if outcome.interfaces.iter().any(|attachment| attachment.new) {
+        for finding in &outcome.lacking {
+            output.say(format_args!("note: {finding}"));
+        }
+    }
     for attachment in &outcome.interfaces {
         for problem in &attachment.problems {
             output.warning(format_args!("{}: {problem}", attachment.interface));

@@ -9,6 +9,7 @@ use super::Failure;
 use super::output::Output;
 use super::running::Running;
 use crate::host::{Host, Interface};
+use crate::kernel::attach::Via;
 use crate::kernel::flows::{FlowTable, count};
 use crate::kernel::state::{Fact, StateDir, current_netns};
 use crate::kernel::{probe, read};
@@ -23,8 +24,8 @@ pub struct Status {
     pub state_dir: String,
     /// The kernel's version.
     pub kernel: String,
-    /// How the programs are attached: `tcx` or `clsact`.
-    pub hook: &'static str,
+    /// What the programs are attached to; nothing while there is no interface.
+    pub hook: Option<Via>,
     /// What matters of the kernel's abilities, and whether they are there.
     pub features: Vec<probe::Finding>,
     /// The number of the running generation.
@@ -115,7 +116,7 @@ pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status
     Ok(Status {
         state_dir: state.path().display().to_string(),
         kernel: probe::kernel_version(),
-        hook: if probe::has_tcx() { "tcx" } else { "clsact" },
+        hook: Via::of(state)?,
         generation: running.header.generation,
         loaded_at: running.meta.loaded_at,
         loaded_by: running.meta.version.clone(),
@@ -187,12 +188,7 @@ fn degraded(
     let mut degraded: Vec<String> = features
         .iter()
         .filter(|finding| !finding.present)
-        .map(|finding| {
-            format!(
-                "this kernel has no {}: {}",
-                finding.feature, finding.without
-            )
-        })
+        .map(ToString::to_string)
         .collect();
     if let (Some(owner), Ok(here)) = (state.fact(Fact::Netns), current_netns())
         && owner != here

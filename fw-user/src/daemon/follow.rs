@@ -9,7 +9,7 @@ use fw_common::abi::flow::{Flow, FlowKey};
 
 use crate::command::running::Running;
 use crate::host::Host;
-use crate::kernel::attach::{XdpMode, attach_all};
+use crate::kernel::attach::{Hook, Via, XdpMode, attach_all};
 use crate::kernel::flows::{FlowTable, Slices};
 use crate::kernel::load::{Programs, check_owner};
 use crate::kernel::state::{Fact, StateDir};
@@ -53,8 +53,9 @@ impl Follower {
         )?;
         write_local(maps, &host)?;
         let xdp = XdpMode::from_name(&self.state.fact(Fact::Xdp).unwrap_or_default());
+        let via = Via::choose(&self.state, Hook::Auto)?;
         let mut programs = Programs::open(&self.state)?;
-        let attachments = attach_all(&self.state, &host, &mut programs, xdp)?;
+        let attachments = attach_all(&self.state, &host, &mut programs, via, xdp)?;
         prune_devices(maps, &host)?;
 
         let mut said: Vec<String> = attachments

@@ -17,6 +17,7 @@ use fw_common::abi::flow::{FLOW_WORDS, FlowKey, FlowKey4, Fragment, FragmentKey}
 use fw_common::abi::maps;
 use sha2::{Digest as _, Sha256};
 
+use super::probe;
 use super::state::{Fact, Lock, StateDir, current_netns, hex, remove_if_present};
 
 /// The BPF object that this binary carries; empty when it was built without one.
@@ -145,6 +146,7 @@ pub fn prepare(state: &StateDir, _lock: &Lock) -> Result<(Maps, Programs)> {
     let hash = hex(&Sha256::digest(OBJECT));
     let pinned = PROGRAMS.iter().all(|name| state.program(name).exists());
     if !pinned || state.fact(Fact::Object).as_deref() != Some(&hash) {
+        probe::require()?;
         // While the pins are a mixture of two objects, no hash may vouch for them.
         state.forget_fact(Fact::Object)?;
         load_object(state)?;
@@ -188,6 +190,9 @@ fn load_object(state: &StateDir) -> Result<()> {
     let mut loader = EbpfLoader::new();
     for name in MAPS {
         loader.map_pin_path(name, state.map(name));
+    }
+    if !probe::has_ipv6_sum() {
+        loader.override_global(maps::GLOBAL_FLAG_IPV6_SUM, &0u64, true);
     }
     let mut object = loader
         .load(OBJECT)

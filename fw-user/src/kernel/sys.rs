@@ -1,4 +1,4 @@
-//! The two commands of bpf(2) that aya has no function for.
+//! The commands of bpf(2) that aya has no function for.
 #![allow(
     unsafe_code,
     reason = "bpf(2) and obtaining an owned descriptor from it; each block proves itself"
@@ -13,7 +13,9 @@ use std::path::Path;
 use aya::Pod;
 
 // enum bpf_cmd, include/uapi/linux/bpf.h.
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
@@ -50,6 +52,58 @@ pub fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     };
     // SAFETY: the attributes are those that BPF_LINK_DETACH reads; no pointer is involved.
     unsafe { bpf(BPF_LINK_DETACH, &mut attributes) }.map(drop)
+}
+
+/// Runs a few instructions as a tc classifier on a frame of zeroes, and says what they return.
+/// They are struct bpf_insn's, eight bytes each.
+pub fn run_classifier(instructions: &[u64]) -> io::Result<i32> {
+    /// `BPF_PROG_TYPE_SCHED_CLS`.
+    const CLASSIFIER: u32 = 3;
+    #[repr(C)]
+    struct Load {
+        kind: u32,
+        instruction_count: u32,
+        instructions: u64,
+        license: u64,
+    }
+    let mut load = Load {
+        kind: CLASSIFIER,
+        instruction_count: instructions.len() as u32,
+        instructions: instructions.as_ptr() as u64,
+        license: c"GPL".as_ptr() as u64,
+    };
+    // SAFETY: the attributes are the first ones that BPF_PROG_LOAD reads, and the kernel takes
+    // those that follow for zero; it only reads through the pointers, which outlive the call.
+    let fd = unsafe { bpf(BPF_PROG_LOAD, &mut load) }?;
+    // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
+    let program = unsafe { OwnedFd::from_raw_fd(fd) };
+
+    #[repr(C)]
+    struct Run {
+        program: u32,
+        returned: u32,
+        length_in: u32,
+        length_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+    }
+    let frame = [0u8; 64];
+    let mut run = Run {
+        program: program.as_raw_fd() as u32,
+        returned: 0,
+        length_in: frame.len() as u32,
+        length_out: 0,
+        data_in: frame.as_ptr() as u64,
+        data_out: 0,
+        repeat: 1,
+        duration: 0,
+    };
+    // SAFETY: the attributes are those that BPF_PROG_TEST_RUN reads; it reads the frame, which
+    // outlives the call, and writes none back, as there is no place for it.
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut run) }?;
+    Ok(run.returned as i32)
 }
 
 /// A place in a hash map, between two [`lookup_batch`]es. For hash maps the kernel writes the

@@ -80,7 +80,9 @@ fn examine() {
     });
     let mut lab = None;
     claim("load", || {
-        lab = Some(GuideLab::with_options("vm_smoke", &[])?);
+        let guide = GuideLab::with_options("vm_smoke", &[])?;
+        guide.load_guide()?;
+        lab = Some(guide);
         Ok(())
     });
     let Some(guide) = lab else {
