@@ -7,20 +7,21 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use fw_common::MapCell;
-use fw_common::abi::blob::{Cell, MAX_DEPTH};
+use fw_common::abi::blob::{MAX_DEPTH, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey};
 use fw_common::abi::maps::{
     COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX, LOCAL_MAX,
+    NEAR_DEVICES_MAX,
 };
 use fw_common::abi::stat::STATS_MAX;
 use fw_common::datapath::scratch::Scratch;
 
 /// A policy: `BPF_F_INNER_MAP` lets each generation have its own size, `BPF_F_MMAPABLE` lets user
-/// space fill it without a syscall for each cell.
-pub type Policy = btf_maps::Array<Cell, 1, 0x1400>;
+/// space fill it without a syscall for each page.
+pub type Policy = btf_maps::Array<Page, 1, 0x1400>;
 
 /// The running policy. User space writes the one slot, which is the flip.
 #[btf_map]
@@ -33,6 +34,11 @@ pub static COUNTERS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(COUNT
 /// Interfaces. User space writes.
 #[map]
 pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX, 0);
+
+/// The records of interfaces of small index once more, where finding one costs next to nothing.
+/// User space writes.
+#[map]
+pub static NEAR_DEVICES: Array<Device> = Array::with_max_entries(NEAR_DEVICES_MAX, 0);
 
 /// This host's addresses. User space writes.
 #[map]

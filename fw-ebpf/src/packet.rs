@@ -59,6 +59,17 @@ impl Packet for SkbPacket {
     }
 
     #[inline(always)]
+    fn window<const N: usize>(&self) -> Option<&[u8; N]> {
+        // SAFETY: `data` and `data_end` are the bounds of the bytes that the kernel lets programs
+        // read in place; the verifier has seen to it that nothing beyond the compare is.
+        unsafe {
+            let data = (&raw const (*self.0).data).read_volatile() as usize;
+            let end = (&raw const (*self.0).data_end).read_volatile() as usize;
+            (data + N <= end).then(|| &*(data as *const [u8; N]))
+        }
+    }
+
+    #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         // SAFETY: the helper reads the N bytes of `bytes` and checks the packet's bounds itself.
         let failed = unsafe {
@@ -183,6 +194,17 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn window<const N: usize>(&self) -> Option<&[u8; N]> {
+        // SAFETY: `data` and `data_end` are the bounds of the bytes that the kernel lets programs
+        // read in place; the verifier has seen to it that nothing beyond the compare is.
+        unsafe {
+            let data = (&raw const (*self.0).data).read_volatile() as usize;
+            let end = (&raw const (*self.0).data_end).read_volatile() as usize;
+            (data + N <= end).then(|| &*(data as *const [u8; N]))
+        }
+    }
+
+    #[inline(always)]
     fn store<const N: usize>(&mut self, _offset: u32, _bytes: [u8; N]) -> Option<()> {
         // Early drop rewrites nothing.
         None
@@ -213,7 +235,10 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn ethertype(&self) -> u16 {
-        self.load::<2>(12).map_or(0, u16::from_be_bytes)
+        match self.window::<14>() {
+            Some(frame) => u16::from_be_bytes([frame[12], frame[13]]),
+            None => 0,
+        }
     }
 
     #[inline(always)]

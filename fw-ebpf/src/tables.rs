@@ -10,7 +10,7 @@ use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use aya_ebpf::maps::lpm_trie::Key;
 use fw_common::MapCell;
-use fw_common::abi::blob::{Cell, MAX_DEPTH};
+use fw_common::abi::blob::{MAX_DEPTH, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey};
 use fw_common::abi::stat::Stat;
@@ -19,8 +19,8 @@ use fw_common::datapath::Recorder;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 
 use crate::maps::{
-    COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, FLOWS4, FLOWS6, FRAGMENTS, FRAMES, LOCAL, PATH_SLOTS,
-    POLICY, Policy, STATS, path,
+    COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, FLOWS4, FLOWS6, FRAGMENTS, FRAMES, LOCAL, NEAR_DEVICES,
+    PATH_SLOTS, POLICY, Policy, STATS, path,
 };
 
 /// One generation: its inner map. The kernel keeps it alive while a program that looked it up runs.
@@ -41,10 +41,10 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
-    fn cell(&self, generation: Generation, index: u32) -> Option<&Cell> {
+    fn page(&self, generation: Generation, number: u32) -> Option<&Page> {
         // SAFETY: the pointer is what the look-up in POLICY returned for this packet; RCU keeps
         // the map for as long as the program runs.
-        unsafe { &*generation.0 }.get(index)
+        unsafe { &*generation.0 }.get(number)
     }
 
     #[inline(always)]
@@ -70,7 +70,10 @@ impl Tables for BpfTables {
     fn device(&self, index: u32) -> Option<&Device> {
         // SAFETY: user space writes whole records and deletes one only with its interface; a
         // record replaced meanwhile is at worst read half old, half new, for one packet.
-        unsafe { DEVICES.get(index) }
+        match NEAR_DEVICES.get(index) {
+            Some(device) if device.flags & Device::PRESENT != 0 => Some(device),
+            _ => unsafe { DEVICES.get(index) },
+        }
     }
 
     #[inline(always)]
@@ -284,9 +287,9 @@ impl Tables for RecordingTables {
         BpfTables.generation()
     }
     #[inline(always)]
-    fn cell(&self, generation: Generation, index: u32) -> Option<&Cell> {
+    fn page(&self, generation: Generation, number: u32) -> Option<&Page> {
         // SAFETY: as for `BpfTables`.
-        unsafe { &*generation.0 }.get(index)
+        unsafe { &*generation.0 }.get(number)
     }
     #[inline(always)]
     fn hit(&self, slot: u32, _packets: u32, bytes: u32) {
@@ -306,7 +309,7 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn device(&self, index: u32) -> Option<&Device> {
         // SAFETY: as for `BpfTables`.
-        unsafe { DEVICES.get(index) }
+        BpfTables.device(index)
     }
     #[inline(always)]
     fn is_local(&self, family: Family, address: &Addr) -> bool {

@@ -42,6 +42,9 @@ pub fn bpf_object(progress: &Progress, toolchain: &Toolchain, package: &str) -> 
         "-Clink-arg=--btf".into(),
         "-Cdebuginfo=2".into(),
         "-Ctarget-cpu=v3".into(),
+        // Headers lie at odd places, and every machine that fwbpf runs on reads them there: without
+        // this, LLVM reads packets byte by byte.
+        "-Ctarget-feature=+allows-misaligned-mem-access".into(),
         "--cfg=bpf_target_arch=\"x86_64\"".into(),
         "-Dwarnings".into(),
     ];

@@ -1,6 +1,6 @@
 //! Interfaces and local addresses.
 
-use super::Addr;
+use super::{Addr, Family};
 use super::pod::pod;
 
 /// What the programs know of one interface.
@@ -22,9 +22,29 @@ pub struct Device {
     pub flags: u32,
     /// Zero.
     pub reserved: u32,
+    /// The first of the interface's own IPv4 addresses, or zeros.
+    pub own4: [u32; 2],
+    /// The first of the interface's own IPv6 addresses, or zeros.
+    pub own6: [Addr; 2],
 }
 
 impl Device {
+    /// The record is in use, in the array.
+    pub const PRESENT: u32 = 1 << 1;
+
+    /// Whether an address is one of those that the record has: most packets for this host go to
+    /// one, and need not be looked up in `LOCAL`.
+    #[inline(always)]
+    pub fn owns(&self, family: Family, address: &Addr) -> bool {
+        let [a, b, c, d] = *address;
+        if family as u8 == Family::V4 as u8 {
+            return a != 0 && (a == self.own4[0] || a == self.own4[1]);
+        }
+        let own = &self.own6;
+        let differs = |own: &Addr| (own[0] ^ a) | (own[1] ^ b) | (own[2] ^ c) | (own[3] ^ d);
+        a | b | c | d != 0 && (differs(&own[0]) == 0 || differs(&own[1]) == 0)
+    }
+
     /// The loopback interface: what is sent on it comes in again.
     pub const LOOPBACK: u32 = 1;
 }
@@ -40,6 +60,6 @@ pub struct LocalKey {
 }
 
 pod! {
-    Device { size: 48, fields: [[u64; 2], u32, Addr, u32, u32, u32] }
+    Device { size: 88, fields: [[u64; 2], u32, Addr, u32, u32, u32, [u32; 2], [Addr; 2]] }
     LocalKey { size: 20, fields: [u32, [u8; 16]] }
 }

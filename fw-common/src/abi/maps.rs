@@ -8,6 +8,8 @@ pub const POLICY: &str = "POLICY";
 pub const COUNTERS: &str = "COUNTERS";
 /// HASH, u32 interface index -> [`super::device::Device`].
 pub const DEVICES: &str = "DEVICES";
+/// ARRAY by interface index: the records of [`DEVICES`] whose index is small.
+pub const NEAR_DEVICES: &str = "NEAR_DEVICES";
 /// LPM_TRIE of [`super::device::LocalKey`] -> u32: addresses that are this host's, and broadcast.
 pub const LOCAL: &str = "LOCAL";
 /// HASH of confirmed flows, IPv4: key [`super::flow::FlowKey4`].
@@ -32,6 +34,8 @@ pub const SCRATCH: &str = "SCRATCH";
 pub const COUNTER_SLOTS: u32 = 65_536;
 /// Capacity of [`DEVICES`].
 pub const DEVICES_MAX: u32 = 4_096;
+/// Capacity of [`NEAR_DEVICES`]. A container's interfaces take new indexes at every start.
+pub const NEAR_DEVICES_MAX: u32 = 16_384;
 /// Capacity of [`LOCAL`].
 pub const LOCAL_MAX: u32 = 65_536;
 /// Capacity of [`FLOWS4`].

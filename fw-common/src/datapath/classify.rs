@@ -6,7 +6,8 @@ use core::ops::ControlFlow;
 use super::scratch::Scratch;
 use super::tables::{Step, Tables};
 use crate::abi::blob::{
-    Bucket, Chain, DIRECTORY, Predicate, Rule, Table, chain_kind, condition, target,
+    Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind,
+    condition, place, target,
 };
 use crate::abi::stat::Stat;
 
@@ -23,6 +24,8 @@ pub struct Query {
     pub direction: u8,
     /// Packets to count: none for a later fragment.
     pub packets: u8,
+    /// The class of the packet's protocol, see [`crate::abi::blob::Filter::class_of`].
+    pub class: u8,
 }
 
 /// Where a walk through the chains is.
@@ -38,9 +41,8 @@ pub struct Walk {
     depth: u32,
     code: u32,
     argument: u32,
-    /// The search in the present chain: first rule cell, or first table cell.
+    /// The search in the present chain: its first table cell.
     first: u32,
-    stride: u32,
     /// Smallest index that matched so far.
     best: u32,
     /// Its cell; 0 for none.
@@ -107,6 +109,18 @@ pub fn traverse<T: Tables>(
     }
 }
 
+/// How many rules of a short chain one step looks at: the verifier explores each.
+const CANDIDATES: u32 = 3;
+
+/// The place of the one bit that is set among the low sixteen: a de Bruijn product finds the nibble
+/// that holds it (Leiserson, Prokop, Randall 1998). BPF compares by branching, which would have the
+/// verifier explore both ways of each bit.
+#[inline(always)]
+fn index_of(bit: u32) -> u32 {
+    let nibble = bit.wrapping_mul(0x09af) >> 12 & 15;
+    (0xcd7ea84fb6935210_u64 >> (4 * nibble)) as u32 & 15
+}
+
 /// No target has this number: the walk has not ended.
 const CODE_UNBOUNDED: u32 = u32::MAX;
 
@@ -123,7 +137,16 @@ impl<T: Tables> Step for Steps<'_, T> {
         let Some(chain) = self.tables.cell(self.generation, chain) else {
             return ControlFlow::Break(());
         };
-        next_match(self.tables, self.generation, Chain(chain), self.scratch);
+        let chain = Chain(chain);
+        match chain.kind() {
+            chain_kind::LINEAR => {
+                if !self.next_in_order(chain) {
+                    return ControlFlow::Continue(());
+                }
+            }
+            chain_kind::TABLES => self.next_in_tables(chain),
+            _ => self.scratch.walk.found = 0,
+        }
         let found = self.scratch.walk.found;
         if found == 0 {
             return self.leave_chain();
@@ -132,9 +155,12 @@ impl<T: Tables> Step for Steps<'_, T> {
             return ControlFlow::Break(());
         };
         let rule = Rule(rule);
+        self.scratch.walk.cursor = rule.index().wrapping_add(1);
+        if chain.kind() == chain_kind::LINEAR && !self.search().predicates_hold(rule) {
+            return ControlFlow::Continue(());
+        }
         self.count(rule.slot());
         let walk = &mut self.scratch.walk;
-        walk.cursor = rule.index().wrapping_add(1);
         match rule.target() {
             target::CONTINUE => ControlFlow::Continue(()),
             target::RETURN => self.leave_chain(),
@@ -157,6 +183,62 @@ impl<T: Tables> Step for Steps<'_, T> {
 }
 
 impl<T: Tables> Steps<'_, T> {
+    #[inline(always)]
+    fn search(&mut self) -> Search<'_, T> {
+        Search {
+            tables: self.tables,
+            generation: self.generation,
+            scratch: self.scratch,
+        }
+    }
+
+    /// Finds the first rule of a short chain, at or after the cursor, whose fields match. Whether
+    /// its predicates hold is still to be seen.
+    ///
+    /// It looks at a few candidates only; false if there are more.
+    #[inline(never)]
+    fn next_in_order(&mut self, chain: Chain<'_>) -> bool {
+        let walk = &mut self.scratch.walk;
+        walk.found = 0;
+        let (page, first) = place(chain.first());
+        let Some(page) = self.tables.page(self.generation, page) else {
+            return true;
+        };
+        let key = &self.scratch.headers.key;
+        let query = &self.scratch.query;
+        let mut candidates = chain.candidates(query.class, query.ct, key.ports & 0xffff);
+        candidates &= u32::MAX.wrapping_shl(self.scratch.walk.cursor);
+        if self.scratch.walk.cursor > 15 {
+            return true;
+        }
+        for _ in 0..CANDIDATES {
+            if candidates == 0 {
+                return true;
+            }
+            let lowest = candidates & candidates.wrapping_neg();
+            candidates ^= lowest;
+            let index = index_of(lowest);
+            let offset = chain.stride().wrapping_mul(index);
+            if fields_match(page, first.wrapping_add(offset as usize), self.scratch) {
+                self.scratch.walk.found = chain.first().wrapping_add(offset);
+                return true;
+            }
+            self.scratch.walk.cursor = index.wrapping_add(1);
+        }
+        candidates == 0
+    }
+
+    /// Finds the first rule of a long chain, at or after the cursor, that matches.
+    #[inline(always)]
+    fn next_in_tables(&mut self, chain: Chain<'_>) {
+        let walk = &mut self.scratch.walk;
+        walk.first = chain.first();
+        walk.best = u32::MAX;
+        walk.found = 0;
+        let tables = self.tables;
+        tables.run(chain.count(), &mut InTables(self.search()));
+    }
+
     #[inline(always)]
     fn enter_chain(&mut self, chain: u32) -> ControlFlow<()> {
         self.scratch.walk.chain = chain;
@@ -202,52 +284,10 @@ impl<T: Tables> Steps<'_, T> {
     }
 }
 
-/// Finds the first rule of a chain at or after the cursor that matches.
-#[inline(always)]
-fn next_match<T: Tables>(
-    tables: &T,
-    generation: T::Generation,
-    chain: Chain<'_>,
-    scratch: &mut Scratch,
-) {
-    let walk = &mut scratch.walk;
-    walk.first = chain.first();
-    walk.stride = chain.stride();
-    walk.best = u32::MAX;
-    walk.found = 0;
-    let (count, left) = (chain.count(), chain.count().saturating_sub(walk.cursor));
-    let search = Search {
-        tables,
-        generation,
-        scratch,
-    };
-    match chain.kind() {
-        chain_kind::LINEAR => tables.run(left, &mut InOrder(search)),
-        chain_kind::TABLES => tables.run(count, &mut InTables(search)),
-        _ => {}
-    }
-}
-
 struct Search<'a, T: Tables> {
     tables: &'a T,
     generation: T::Generation,
     scratch: &'a mut Scratch,
-}
-
-struct InOrder<'a, T: Tables>(Search<'a, T>);
-
-impl<T: Tables> Step for InOrder<'_, T> {
-    #[inline(always)]
-    fn step(&mut self, turn: u32) -> ControlFlow<()> {
-        let walk = &mut self.0.scratch.walk;
-        let place = walk.cursor.wrapping_add(turn);
-        let at = walk.first.wrapping_add(place.wrapping_mul(walk.stride));
-        if self.0.matches(at) {
-            self.0.scratch.walk.found = at;
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    }
 }
 
 struct InTables<'a, T: Tables>(Search<'a, T>);
@@ -319,52 +359,19 @@ impl<T: Tables> Step for InList<'_, T> {
 }
 
 impl<T: Tables> Search<'_, T> {
-    /// Whether the rule at a cell matches. The fields are compared without branches: the verifier
-    /// explores every path through a loop body, and the processor mispredicts them.
+    /// Whether the rule at a cell matches.
     #[inline(always)]
     fn matches(&mut self, at: u32) -> bool {
-        let Some(cell) = self.tables.cell(self.generation, at) else {
+        let (number, at) = place(at);
+        let Some(page) = self.tables.page(self.generation, number) else {
             return false;
         };
-        let w = &cell.w;
-        let query = &self.scratch.query;
-        let headers = &self.scratch.headers;
-        let key = &headers.key;
-        let (source_port, destination_port) = (key.ports >> 16, key.ports & 0xffff);
-        let out_of_range = source_port.wrapping_sub(w[4] & 0xffff)
-            | (w[4] >> 16).wrapping_sub(source_port)
-            | destination_port.wrapping_sub(w[5] & 0xffff)
-            | (w[5] >> 16).wrapping_sub(destination_port);
-        let state = query.ct as u32 & (w[6] >> 16);
-        let fits = (query.in_patterns >> ((w[7] >> 16) & 63))
-            & (query.out_patterns >> ((w[7] >> 24) & 63))
-            & 1;
-        let differs = ((key.source[0] & w[1]) ^ w[0])
-            | ((key.destination[0] & w[3]) ^ w[2])
-            | (out_of_range >> 31)
-            | ((key.protocol & (w[6] >> 8) & 0xff) ^ (w[6] & 0xff))
-            | ((headers.tcp_flags as u32 & w[7] & 0xff) ^ ((w[7] >> 8) & 0xff))
-            | (state.wrapping_sub(1) >> 31)
-            | (fits as u32 ^ 1);
-        if differs != 0 {
-            return false;
-        }
-        if headers.is_v6() {
-            let Some(second) = self.tables.cell(self.generation, at.wrapping_add(1)) else {
-                return false;
-            };
-            let (w, s, d) = (&second.w, &key.source, &key.destination);
-            let differs = ((s[1] & w[3]) ^ w[0])
-                | ((s[2] & w[4]) ^ w[1])
-                | ((s[3] & w[5]) ^ w[2])
-                | ((d[1] & w[9]) ^ w[6])
-                | ((d[2] & w[10]) ^ w[7])
-                | ((d[3] & w[11]) ^ w[8]);
-            if differs != 0 {
-                return false;
-            }
-        }
-        let rule = Rule(cell);
+        fields_match(page, at, self.scratch) && self.predicates_hold(Rule(&page[at]))
+    }
+
+    /// Whether all of a rule's predicates hold.
+    #[inline(always)]
+    fn predicates_hold(&mut self, rule: Rule<'_>) -> bool {
         let count = rule.predicate_count();
         if count == 0 {
             return true;
@@ -382,6 +389,49 @@ impl<T: Tables> Search<'_, T> {
         );
         self.scratch.walk.hold != 0
     }
+}
+
+/// Whether a rule's fields match the packet. They are compared without branches: the verifier
+/// explores every path through a loop body, and the processor mispredicts them.
+#[inline(always)]
+fn fields_match(page: &Page, at: usize, scratch: &Scratch) -> bool {
+    let w = &page[at % PAGE_CELLS].w;
+    let query = &scratch.query;
+    let headers = &scratch.headers;
+    let key = &headers.key;
+    let (source_port, destination_port) = (key.ports >> 16, key.ports & 0xffff);
+    let out_of_range = source_port.wrapping_sub(w[4] & 0xffff)
+        | (w[4] >> 16).wrapping_sub(source_port)
+        | destination_port.wrapping_sub(w[5] & 0xffff)
+        | (w[5] >> 16).wrapping_sub(destination_port);
+    let state = query.ct as u32 & (w[6] >> 16);
+    let fits = (query.in_patterns >> ((w[7] >> 16) & 63))
+        & (query.out_patterns >> ((w[7] >> 24) & 63))
+        & 1;
+    let differs = ((key.source[0] & w[1]) ^ w[0])
+        | ((key.destination[0] & w[3]) ^ w[2])
+        | (out_of_range >> 31)
+        | ((key.protocol & (w[6] >> 8) & 0xff) ^ (w[6] & 0xff))
+        | ((headers.tcp_flags as u32 & w[7] & 0xff) ^ ((w[7] >> 8) & 0xff))
+        | (state.wrapping_sub(1) >> 31)
+        | (fits as u32 ^ 1);
+    if differs != 0 {
+        return false;
+    }
+    if headers.is_v6() {
+        // IPv6 rules begin at even cells, so that both of theirs are on one page.
+        let (w, s, d) = (&page[(at + 1) % PAGE_CELLS].w, &key.source, &key.destination);
+        let differs = ((s[1] & w[3]) ^ w[0])
+            | ((s[2] & w[4]) ^ w[1])
+            | ((s[3] & w[5]) ^ w[2])
+            | ((d[1] & w[9]) ^ w[6])
+            | ((d[2] & w[10]) ^ w[7])
+            | ((d[3] & w[11]) ^ w[8]);
+        if differs != 0 {
+            return false;
+        }
+    }
+    true
 }
 
 struct All<'a, T: Tables>(Search<'a, T>);

@@ -291,6 +291,28 @@ pub fn track<P: Packet, T: Tables>(
     settle(tables, &mut scratch.lookup, &found);
 }
 
+/// Tracks a packet that is known to belong to no flow, and to be no ICMP error.
+#[inline(always)]
+pub fn track_stranger<P: Packet>(packet: &P, scratch: &mut Scratch) {
+    let headers = &scratch.headers;
+    let opens = match headers.icmp {
+        Icmp::Untracked => return scratch.tracked.set_without_flow(ct::UNTRACKED),
+        Icmp::Reply | Icmp::Other | Icmp::Error => false,
+        Icmp::No | Icmp::Request if headers.broken => false,
+        Icmp::No if headers.key.protocol as u8 == protocol::TCP => {
+            read_segment(packet, scratch)
+                && scratch.segment.flags_are_valid()
+                && scratch.segment.opens()
+        }
+        Icmp::No | Icmp::Request => true,
+    };
+    if opens {
+        scratch.tracked.set_opening();
+    } else {
+        scratch.tracked.set_without_flow(ct::INVALID);
+    }
+}
+
 #[inline(always)]
 fn track_tcp<P: Packet, T: Tables>(
     packet: &P,

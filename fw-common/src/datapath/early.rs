@@ -2,11 +2,12 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse};
-use super::conntrack::track;
-use super::header::{Parsed, Part, parse};
-use super::ingress::{has_nat, is_for_this_host, patterns};
+use super::conntrack::{track, track_stranger};
+use super::header::{Icmp, Part};
+use super::ingress::is_for_this_host;
 use super::packet::Packet;
 use super::scratch::Scratch;
+use super::start::{Start, start};
 use super::tables::Tables;
 use crate::abi::blob::BaseChain;
 use crate::abi::ct;
@@ -28,30 +29,29 @@ pub trait Recorder: Tables {
 /// the same rules is exact.
 #[inline(always)]
 pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
-    let Some(generation) = tables.generation() else {
+    let Start::Judge(generation) = start(packet, tables, scratch) else {
         return Verdict::Pass;
     };
-    let Some(device) = tables.device(packet.device()) else {
-        return Verdict::Pass;
-    };
-    if parse(packet, tables, device.l2_len, &mut scratch.headers) != Parsed::Headers
-        || scratch.headers.part as u8 != Part::Whole as u8
-    {
+    if scratch.headers.part as u8 != Part::Whole as u8 {
         return Verdict::Pass;
     }
     scratch.made_here = false;
     let family = scratch.headers.family;
-    let nat = has_nat(tables, generation, family);
-    if belongs_to_flow(tables, scratch, nat) || !is_for_this_host(packet, tables, &scratch.headers)
-    {
+    let nat = scratch.has_nat();
+    if belongs_to_flow(tables, scratch, nat) || !is_for_this_host(packet, tables, scratch) {
         return Verdict::Pass;
     }
-    place(packet, tables, generation, scratch);
-    if scratch.tracked.ct & (ct::NEW | ct::INVALID | ct::UNTRACKED) == 0 {
-        return Verdict::Pass;
+    if scratch.headers.icmp as u8 == Icmp::Error as u8 {
+        // It may be about a flow.
+        track(packet, tables, generation, scratch, nat);
+        if scratch.tracked.ct & ct::INVALID == 0 {
+            return Verdict::Pass;
+        }
+    } else {
+        track_stranger(packet, scratch);
     }
     tables.begin();
-    scratch.ask(patterns(tables, generation, device), 1);
+    scratch.ask(scratch.patterns(&scratch.device), 1);
     if scratch.tracked.opens && nat {
         let chain = BaseChain::NatPrerouting.id(family);
         if traverse(tables, generation, chain, scratch) != Decision::Accept {
@@ -66,17 +66,6 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
         }
         _ => Verdict::Pass,
     }
-}
-
-#[inline(never)]
-fn place<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    generation: T::Generation,
-    scratch: &mut Scratch,
-) {
-    let aliases = has_nat(tables, generation, scratch.headers.family);
-    track(packet, tables, generation, scratch, aliases);
 }
 
 #[inline(never)]

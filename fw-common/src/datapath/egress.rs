@@ -7,12 +7,13 @@ use super::conntrack::{
     NOTE_OPENS, NOTE_SEEN, about, attach, end_flow, follow, look_up, outside, track,
 };
 use super::fragment::{Side, borrow, lend};
-use super::header::{Headers, Icmp, Parsed, Part, parse};
-use super::ingress::{has_nat, patterns, translate};
+use super::header::{Headers, Icmp, Part};
+use super::ingress::translate;
 use super::nat::{Wish, open};
 use super::packet::Packet;
 use super::rewrite::End;
 use super::scratch::Scratch;
+use super::start::{Start, patterns_of, start};
 use super::tables::Tables;
 use crate::abi::blob::BaseChain;
 use crate::abi::device::Device;
@@ -26,40 +27,29 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     if packet.is_of_vlan() {
         return Verdict::Pass;
     }
-    let Some(generation) = tables.generation() else {
-        return Verdict::Pass;
+    let generation = match start(packet, tables, scratch) {
+        Start::Judge(generation) => generation,
+        Start::NotOurs => return Verdict::Pass,
+        Start::Over(verdict) => return verdict,
     };
-    let Some(device) = tables.device(packet.device()) else {
-        return Verdict::Drop(Stat::UnknownDevice);
-    };
-    match parse(packet, tables, device.l2_len, &mut scratch.headers) {
-        Parsed::Headers => {}
-        Parsed::NotOurs => return Verdict::Pass,
-        Parsed::Malformed => return Verdict::Drop(Stat::Malformed),
-    }
     let family = scratch.headers.family;
-    let nat = has_nat(tables, generation, family);
 
     let arrival = packet.arrival_device();
     let forwarded = arrival != 0;
     scratch.made_here = !forwarded;
     let note = if forwarded { packet.note() } else { 0 };
-    let looping = device.flags & Device::LOOPBACK != 0;
-    scratch.aliases = nat && !forwarded;
+    let looping = scratch.device.flags & Device::LOOPBACK != 0;
+    scratch.aliases = scratch.has_nat() && scratch.made_here;
     if !place(packet, tables, generation, scratch, note) {
         return Verdict::Drop(Stat::FragmentWithoutFirst);
     }
     if looping {
         packet.set_note(scratch.tracked.note());
     }
-    let in_patterns = match tables.device(arrival) {
-        Some(device) => patterns(tables, generation, device),
-        None => 1,
-    };
-    scratch.ask(in_patterns, patterns(tables, generation, device));
+    let in_patterns = patterns_of(tables, arrival, scratch);
+    scratch.ask(in_patterns, scratch.patterns(&scratch.device));
 
-    let opens = scratch.tracked.opens || scratch.tracked.replayed;
-    if opens && nat && !forwarded {
+    if scratch.meets_nat() && scratch.made_here {
         let chain = BaseChain::NatOutput.id(family);
         if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
             return Verdict::Drop(stat);
@@ -73,23 +63,23 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     {
         return Verdict::Drop(Stat::Rewrite);
     }
-    let chain = if forwarded {
-        BaseChain::FilterForward.id(family)
-    } else {
+    let chain = if scratch.made_here {
         BaseChain::FilterOutput.id(family)
+    } else {
+        BaseChain::FilterForward.id(family)
     };
     if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
         return Verdict::Drop(stat);
     }
-    if opens {
+    if scratch.tracked.opens || scratch.tracked.replayed {
         scratch.draft.wish = Wish {
             address: scratch.headers.key.source,
             device: packet.device(),
-            nat,
-            embryo: forwarded,
+            nat: scratch.has_nat(),
+            embryo: !scratch.made_here,
             ..Wish::default()
         };
-        if nat {
+        if scratch.meets_nat() {
             let chain = BaseChain::NatPostrouting.id(family);
             match traverse(tables, generation, chain, scratch) {
                 Decision::Accept => {}
@@ -99,7 +89,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
                     wish.ports = ports;
                     wish.random = random;
                     wish.embryo = false;
-                    wish.address = masquerade_address(device, &scratch.headers);
+                    wish.address = masquerade_address(&scratch.device, &scratch.headers);
                     if wish.address == [0; 4] {
                         return Verdict::Drop(Stat::NoMasqueradeAddress);
                     }
@@ -113,7 +103,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
             scratch.take_translation();
         }
     }
-    if !nat || scratch.tracked.direction != 0 {
+    if !scratch.has_nat() || scratch.tracked.direction != 0 {
         return Verdict::Pass;
     }
     if !scratch.tracked.translated && scratch.tracked.ct & ct::SNAT != 0 {

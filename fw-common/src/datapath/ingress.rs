@@ -4,15 +4,15 @@ use super::Verdict;
 use super::classify::{Decision, traverse};
 use super::conntrack::{NOTE_SEEN, follow, track};
 use super::fragment::{Side, borrow, lend};
-use super::header::{Headers, Parsed, Part, parse};
+use super::header::Part;
 use super::nat::{Wish, open};
 use super::packet::{Destination, Packet};
 use super::quoted::read_quoted;
 use super::rewrite::{End, rewrite, rewrite_error};
 use super::scratch::Scratch;
+use super::start::{Start, start};
 use super::tables::Tables;
-use crate::abi::Family;
-use crate::abi::blob::{BaseChain, HEADER, Header};
+use crate::abi::blob::BaseChain;
 use crate::abi::device::Device;
 use crate::abi::stat::Stat;
 
@@ -25,43 +25,34 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if packet.is_of_vlan() {
         return Verdict::Pass;
     }
-    let Some(generation) = tables.generation() else {
-        return Verdict::Pass;
-    };
     let note = packet.note();
     packet.set_note(0);
     if packet.is_for_other_host() {
         return Verdict::Pass;
     }
-    let Some(device) = tables.device(packet.device()) else {
-        return Verdict::Drop(Stat::UnknownDevice);
-    };
-    match parse(packet, tables, device.l2_len, &mut scratch.headers) {
-        Parsed::Headers => {}
-        Parsed::NotOurs if has_priority_tags(packet, device.l2_len) => {
+    let generation = match start(packet, tables, scratch) {
+        Start::Judge(generation) => generation,
+        Start::NotOurs if has_priority_tags(packet, scratch.device.l2_len) => {
             return Verdict::Drop(Stat::Malformed);
         }
-        Parsed::NotOurs => return Verdict::Pass,
-        Parsed::Malformed => return Verdict::Drop(Stat::Malformed),
-    }
+        Start::NotOurs => return Verdict::Pass,
+        Start::Over(verdict) => return verdict,
+    };
     scratch.made_here = false;
     let family = scratch.headers.family;
-    let nat = has_nat(tables, generation, family);
 
     // On loopback every packet has been through egress just now: its label came along, it is in
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
-    let looped = device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
+    let looped = scratch.device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
     let note = if looped { note } else { 0 };
     if !place(packet, tables, generation, scratch, note) {
         // The stack cannot complete a datagram of this host's without its first fragment, which
         // will be judged. A forwarded one is dropped at egress.
         return Verdict::Pass;
     }
-    let patterns = patterns(tables, generation, device);
-    scratch.ask(patterns, 1);
+    scratch.ask(scratch.patterns(&scratch.device), 1);
 
-    let opens = scratch.tracked.opens || scratch.tracked.replayed;
-    if opens && nat {
+    if scratch.meets_nat() {
         // Only its counters matter: nothing in this chain translates.
         let chain = BaseChain::NatPrerouting.id(family);
         if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
@@ -74,7 +65,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     {
         return Verdict::Drop(Stat::Rewrite);
     }
-    if !looped && !is_for_this_host(packet, tables, &scratch.headers) {
+    if !looped && !is_for_this_host(packet, tables, scratch) {
         packet.set_note(scratch.tracked.note());
         scratch.note_transit();
         return Verdict::Pass;
@@ -84,10 +75,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
         return Verdict::Drop(stat);
     }
-    if !opens {
-        return translate_source(packet, tables, scratch);
-    }
-    if nat {
+    if scratch.meets_nat() {
         let chain = BaseChain::NatInput.id(family);
         if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
             return Verdict::Drop(stat);
@@ -99,7 +87,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     scratch.draft.wish = Wish {
         address: scratch.headers.key.source,
         device: packet.device(),
-        nat,
+        nat: scratch.has_nat(),
         embryo: true,
         ..Wish::default()
     };
@@ -148,7 +136,7 @@ fn place<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     note: u16,
 ) -> bool {
-    let aliases = has_nat(tables, generation, scratch.headers.family);
+    let aliases = scratch.has_nat();
     if scratch.headers.part as u8 == Part::Later as u8 {
         let first = borrow(tables, &mut scratch.headers, Side::Ingress);
         if first.found {
@@ -165,42 +153,23 @@ fn place<P: Packet, T: Tables>(
     true
 }
 
-/// Whether the family has a nat table.
-#[inline(always)]
-pub(super) fn has_nat<T: Tables>(tables: &T, generation: T::Generation, family: Family) -> bool {
-    tables
-        .cell(generation, HEADER)
-        .is_some_and(|cell| Header(cell).has_nat(family))
-}
-
 /// Whether a packet is INPUT's business. The table of local addresses decides; an address that is
 /// not in it, though the kernel would not forward it either, may have been added a moment ago, and
 /// so meets INPUT too: a stale table never lets a packet past every chain.
-#[inline(always)]
+#[inline(never)]
 pub(super) fn is_for_this_host<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
-    headers: &Headers,
+    scratch: &Scratch,
 ) -> bool {
-    tables.is_local(headers.family, &headers.key.destination)
+    let headers = &scratch.headers;
+    scratch.device.owns(headers.family, &headers.key.destination)
+        || tables.is_local(headers.family, &headers.key.destination)
         || !packet.is_forwardable(&Destination {
             family: headers.family,
             source: headers.key.source,
             destination: headers.key.destination,
         })
-}
-
-/// The patterns that an interface fits, in the generation that judges the packet.
-#[inline(always)]
-pub(super) fn patterns<T: Tables>(tables: &T, generation: T::Generation, device: &Device) -> u64 {
-    let even = tables
-        .cell(generation, HEADER)
-        .is_none_or(|cell| Header(cell).generation() & 1 == 0);
-    if even {
-        device.patterns[0]
-    } else {
-        device.patterns[1]
-    }
 }
 
 /// Gives a packet, or an ICMP error about one, the endpoint that tracking found for it.

@@ -21,6 +21,7 @@ mod early;
 mod egress;
 mod fragment;
 mod ingress;
+mod start;
 
 pub use early::{Recorder, early};
 pub use egress::egress;

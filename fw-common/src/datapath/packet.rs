@@ -20,6 +20,10 @@ pub trait Packet {
     /// Copies `N` bytes out; nothing if the packet ends before.
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]>;
 
+    /// The first `N` bytes of the frame, if they can be read in place. A packet may lack them, or
+    /// have them elsewhere: then [`Packet::load`] knows.
+    fn window<const N: usize>(&self) -> Option<&[u8; N]>;
+
     /// Overwrites `N` bytes.
     #[must_use]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;

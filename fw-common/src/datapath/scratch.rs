@@ -8,6 +8,8 @@ use super::quoted::Quoted;
 use super::tcp::Segment;
 use super::tuple::{Lookup, Tuple};
 use crate::MapCell;
+use crate::abi::blob::{Filter, Header, HeaderFields};
+use crate::abi::device::Device;
 use crate::abi::flow::Flow;
 
 /// Lent by the caller for one packet: in the kernel, the value of a per-CPU map.
@@ -17,10 +19,16 @@ use crate::abi::flow::Flow;
 /// track. So each stage leaves its result here, and the next is explored once.
 #[derive(Clone, Debug, Default)]
 pub struct Scratch {
+    /// The record of the interface that the hook is on.
+    pub device: Device,
     /// The packet's headers.
     pub headers: Headers,
     /// The packet's place in its flow.
     pub tracked: Tracked,
+    /// [`HeaderFields::features`] of the running policy.
+    pub features: u32,
+    /// The running generation's number is odd.
+    pub odd: bool,
     /// The packet was made on this host.
     pub made_here: bool,
     /// Replies to translated flows may come here.
@@ -48,6 +56,38 @@ pub struct Scratch {
 }
 
 impl Scratch {
+    /// Takes what the policy's header says.
+    #[inline(always)]
+    pub fn begin(&mut self, header: Header<'_>) {
+        self.features = header.features();
+        self.odd = header.generation() & 1 != 0;
+    }
+
+    /// Whether the packet's family has a nat table.
+    #[inline(always)]
+    pub fn has_nat(&self) -> bool {
+        self.features & (HeaderFields::NAT4 << self.headers.family as u32) != 0
+    }
+
+    /// Whether the packet traverses nat chains: those that open flows do, and later fragments of
+    /// those, for the counters.
+    ///
+    /// Asked anew each time: the verifier would explore the rest once for each known answer.
+    #[inline(always)]
+    pub fn meets_nat(&self) -> bool {
+        (self.tracked.opens || self.tracked.replayed) && self.has_nat()
+    }
+
+    /// The patterns that an interface fits, in the generation that judges the packet.
+    #[inline(always)]
+    pub fn patterns(&self, device: &Device) -> u64 {
+        if self.odd {
+            device.patterns[1]
+        } else {
+            device.patterns[0]
+        }
+    }
+
     /// Prepares the question that chains are asked about the packet.
     #[inline(always)]
     pub fn ask(&mut self, in_patterns: u64, out_patterns: u64) {
@@ -57,6 +97,7 @@ impl Scratch {
             ct: self.tracked.ct,
             direction: self.tracked.direction,
             packets: self.tracked.packets,
+            class: Filter::class_of(self.headers.key.protocol as u8),
         };
     }
 

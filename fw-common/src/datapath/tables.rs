@@ -3,7 +3,7 @@
 use core::ops::ControlFlow;
 
 use crate::MapCell;
-use crate::abi::blob::Cell;
+use crate::abi::blob::{Cell, Page, place};
 use crate::abi::device::Device;
 use crate::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use crate::abi::stat::Stat;
@@ -17,8 +17,15 @@ pub trait Tables {
     /// The policy that runs now; nothing before the first load.
     fn generation(&self) -> Option<Self::Generation>;
 
+    /// A page of the policy.
+    fn page(&self, generation: Self::Generation, number: u32) -> Option<&Page>;
+
     /// A cell of the policy.
-    fn cell(&self, generation: Self::Generation, index: u32) -> Option<&Cell>;
+    #[inline(always)]
+    fn cell(&self, generation: Self::Generation, index: u32) -> Option<&Cell> {
+        let (page, place) = place(index);
+        self.page(generation, page).map(|page| &page[place])
+    }
 
     /// Counts a packet on a rule or policy. A later fragment adds bytes but no packet.
     fn hit(&self, slot: u32, packets: u32, bytes: u32);

@@ -11,6 +11,7 @@ use fw_common::abi::blob::{Bucket, Cell, HashKey, RuleFields, Table, TableFields
 use indexmap::IndexMap;
 
 use super::stride;
+use super::table_set::align;
 use crate::policy::model::Family;
 
 /// Appends the chain's table cells, buckets and rules. Returns the number of tables.
@@ -192,6 +193,7 @@ impl MaskedTable {
     /// Appends the rules. Returns the first cell of each list.
     fn place_lists(&self, rules: &[RuleFields], family: Family, cells: &mut Vec<Cell>) -> Vec<u32> {
         let stride = stride(family);
+        align(cells, family);
         let place_list = |list: &Vec<u32>| {
             let first = cells.len() as u32;
             for (place, index) in list.iter().enumerate() {

@@ -20,8 +20,8 @@ pub use slots::Slots;
 pub use table_set::{BlobError, TableSet, decode_meta};
 
 use fw_common::abi::blob::{
-    Cell, Chain as ChainView, ChainFields, DEFAULT_TIMEOUTS, DIRECTORY, HeaderFields,
-    PredicateFields, RuleFields, chain_kind,
+    Cell, Chain as ChainView, ChainFields, DEFAULT_TIMEOUTS, DIRECTORY, Filter, HeaderFields, LINEAR_MAX,
+    PAGE_CELLS, PredicateFields, RuleFields, chain_kind,
 };
 use fw_common::abi::maps::COUNTER_SLOTS;
 
@@ -29,10 +29,6 @@ use crate::policy::model::{Family, Policy, Ruleset};
 use chains::{Layout, PlacedChain};
 use lower::{Lowered, Scope};
 use patterns::Patterns;
-
-/// Chains up to this length are stored as they are: reading 16 rules in order costs less than one
-/// hash.
-const LINEAR_MAX: usize = 16;
 
 /// Compiles a policy into the cells of one generation.
 ///
@@ -81,6 +77,7 @@ pub fn compile(
         w: DEFAULT_TIMEOUTS,
     };
     table_set::append_bytes(&mut cells, meta);
+    table_set::fill_page(&mut cells);
     Ok(TableSet {
         cells,
         patterns: patterns.into_list(),
@@ -189,8 +186,8 @@ fn place_predicates(lowered: Vec<LoweredChain>, cells: &mut Vec<Cell>) -> Vec<Re
 }
 
 fn place_rules(chain: &ReadyChain, cells: &mut Vec<Cell>) -> ChainFields {
-    let first = cells.len() as u32;
-    if chain.rules.len() > LINEAR_MAX {
+    if chain.rules.len() > LINEAR_MAX as usize {
+        let first = cells.len() as u32;
         let count = masked::place(&chain.rules, chain.family, cells);
         return ChainFields {
             kind: chain_kind::TABLES,
@@ -199,6 +196,12 @@ fn place_rules(chain: &ReadyChain, cells: &mut Vec<Cell>) -> ChainFields {
             ..chain.fields
         };
     }
+    table_set::align(cells, chain.family);
+    let length = chain.rules.len() * stride(chain.family) as usize;
+    if cells.len() % PAGE_CELLS + length > PAGE_CELLS {
+        table_set::fill_page(cells);
+    }
+    let first = cells.len() as u32;
     for rule in &chain.rules {
         cells.extend(&rule.encode()[..stride(chain.family) as usize]);
     }
@@ -206,6 +209,7 @@ fn place_rules(chain: &ReadyChain, cells: &mut Vec<Cell>) -> ChainFields {
         kind: chain_kind::LINEAR,
         first,
         count: chain.rules.len() as u32,
+        filter: Filter::of(&chain.rules),
         ..chain.fields
     }
 }

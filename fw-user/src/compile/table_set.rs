@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use fw_common::abi::blob::{Cell, HEADER, HeaderFields};
+use fw_common::abi::blob::{Cell, HEADER, HeaderFields, PAGE_CELLS};
 
 use super::patterns::Patterns;
-use super::{Meta, MetaError, dump};
-use crate::policy::model::InterfacePattern;
+use super::{Meta, MetaError, dump, stride};
+use crate::policy::model::{Family, InterfacePattern};
 
 /// The exact contents of the policy map, and what else a load has to write.
 #[derive(Clone, PartialEq, Eq)]
@@ -92,6 +92,17 @@ pub fn decode_meta(cells: &[Cell]) -> Result<Vec<u8>, BlobError> {
     }
     bytes.truncate(header.meta_bytes as usize);
     Ok(bytes)
+}
+
+/// Appends an empty cell if a rule of this family would straddle a page here.
+pub(super) fn align(cells: &mut Vec<Cell>, family: Family) {
+    let stride = stride(family) as usize;
+    cells.resize(cells.len().next_multiple_of(stride), Cell::default());
+}
+
+/// Appends empty cells up to the end of the page.
+pub(super) fn fill_page(cells: &mut Vec<Cell>) {
+    cells.resize(cells.len().next_multiple_of(PAGE_CELLS), Cell::default());
 }
 
 /// Appends bytes as cells, little-endian, the last one filled up with zeros.

@@ -11,7 +11,7 @@ use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, Pe
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use aya_obj::programs::XdpAttachType;
-use fw_common::abi::blob::Cell;
+use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{FLOW_WORDS, FlowKey, FlowKey4, Fragment, FragmentKey};
 use fw_common::abi::maps;
@@ -23,10 +23,11 @@ use super::state::{Fact, Lock, StateDir, current_netns, hex, remove_if_present};
 /// The BPF object that this binary carries; empty when it was built without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 
-const MAPS: [&str; 10] = [
+const MAPS: [&str; 11] = [
     maps::POLICY,
     maps::COUNTERS,
     maps::DEVICES,
+    maps::NEAR_DEVICES,
     maps::LOCAL,
     maps::FLOWS4,
     maps::FLOWS6,
@@ -44,7 +45,7 @@ const PROGRAMS: [&str; 4] = [
 ];
 
 /// One generation of the policy, as the kernel holds it.
-pub type Blob = Array<MapData, Cell>;
+pub type Blob = Array<MapData, Page>;
 /// The value of a flow map: [`fw_common::abi::flow::Flow`] as words.
 pub type FlowWords = [u64; FLOW_WORDS];
 
@@ -56,6 +57,8 @@ pub struct Maps {
     pub counters: PerCpuArray<MapData, [u64; 2]>,
     /// Interfaces by index.
     pub devices: HashMap<MapData, u32, Device>,
+    /// The same for small indexes.
+    pub near_devices: Array<MapData, Device>,
     /// Addresses of this host.
     pub local: LpmTrie<MapData, [u8; 16], u32>,
     /// Confirmed flows, IPv4.
@@ -93,6 +96,7 @@ impl Maps {
             policy: typed(state, maps::POLICY)?,
             counters: typed(state, maps::COUNTERS)?,
             devices: typed(state, maps::DEVICES)?,
+            near_devices: typed(state, maps::NEAR_DEVICES)?,
             local: typed(state, maps::LOCAL)?,
             flows4: typed(state, maps::FLOWS4)?,
             flows6: typed(state, maps::FLOWS6)?,
@@ -273,7 +277,7 @@ fn typed<T: TryFrom<Map, Error = MapError>>(state: &StateDir, name: &str) -> Res
 // The records cross into the kernel as bytes.
 const _: () = {
     const fn pod<T: Pod>() {}
-    pod::<Cell>();
+    pod::<Page>();
     pod::<Device>();
     pod::<FlowWords>();
 };

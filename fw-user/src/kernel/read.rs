@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use aya::Pod;
 use aya::maps::MapData;
 use aya::maps::PerCpuArray;
-use fw_common::abi::blob::Cell;
+use fw_common::abi::blob::{Cell, Page};
 use fw_common::abi::stat::Stat;
 
 use super::load::{Blob, Maps};
@@ -33,9 +33,11 @@ pub fn stats(maps: &Maps) -> Result<Vec<(Stat, u64)>> {
 
 /// All cells of the running policy.
 pub fn cells(blob: &Blob) -> Result<Vec<Cell>> {
-    blob.iter()
+    let pages: Vec<Page> = blob
+        .iter()
         .collect::<Result<_, _>>()
-        .context("cannot read the running policy")
+        .context("cannot read the running policy")?;
+    Ok(pages.into_flattened())
 }
 
 fn sum<V: Pod>(

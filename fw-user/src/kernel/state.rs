@@ -254,6 +254,7 @@ fn is_ours(name: &str) -> bool {
         maps::POLICY,
         maps::COUNTERS,
         maps::DEVICES,
+        maps::NEAR_DEVICES,
         maps::LOCAL,
         maps::FLOWS4,
         maps::FLOWS6,

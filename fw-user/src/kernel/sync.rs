@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, MapError, PerCpuValues};
 use aya::util::nr_cpus;
-use fw_common::abi::blob::Cell;
+use fw_common::abi::blob::{Cell, PAGE_CELLS, Page};
 use fw_common::abi::device::Device;
+use fw_common::abi::maps::NEAR_DEVICES_MAX;
 
 use super::load::Maps;
 use crate::host::{Host, Interface, LocalRoute};
@@ -43,17 +44,23 @@ pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>) -> Result<()> {
     write_devices(maps, host, next.generation, next.patterns)?;
     write_local(maps, host)?;
 
-    let length = u32::try_from(next.cells.len()).context("the policy has too many cells")?;
-    let mut blob: Array<_, Cell> = Array::create(length, INNER_FLAGS)
-        .with_context(|| format!("cannot create an array of {length} cells for the policy"))?;
-    for (index, cell) in (0..).zip(next.cells) {
-        blob.set(index, cell, 0)
+    let (pages, rest) = next.cells.as_chunks::<PAGE_CELLS>();
+    if !rest.is_empty() {
+        bail!("the policy's last page is not full: it was not made by `compile`");
+    }
+    let length = u32::try_from(pages.len()).context("the policy has too many cells")?;
+    let mut blob: Array<_, Page> = Array::create(length, INNER_FLAGS)
+        .with_context(|| format!("cannot create an array of {length} pages for the policy"))?;
+    for (number, page) in (0..).zip(pages) {
+        blob.set(number, page, 0)
             .context("cannot write the policy")?;
     }
-    for (index, cell) in (0..).zip(next.cells) {
-        let written = blob.get(&index, 0).context("cannot read the policy back")?;
-        if written != *cell {
-            bail!("cell {index} of the policy was not stored as written; nothing was changed");
+    for (number, page) in (0..).zip(pages) {
+        let written = blob
+            .get(&number, 0)
+            .context("cannot read the policy back")?;
+        if written != *page {
+            bail!("page {number} of the policy was not stored as written; nothing was changed");
         }
     }
     maps.policy
@@ -110,6 +117,8 @@ pub fn write_devices(
                 .insert(interface.index, device, 0)
                 .with_context(|| format!("cannot write the record of {}", interface.name))?;
         }
+        write_near(maps, interface.index, &device)
+            .with_context(|| format!("cannot write the near record of {}", interface.name))?;
     }
     Ok(())
 }
@@ -123,6 +132,8 @@ pub fn prune_devices(maps: &mut Maps, host: &Host) -> Result<()> {
         .context("cannot list the interfaces' records")?;
     for index in known {
         if !host.layer3().any(|interface| interface.index == index) {
+            write_near(maps, index, &Device::default())
+                .context("cannot clear the near record of an interface")?;
             match maps.devices.remove(&index) {
                 Ok(()) | Err(MapError::KeyNotFound) => {}
                 Err(error) => {
@@ -130,6 +141,14 @@ pub fn prune_devices(maps: &mut Maps, host: &Host) -> Result<()> {
                 }
             }
         }
+    }
+    Ok(())
+}
+
+/// The copy of a record that programs find first, if the interface's index is small enough.
+fn write_near(maps: &mut Maps, index: u32, device: &Device) -> Result<(), MapError> {
+    if index < NEAR_DEVICES_MAX && maps.near_devices.get(&index, 0)? != *device {
+        maps.near_devices.set(index, device, 0)?;
     }
     Ok(())
 }
@@ -184,12 +203,30 @@ fn record(
             .map_or([0; 4], |address| words(address.octets())),
         l2_len,
         flags: if interface.is_loopback() {
-            Device::LOOPBACK
+            Device::PRESENT | Device::LOOPBACK
         } else {
-            0
+            Device::PRESENT
         },
         reserved: 0,
+        own4: own(interface, |address| match address {
+            IpAddr::V4(address) => Some(u32::from(address)),
+            IpAddr::V6(_) => None,
+        }),
+        own6: own(interface, |address| match address {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(address) => Some(words(address.octets())),
+        }),
     }
+}
+
+/// The first addresses of an interface that are of one family.
+fn own<A: Copy + Default, const N: usize>(
+    interface: &Interface,
+    family: impl Fn(IpAddr) -> Option<A>,
+) -> [A; N] {
+    let addresses = interface.addresses.iter().map(|address| address.address);
+    let mut own = addresses.filter_map(family);
+    std::array::from_fn(|_| own.next().unwrap_or_default())
 }
 
 /// Sixteen bytes as four words, the most significant first.

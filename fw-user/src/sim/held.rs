@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use fw_common::MapCell;
-use fw_common::abi::blob::Cell;
+use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::stat::Stat;
@@ -53,8 +53,8 @@ impl<T: Tables> Tables for Held<'_, T> {
         self.tables.generation()
     }
 
-    fn cell(&self, generation: Self::Generation, index: u32) -> Option<&Cell> {
-        self.tables.cell(generation, index)
+    fn page(&self, generation: Self::Generation, number: u32) -> Option<&Page> {
+        self.tables.page(generation, number)
     }
 
     fn hit(&self, slot: u32, packets: u32, bytes: u32) {

@@ -87,6 +87,10 @@ impl Packet for SlicePacket {
         self.field(offset).copied()
     }
 
+    fn window<const N: usize>(&self) -> Option<&[u8; N]> {
+        self.field(0)
+    }
+
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         *self.field_mut(offset)? = bytes;
         Some(())

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use elsa::FrozenVec;
 use fw_common::MapCell;
-use fw_common::abi::blob::{Cell, MAX_DEPTH};
+use fw_common::abi::blob::{MAX_DEPTH, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::maps;
@@ -236,7 +236,7 @@ impl HostTables {
                     .map_or([0; 4], |address| addr::to_abi(address.into())),
                 l2_len: device.l2_len,
                 flags: if device.loopback { Device::LOOPBACK } else { 0 },
-                reserved: 0,
+                ..Device::default()
             }
         };
         let devices = self.host.devices.iter();
@@ -263,8 +263,9 @@ impl Tables for HostTables {
         self.policy.as_ref().map(|_| ())
     }
 
-    fn cell(&self, (): (), index: u32) -> Option<&Cell> {
-        self.policy.as_ref()?.cells.get(index as usize)
+    fn page(&self, (): (), number: u32) -> Option<&Page> {
+        let (pages, _) = self.policy.as_ref()?.cells.as_chunks();
+        pages.get(number as usize)
     }
 
     fn hit(&self, slot: u32, packets: u32, bytes: u32) {

@@ -64,6 +64,7 @@ impl Kernel {
             policy: take(&mut object, maps::POLICY)?,
             counters: take(&mut object, maps::COUNTERS)?,
             devices: take(&mut object, maps::DEVICES)?,
+            near_devices: take(&mut object, maps::NEAR_DEVICES)?,
             local: take(&mut object, maps::LOCAL)?,
             flows4: take(&mut object, maps::FLOWS4)?,
             flows6: take(&mut object, maps::FLOWS6)?,

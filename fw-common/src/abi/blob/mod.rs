@@ -1,4 +1,5 @@
-//! The compiled policy: one array of 64-byte cells, one array a generation.
+//! The compiled policy: 64-byte cells, in one array of 4 KiB pages a generation. Base chains, and
+//! chains stored rule by rule, never straddle a page: one look-up brings a short chain into reach.
 //!
 //! ```text
 //! cell 0            header
@@ -12,10 +13,12 @@
 //! The builder (user space) writes records with `encode`; the datapath reads them through the
 //! borrowing views (`Rule`, `Chain`, ...), which cost nothing: each getter is one indexed load.
 
+mod chain;
 mod predicate;
 mod rule;
 mod table;
 
+pub use chain::{Chain, ChainFields, Filter, chain_kind};
 pub use predicate::{Condition, Predicate, PredicateFields, condition};
 pub use rule::{Rule, RuleFields, pack_range, target};
 pub use table::{Bucket, HashKey, Table, TableFields};
@@ -33,10 +36,23 @@ pub struct Cell {
 
 pod! { Cell { size: 64, fields: [[u32; 16]] } }
 
+/// Cells in one element of the policy's array: what one look-up brings into reach.
+pub const PAGE_CELLS: usize = 64;
+/// An element of the policy's array.
+pub type Page = [Cell; PAGE_CELLS];
+/// Longest chain that is stored as it is, within one page.
+pub const LINEAR_MAX: u32 = 16;
+
+/// Which page a cell is on, and its place there.
+#[inline(always)]
+pub const fn place(index: u32) -> (u32, usize) {
+    (index / PAGE_CELLS as u32, index as usize % PAGE_CELLS)
+}
+
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
@@ -107,11 +123,12 @@ impl Header<'_> {
         self.0.w[2]
     }
 
-    /// Whether this family has a nat table.
+    /// See [`HeaderFields::features`].
     #[inline(always)]
-    pub fn has_nat(&self, family: Family) -> bool {
-        self.0.w[4] & (HeaderFields::NAT4 << family as u32) != 0
+    pub fn features(&self) -> u32 {
+        self.0.w[4]
     }
+
 }
 
 /// Index of a timeout in the timeouts cell. TCP's states come first, so that the state's number
@@ -188,90 +205,5 @@ impl BaseChain {
     #[inline(always)]
     pub const fn id(self, family: Family) -> u32 {
         family as u32 * BASE_CHAINS + self as u32
-    }
-}
-
-/// How a chain is stored.
-pub mod chain_kind {
-    /// No such chain: its table is not loaded, and the hook lets the packet go on.
-    pub const ABSENT: u32 = 0;
-    /// Rules in order, [`super::ChainFields::stride`] cells each.
-    pub const LINEAR: u32 = 1;
-    /// Masked-hash tables, ascending by smallest rule index.
-    pub const TABLES: u32 = 2;
-}
-
-/// A chain's directory cell.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ChainFields {
-    /// One of [`chain_kind`].
-    pub kind: u32,
-    /// First rule cell, or first table cell.
-    pub first: u32,
-    /// Number of rules (linear) or of tables.
-    pub count: u32,
-    /// Cells from one rule to the next, when linear: 1 for IPv4, 2 for IPv6.
-    pub stride: u32,
-    /// Base chains: [`Chain::ACCEPT`] or [`Chain::DROP`]; user chains: 0.
-    pub policy: u32,
-    /// Counter slot of the policy.
-    pub policy_slot: u32,
-}
-
-impl ChainFields {
-    /// Writes the cell.
-    pub fn encode(&self) -> Cell {
-        let mut cell = Cell::default();
-        cell.w[..6].copy_from_slice(&[
-            self.kind,
-            self.first,
-            self.count,
-            self.stride,
-            self.policy,
-            self.policy_slot,
-        ]);
-        cell
-    }
-}
-
-/// View of a chain's directory cell.
-#[derive(Clone, Copy)]
-pub struct Chain<'a>(pub &'a Cell);
-
-impl Chain<'_> {
-    /// The policy ACCEPT.
-    pub const ACCEPT: u32 = 1;
-    /// The policy DROP.
-    pub const DROP: u32 = 2;
-
-    /// One of [`chain_kind`].
-    #[inline(always)]
-    pub fn kind(&self) -> u32 {
-        self.0.w[0]
-    }
-    /// See [`ChainFields::first`].
-    #[inline(always)]
-    pub fn first(&self) -> u32 {
-        self.0.w[1]
-    }
-    /// See [`ChainFields::count`].
-    #[inline(always)]
-    pub fn count(&self) -> u32 {
-        self.0.w[2]
-    }
-    /// See [`ChainFields::stride`].
-    #[inline(always)]
-    pub fn stride(&self) -> u32 {
-        self.0.w[3]
-    }
-    /// See [`ChainFields::policy`].
-    #[inline(always)]
-    pub fn policy(&self) -> u32 {
-        self.0.w[4]
-    }
-    /// See [`ChainFields::policy_slot`].
-    #[inline(always)]
-    pub fn policy_slot(&self) -> u32 {
-        self.0.w[5]
     }
 }
