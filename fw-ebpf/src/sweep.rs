@@ -31,7 +31,7 @@ pub fn sweep<P: Packet, T: Tables>(packet: &P, tables: &T) -> Swept {
     let Some(flow) = tables.flow(&key) else {
         return Swept::Kept;
     };
-    if key.kind == FlowKey::ALIAS {
+    if flow.is_alias() {
         // An alias goes with its flow; alone it is a leftover.
         if tables.flow(&flow.other).is_some() {
             return Swept::Kept;

@@ -1,7 +1,7 @@
 //! Interfaces and local addresses.
 
-use super::{Addr, Family};
 use super::pod::pod;
+use super::{Addr, Family};
 
 /// What the programs know of one interface.
 #[repr(C)]

@@ -21,7 +21,7 @@ pub struct FlowKey {
     pub high_port: u16,
     /// Protocol number.
     pub protocol: u8,
-    /// [`FlowKey::PRIMARY`], [`FlowKey::ALIAS`] or [`FlowKey::STRANGER`].
+    /// [`FlowKey::FIRST`] or [`FlowKey::SECOND`].
     pub kind: u8,
     /// [`Family`] as a number.
     pub family: u8,
@@ -30,13 +30,11 @@ pub struct FlowKey {
 }
 
 impl FlowKey {
-    /// The flow itself, under the addresses that the side that opened it uses.
-    pub const PRIMARY: u8 = 0;
-    /// A translated flow's other name: the addresses that the far side sees.
-    pub const ALIAS: u8 = 1;
-    /// A flow that a stranger opened to the inner address of a translated flow, between the same
-    /// endpoints: it has the same two endpoints, and is another flow.
-    pub const STRANGER: u8 = 2;
+    /// The name that is looked up first.
+    pub const FIRST: u8 = 0;
+    /// A second name of the same two endpoints. A translated flow bears different names in its two
+    /// directions, so that another flow may bear the same endpoints in the other direction.
+    pub const SECOND: u8 = 1;
 
     /// Whether this is an IPv4 flow.
     pub const fn is_v4(&self) -> bool {
@@ -94,7 +92,7 @@ impl From<&FlowKey4> for FlowKey {
     }
 }
 
-/// A tracked flow, or (under a key of kind [`FlowKey::ALIAS`]) the pointer to one.
+/// A tracked flow, or ([`Flow::ALIAS`]) the name that replies to a translated flow bear.
 ///
 /// Every mutable word is a [`MapCell`]: two CPUs that see packets of one flow at the same moment
 /// may each lose the other's transition, as if one packet had been missed.
@@ -160,6 +158,15 @@ impl Flow {
     pub const DYING: u32 = 1 << 4;
     /// In the embryonic tier.
     pub const EMBRYO: u32 = 1 << 5;
+    /// Not a flow: the other name of the translated one in [`Flow::other`], whose replies bear it.
+    /// `LOW_OPENED` says which endpoint the translated source is.
+    pub const ALIAS: u32 = 1 << 6;
+
+    /// Whether the flow found under a name is another one's alias.
+    #[inline(always)]
+    pub fn is_alias(&self) -> bool {
+        self.status.get() & Self::ALIAS != 0
+    }
 }
 
 /// Names an IP datagram under reassembly as one hook sees it (RFC 791 3.2, RFC 8200 4.5).

@@ -6,8 +6,8 @@ use core::ops::ControlFlow;
 use super::scratch::Scratch;
 use super::tables::{Step, Tables};
 use crate::abi::blob::{
-    Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind,
-    condition, place, target,
+    Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind, condition,
+    place, target,
 };
 use crate::abi::stat::Stat;
 
@@ -420,7 +420,11 @@ fn fields_match(page: &Page, at: usize, scratch: &Scratch) -> bool {
     }
     if headers.is_v6() {
         // IPv6 rules begin at even cells, so that both of theirs are on one page.
-        let (w, s, d) = (&page[(at + 1) % PAGE_CELLS].w, &key.source, &key.destination);
+        let (w, s, d) = (
+            &page[(at + 1) % PAGE_CELLS].w,
+            &key.source,
+            &key.destination,
+        );
         let differs = ((s[1] & w[3]) ^ w[0])
             | ((s[2] & w[4]) ^ w[1])
             | ((s[3] & w[5]) ^ w[2])

@@ -161,59 +161,44 @@ fn find<'t, T: Tables>(
     aliases: Aliases,
     now: u64,
 ) -> Option<Found<'t>> {
-    let from_low = lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
-    if let Some(flow) = tables.flow(&lookup.key) {
+    let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
+    let flow = tables.flow(&lookup.key)?;
+    if !flow.is_alias() {
         let direction = direction(tables, &lookup.key, flow, from_low, now);
-        // Replies to a translated flow come under its alias. Under the opener's own address they
-        // are a stranger's, except after the translation, where aliases are not looked up.
-        let stranger = aliases && direction == 1 && flow.status.get() & Flow::SNAT != 0;
-        if stranger {
-            if let Some(found) = find_stranger(tables, lookup, from_low, now) {
-                return Some(found);
-            }
-        } else if direction != NO_FLOW {
-            return Some(Found {
+        // Replies to a translated flow bear its alias. Under the opener's own address they are
+        // another flow's, except after the translation, where aliases are not looked up.
+        let other = aliases && direction == 1 && flow.status.get() & Flow::SNAT != 0;
+        if !other {
+            return (direction != NO_FLOW).then_some(Found {
                 flow,
                 alias_of: None,
                 direction,
             });
         }
+    } else if aliases && (flow.status.get() & Flow::LOW_OPENED != 0) != from_low {
+        let translated = tables.flow(&flow.other)?;
+        let direction = direction(tables, &flow.other, translated, true, now);
+        return (direction != NO_FLOW).then_some(Found {
+            flow: translated,
+            alias_of: Some(&flow.other),
+            direction: 1,
+        });
     }
-    if !aliases {
-        return None;
-    }
-    let from_low = lookup.tuple.write_key(FlowKey::ALIAS, &mut lookup.key);
-    let alias = tables.flow(&lookup.key)?;
-    let reply = (alias.status.get() & Flow::LOW_OPENED != 0) != from_low;
-    if !reply {
-        return None;
-    }
-    let flow = tables.flow(&alias.other)?;
-    if direction(tables, &alias.other, flow, true, now) == NO_FLOW {
-        return None;
-    }
-    Some(Found {
-        flow,
-        alias_of: Some(&alias.other),
-        direction: 1,
-    })
+    find_second(tables, lookup, from_low, now)
 }
 
-/// The flow that a stranger opened beside a translated one; `lookup` has just found the latter.
+/// The flow of the second name: the first one's goes the other way.
 #[inline(always)]
-fn find_stranger<'t, T: Tables>(
+fn find_second<'t, T: Tables>(
     tables: &'t T,
     lookup: &mut Lookup,
     from_low: bool,
     now: u64,
 ) -> Option<Found<'t>> {
-    lookup.key.kind = FlowKey::STRANGER;
+    lookup.key.kind = FlowKey::SECOND;
     let flow = tables.flow(&lookup.key)?;
     let direction = direction(tables, &lookup.key, flow, from_low, now);
-    if direction == NO_FLOW {
-        return None;
-    }
-    Some(Found {
+    (direction != NO_FLOW).then_some(Found {
         flow,
         alias_of: None,
         direction,
@@ -404,9 +389,9 @@ pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     } else {
         return;
     }
-    // The flow goes the other way: the packet's is a stranger's beside it.
+    // The flow goes the other way: the packet's is the second one.
     let from_low = scratch.lookup.is_from_low();
-    if let Some(found) = find_stranger(tables, &mut scratch.lookup, from_low, 0) {
+    if let Some(found) = find_second(tables, &mut scratch.lookup, from_low, 0) {
         scratch.tracked.set_in_flow(&found, label);
         scratch.tracked.ct = label;
     }

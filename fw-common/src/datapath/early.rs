@@ -37,13 +37,13 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     }
     scratch.made_here = false;
     let family = scratch.headers.family;
-    let nat = scratch.has_nat();
-    if belongs_to_flow(tables, scratch, nat) || !is_for_this_host(packet, tables, scratch) {
+    if belongs_to_flow(tables, scratch) || !is_for_this_host(packet, tables, scratch) {
         return Verdict::Pass;
     }
     if scratch.headers.icmp as u8 == Icmp::Error as u8 {
         // It may be about a flow.
-        track(packet, tables, generation, scratch, nat);
+        let aliases = scratch.has_nat();
+        track(packet, tables, generation, scratch, aliases);
         if scratch.tracked.ct & ct::INVALID == 0 {
             return Verdict::Pass;
         }
@@ -52,7 +52,7 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     }
     tables.begin();
     scratch.ask(scratch.patterns(&scratch.device), 1);
-    if scratch.tracked.opens && nat {
+    if scratch.meets_nat() {
         let chain = BaseChain::NatPrerouting.id(family);
         if traverse(tables, generation, chain, scratch) != Decision::Accept {
             return Verdict::Pass;
@@ -68,14 +68,11 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     }
 }
 
+/// Whether there is a flow or an alias between these endpoints, be it over or another's.
 #[inline(never)]
-fn belongs_to_flow<T: Tables>(tables: &T, scratch: &mut Scratch, nat: bool) -> bool {
+fn belongs_to_flow<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     scratch.lookup.tuple.set(&scratch.headers);
     let lookup = &mut scratch.lookup;
-    lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
-    if tables.flow(&lookup.key).is_some() {
-        return true;
-    }
-    lookup.key.kind = FlowKey::ALIAS;
-    nat && tables.flow(&lookup.key).is_some()
+    lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
+    tables.flow(&lookup.key).is_some()
 }

@@ -178,13 +178,13 @@ fn place<P: Packet, T: Tables>(
 fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     scratch.lookup.tuple.set(&scratch.headers);
     let lookup = &mut scratch.lookup;
-    let from_low = lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
+    let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
     let opened = if from_low { Flow::LOW_OPENED } else { 0 };
     let Some(mut flow) = tables.flow(&lookup.key) else {
         return false;
     };
-    if flow.status.get() & Flow::LOW_OPENED != opened {
-        lookup.key.kind = FlowKey::STRANGER;
+    if flow.is_alias() || flow.status.get() & Flow::LOW_OPENED != opened {
+        lookup.key.kind = FlowKey::SECOND;
         flow = match tables.flow(&lookup.key) {
             Some(flow) => flow,
             None => return false,

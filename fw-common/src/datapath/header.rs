@@ -207,7 +207,15 @@ fn parse_usual_v6<P: Packet>(packet: &P, headers: &mut Headers) -> bool {
     headers.key.destination = [word(38), word(42), word(46), word(50)];
     headers.fragment_id = 0;
     headers.bytes = payload_len + 40;
-    parse_usual_transport(packet, headers, L4_V6, payload_len, w[20], word(54), half(58))
+    parse_usual_transport(
+        packet,
+        headers,
+        L4_V6,
+        payload_len,
+        w[20],
+        word(54),
+        half(58),
+    )
 }
 
 /// TCP or UDP at `l4`, of `l4_len` bytes; `length` is the field that UDP has for it.

@@ -163,7 +163,9 @@ pub(super) fn is_for_this_host<P: Packet, T: Tables>(
     scratch: &Scratch,
 ) -> bool {
     let headers = &scratch.headers;
-    scratch.device.owns(headers.family, &headers.key.destination)
+    scratch
+        .device
+        .owns(headers.family, &headers.key.destination)
         || tables.is_local(headers.family, &headers.key.destination)
         || !packet.is_forwardable(&Destination {
             family: headers.family,

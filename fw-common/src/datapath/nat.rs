@@ -65,26 +65,18 @@ pub fn open<P: Packet, T: Tables>(
     draft_flow(packet, tables, generation, scratch);
     let (headers, lookup, draft) = (&scratch.headers, &mut scratch.lookup, &mut scratch.draft);
     lookup.tuple.set(headers);
-    let from_low = lookup.tuple.write_key(FlowKey::PRIMARY, &mut draft.key);
+    let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut draft.key);
     let opened = if from_low { Flow::LOW_OPENED } else { 0 };
-    if draft.wish.nat
-        && let Some(other) = tables.flow(&draft.key)
-    {
-        let status = other.status.get();
-        if status & Flow::SNAT != 0
-            && status & Flow::DYING == 0
-            && status & Flow::LOW_OPENED != opened
-        {
-            draft.key.kind = FlowKey::STRANGER;
-        }
+    let second = draft.wish.nat && is_taken(tables, &draft.key, opened);
+    if second {
+        draft.key.kind = FlowKey::SECOND;
     }
-    let stranger = draft.key.kind == FlowKey::STRANGER;
 
     let port = (headers.flow_ports >> 16) as u16;
     let stays = draft.wish.address == headers.key.source;
     let keep_port =
         !draft.wish.random && (draft.wish.ports == 0 || in_range(draft.wish.ports, port));
-    if stays && keep_port && !stranger && !(draft.wish.nat && alias_exists(tables, lookup)) {
+    if stays && keep_port && !second {
         let (status, tier) = if draft.wish.embryo {
             (opened | Flow::EMBRYO, Tier::Embryo)
         } else {
@@ -140,10 +132,17 @@ pub fn open<P: Packet, T: Tables>(
     }
 }
 
+/// Whether a flow that goes the other way bears the name: it is translated, or an alias.
 #[inline(always)]
-fn alias_exists<T: Tables>(tables: &T, lookup: &mut Lookup) -> bool {
-    lookup.tuple.write_key(FlowKey::ALIAS, &mut lookup.key);
-    tables.flow(&lookup.key).is_some()
+fn is_taken<T: Tables>(tables: &T, key: &FlowKey, opened: u32) -> bool {
+    let Some(other) = tables.flow(key) else {
+        return false;
+    };
+    let status = other.status.get();
+    if status & Flow::ALIAS != 0 {
+        return true;
+    }
+    status & (Flow::SNAT | Flow::DYING) == Flow::SNAT && status & Flow::LOW_OPENED != opened
 }
 
 /// The checksums of these cover the addresses, and SCTP's is a CRC that no helper updates.
@@ -253,7 +252,8 @@ impl<T: Tables> Step for Search<'_, T> {
 }
 
 impl<T: Tables> Search<'_, T> {
-    /// Stores the alias. One whose flow is over, though nothing has removed it yet, makes way.
+    /// Stores the alias. A flow or an alias whose time is over, though nothing has removed it yet,
+    /// makes way.
     #[inline(always)]
     fn insert_alias(&self) -> bool {
         let (tables, draft) = (self.tables, &*self.draft);
@@ -263,21 +263,35 @@ impl<T: Tables> Search<'_, T> {
         {
             return true;
         }
-        let Some(alias) = tables.flow(&draft.alias) else {
-            return false;
+        self.make_way()
+            && tables
+                .insert_flow(&draft.alias, &draft.flow, Tier::Confirmed)
+                .is_ok()
+    }
+
+    /// Removes what bears the alias's name, if it is over.
+    #[inline(never)]
+    fn make_way(&self) -> bool {
+        let (tables, key) = (self.tables, &self.draft.alias);
+        let Some(old) = tables.flow(key) else {
+            return true;
         };
-        if let Some(flow) = tables.flow(&alias.other) {
-            let over = flow.status.get() & Flow::DYING != 0 || flow.expires.get() < tables.now();
-            if !over {
-                return false;
+        let (key, flow) = if old.is_alias() {
+            match tables.flow(&old.other) {
+                Some(flow) => (&old.other, flow),
+                None => {
+                    tables.remove_flow(key);
+                    return true;
+                }
             }
-            end_flow(tables, &alias.other, flow);
         } else {
-            tables.remove_flow(&draft.alias);
+            (key, old)
+        };
+        let over = flow.status.get() & Flow::DYING != 0 || flow.expires.get() < tables.now();
+        if over {
+            end_flow(tables, key, flow);
         }
-        tables
-            .insert_flow(&draft.alias, &draft.flow, Tier::Confirmed)
-            .is_ok()
+        over
     }
 
     /// Takes the port if no other flow to the same place has it.
@@ -288,22 +302,11 @@ impl<T: Tables> Search<'_, T> {
         }
         let tuple = &mut self.lookup.tuple;
         tuple.ports = (port as u32) << 16 | tuple.ports & 0xffff;
-        let from_low = tuple.write_key(FlowKey::ALIAS, &mut self.draft.alias);
-        let status = if from_low { Flow::LOW_OPENED } else { 0 };
-        self.draft.flow.status.set(status);
-        if !self.insert_alias() {
-            return false;
-        }
-        // A flow of this host's own may have the port already. It looks for our alias after it
-        // stored itself, as we look for it after we stored ours: one of the two sees the other.
-        let lookup = &mut *self.lookup;
-        lookup.tuple.write_key(FlowKey::PRIMARY, &mut lookup.key);
-        if let Some(flow) = self.tables.flow(&lookup.key)
-            && flow.expires.get() >= self.tables.now()
-        {
-            self.tables.remove_flow(&self.draft.alias);
-            return false;
-        }
-        true
+        let from_low = tuple.write_key(FlowKey::FIRST, &mut self.draft.alias);
+        let opened = if from_low { Flow::LOW_OPENED } else { 0 };
+        self.draft.flow.status.set(Flow::ALIAS | opened);
+        // Flows of this host's own bear their names in the same tables: whichever comes first has
+        // the port.
+        self.insert_alias()
     }
 }

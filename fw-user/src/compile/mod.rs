@@ -20,8 +20,8 @@ pub use slots::Slots;
 pub use table_set::{BlobError, TableSet, decode_meta};
 
 use fw_common::abi::blob::{
-    Cell, Chain as ChainView, ChainFields, DEFAULT_TIMEOUTS, DIRECTORY, Filter, HeaderFields, LINEAR_MAX,
-    PAGE_CELLS, PredicateFields, RuleFields, chain_kind,
+    Cell, Chain as ChainView, ChainFields, DEFAULT_TIMEOUTS, DIRECTORY, Filter, HeaderFields,
+    LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields, chain_kind,
 };
 use fw_common::abi::maps::COUNTER_SLOTS;
 

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use fw_common::abi::flow::{Flow, FlowKey};
+use fw_common::abi::flow::Flow;
 use fw_common::abi::maps;
 use tokio::time::sleep;
 
@@ -44,7 +44,7 @@ async fn sweep_all(state: &StateDir, aliases: bool) -> Result<()> {
         while let Some(slice) = slices.read_next()? {
             let now = monotonic_now();
             for (key, flow) in &slice {
-                if is_candidate(key, flow, now, aliases) {
+                if is_candidate(flow, now, aliases) {
                     sweeper.sweep(key)?;
                 }
             }
@@ -54,8 +54,8 @@ async fn sweep_all(state: &StateDir, aliases: bool) -> Result<()> {
     Ok(())
 }
 
-fn is_candidate(key: &FlowKey, flow: &Flow, now: u64, aliases: bool) -> bool {
-    if key.kind == FlowKey::ALIAS {
+fn is_candidate(flow: &Flow, now: u64, aliases: bool) -> bool {
+    if flow.is_alias() {
         // An alias goes with its flow; only a leftover has to be looked for.
         aliases
     } else {
@@ -69,14 +69,11 @@ mod tests {
 
     #[test]
     fn aliases_are_candidates_only_when_asked_for() {
-        let alias = FlowKey {
-            kind: FlowKey::ALIAS,
-            ..FlowKey::default()
-        };
         let flow = Flow::default();
-        assert!(!is_candidate(&alias, &flow, 1, false));
-        assert!(is_candidate(&alias, &flow, 1, true));
-        assert!(is_candidate(&FlowKey::default(), &flow, 1, false));
-        assert!(!is_candidate(&FlowKey::default(), &flow, 0, false));
+        assert!(is_candidate(&flow, 1, false));
+        assert!(!is_candidate(&flow, 0, false));
+        flow.status.set(Flow::ALIAS);
+        assert!(!is_candidate(&flow, 1, false));
+        assert!(is_candidate(&flow, 1, true));
     }
 }

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 use fw_common::abi::Addr;
-use fw_common::abi::flow::{Flow, FlowKey};
+use fw_common::abi::flow::Flow;
 
 use crate::command::running::Running;
 use crate::host::Host;
@@ -117,8 +117,7 @@ fn end_orphans(state: &StateDir, host: &Host) -> Result<usize> {
         let mut slices = Slices::open(state, table)?;
         while let Some(slice) = slices.read_next()? {
             for (key, flow) in &slice {
-                let orphan = key.kind == FlowKey::PRIMARY
-                    && flow.status.get() & Flow::SNAT != 0
+                let orphan = flow.status.get() & Flow::SNAT != 0
                     && (!addresses.contains(&flow.nat_source) || !up.contains(&flow.nat_device));
                 if orphan && sweeper.end(key)? {
                     ended += 1;

@@ -114,9 +114,8 @@ fn prepare(
             let Some(headers) = headers(tables, way.first(), &packet) else {
                 return Ok(());
             };
-            let (key, _) = Tuple::key_of(&headers, FlowKey::PRIMARY);
-            let (alias, _) = Tuple::key_of(&headers, FlowKey::ALIAS);
-            if tables.flow(&key).is_some() || tables.flow(&alias).is_some() {
+            let (key, _) = Tuple::key_of(&headers, FlowKey::FIRST);
+            if tables.flow(&key).is_some() {
                 return Ok(());
             }
             let opener = if question.answers() {
@@ -159,7 +158,7 @@ fn open(tables: &HostTables, way: &Way, question: &Question) -> Result<(), Expla
 
 /// The packet's connection as one that has gone on for a while.
 fn put_established(tables: &HostTables, headers: &Headers, reply: bool) {
-    let (key, from_low) = Tuple::key_of(headers, FlowKey::PRIMARY);
+    let (key, from_low) = Tuple::key_of(headers, FlowKey::FIRST);
     let opened = match from_low != reply {
         true => Flow::LOW_OPENED,
         false => 0,
@@ -307,11 +306,11 @@ impl<'m> Walk<'m> {
                     self.steps.push(Step::Destination { address, local });
                 }
                 Event::Insert {
-                    key,
-                    flow: _,
+                    key: _,
+                    flow,
                     tier,
                     result: Ok(()),
-                } if key.kind == FlowKey::PRIMARY => {
+                } if !flow.is_alias() => {
                     self.steps.push(Step::Remembered {
                         embryo: tier == Tier::Embryo,
                     });

@@ -65,16 +65,24 @@ pub fn flush(state: &StateDir) -> Result<usize> {
     let sweeper = Sweeper::open(state)?;
     let mut ended = 0;
     for table in FlowTable::ALL {
-        // Deleting while walking would skip neighbours: the keys first, then the deletions.
-        let mut keys = Vec::new();
+        // Deleting while walking would skip neighbours: the keys first, then the deletions. An
+        // alias goes with its flow; alone it is a leftover.
+        let (mut flows, mut aliases) = (Vec::new(), Vec::new());
         let mut slices = Slices::open(state, table)?;
         while let Some(slice) = slices.read_next()? {
-            keys.extend(slice.into_iter().map(|(key, _)| key));
+            for (key, flow) in slice {
+                let keys = if flow.is_alias() {
+                    &mut aliases
+                } else {
+                    &mut flows
+                };
+                keys.push(key);
+            }
         }
-        for key in keys.iter().filter(|key| key.kind != FlowKey::ALIAS) {
+        for key in &flows {
             ended += usize::from(sweeper.end(key)?);
         }
-        for key in keys.iter().filter(|key| key.kind == FlowKey::ALIAS) {
+        for key in &aliases {
             sweeper.end(key)?;
         }
     }

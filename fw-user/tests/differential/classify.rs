@@ -1,7 +1,7 @@
 //! The compiled policy, judged by the datapath on the host, against the model's own meaning.
 
 use fw_common::abi::Family as AbiFamily;
-use fw_common::abi::blob::{BaseChain, HashKey};
+use fw_common::abi::blob::{BaseChain, Filter, HashKey};
 use fw_common::datapath::classify::{Decision, Query, traverse};
 use fw_common::datapath::header::{Headers, Icmp, Part};
 use fw_common::datapath::scratch::Scratch;
@@ -139,6 +139,7 @@ fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Seen) 
             None => 2,
         },
         packets: 1,
+        class: Filter::class_of(headers.key.protocol as u8),
     };
     let mut scratch = Scratch {
         headers,

@@ -128,7 +128,6 @@ impl Header<'_> {
     pub fn features(&self) -> u32 {
         self.0.w[4]
     }
-
 }
 
 /// Index of a timeout in the timeouts cell. TCP's states come first, so that the state's number
