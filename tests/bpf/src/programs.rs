@@ -124,6 +124,12 @@ pub fn sink(context: XdpContext) -> u32 {
     XDP_DROP
 }
 
+/// Lets everything pass: an interface can only send generated frames if it has an XDP program.
+#[xdp]
+pub fn pass(_context: XdpContext) -> u32 {
+    XDP_PASS
+}
+
 /// The floor of dropping: nothing is looked at.
 #[xdp]
 pub fn floor_drop(_context: XdpContext) -> u32 {

@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use super::lab::{Ends, HOST, PathLab};
 use super::station::Station;
-use crate::lab::{Fwbpf, Namespace, fwbpf_binary, run};
+use crate::lab::{Firewall as _, Fwbpf, Namespace, fwbpf_binary, run};
 
 /// Who is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -136,6 +136,29 @@ impl Loaded {
             run(command).with_context(|| format!("{} loads", self.contender.name()))?;
         }
         Ok(started.elapsed())
+    }
+
+    /// Takes the firewall away.
+    pub fn clear(&self) -> Result<()> {
+        match self.contender {
+            Contender::NoFirewall | Contender::FloorDrop | Contender::FloorForward => Ok(()),
+            Contender::IptablesLegacy | Contender::IptablesNft => {
+                const OPEN: &str = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+                     COMMIT\n*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n\
+                     :POSTROUTING ACCEPT\nCOMMIT\n";
+                for family in [Family::Ipv4, Family::Ipv6] {
+                    let mut command = self.namespace.command(self.restore(family));
+                    run(command.arg(self.write("open", OPEN)?))?;
+                }
+                Ok(())
+            }
+            Contender::Nft => {
+                run(self.namespace.command("nft").args(["flush", "ruleset"])).map(drop)
+            }
+            Contender::FwbpfXdp | Contender::FwbpfTcx => {
+                self.fwbpf.as_ref().context("made with one")?.clear()
+            }
+        }
     }
 
     /// How many packets the INPUT chain's last rule, which drops, has counted. `None`: nothing

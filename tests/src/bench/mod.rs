@@ -11,6 +11,7 @@ pub mod measure;
 pub mod policies;
 pub mod programs;
 pub mod real;
+pub mod replace;
 pub mod report;
 pub mod rules;
 pub mod scale;
@@ -27,6 +28,7 @@ use anyhow::{Result, bail};
 use self::report::CaseReport;
 
 /// How much is measured.
+#[derive(Clone)]
 pub struct Settings {
     /// The benchmark's BPF object.
     pub object: Vec<u8>,
@@ -49,6 +51,14 @@ impl Settings {
         Ok(())
     }
 
+    /// The same with another number of rounds.
+    pub fn with_rounds(&self, rounds: usize) -> Self {
+        Self {
+            rounds,
+            ..self.clone()
+        }
+    }
+
     /// Says what goes on.
     pub fn step(&self, what: &str) {
         if std::io::stderr().is_terminal() {
@@ -69,7 +79,7 @@ impl Settings {
 pub type Case = fn(&Settings) -> Result<CaseReport>;
 
 /// All cases, by their numbers in issue 3; 0: the programs by themselves.
-pub const CASES: [(u8, Case); 7] = [
+pub const CASES: [(u8, Case); 8] = [
     (0, programs::run),
     (1, flood::run),
     (2, scale::run),
@@ -77,4 +87,5 @@ pub const CASES: [(u8, Case); 7] = [
     (4, streams::run),
     (5, connections::run),
     (6, latency::run),
+    (7, replace::run),
 ];

@@ -122,7 +122,7 @@ impl Table {
         ];
         let peers: Vec<_> = peers
             .into_iter()
-            .filter(|(peer, _)| self.median(*peer).is_some())
+            .filter(|(peer, _)| self.median(*peer).is_some_and(|median| median > 0.0))
             .collect();
         header.extend(peers.iter().map(|(_, title)| String::from(*title)));
         let columns = header.len();

@@ -232,7 +232,7 @@ impl Sending<'_> {
             left -= count;
             let each = burst_wall.as_nanos().max(1) as u64 / count.max(1);
             burst = (BURST.as_nanos() as u64 / each.max(1)).clamp(u64::from(BATCH), 4_000_000);
-            if left > 0 {
+            if left > 0 && burst_wall > BURST / 4 {
                 // Leaves the CPU to the kernel's own threads (RCU, the ones that free memory).
                 std::thread::sleep(BURST / 10);
             }
