@@ -43,7 +43,7 @@ pub struct Plan {
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sink {
-    /// Frames that came.
+    /// Packets that came.
     pub total: u64,
     /// Those whose source address ends in `source`.
     pub matching: u64,

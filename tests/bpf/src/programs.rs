@@ -102,7 +102,7 @@ fn next(at: u32, count: u32) -> u32 {
     if at + 1 >= count { 0 } else { at + 1 }
 }
 
-/// Takes what comes out of the firewall, and counts it.
+/// Takes what comes out of the firewall, and counts IPv4 packets and IPv6's TCP and UDP.
 #[xdp]
 pub fn sink(context: XdpContext) -> u32 {
     let Some(sink) = SINK.get_ptr_mut(0) else {
@@ -110,16 +110,19 @@ pub fn sink(context: XdpContext) -> u32 {
     };
     // SAFETY: as in `generate`: the path is on one CPU.
     let sink = unsafe { &mut *sink };
+    let Some(frame) = frame::<42>(&context) else {
+        return XDP_DROP;
+    };
+    // What the stack sends by itself, ARP and multicast listener reports, is nobody's packet.
+    let next_header = read::<u8>(frame, 20);
+    let source: u32 = match u16::from_be(read(frame, 12)) {
+        0x0800 => read(frame, LAYOUT4.address),
+        0x86dd if next_header == 6 || next_header == 17 => read(frame, LAYOUT6.address),
+        _ => return XDP_DROP,
+    };
     sink.total += 1;
-    if let Some(frame) = frame::<42>(&context) {
-        let source: u32 = if read::<u16>(frame, 12) == 0x86dd_u16.to_be() {
-            read(frame, LAYOUT6.address)
-        } else {
-            read(frame, LAYOUT4.address)
-        };
-        if source == sink.source {
-            sink.matching += 1;
-        }
+    if source == sink.source {
+        sink.matching += 1;
     }
     XDP_DROP
 }

@@ -8,6 +8,7 @@ pub mod lab;
 pub mod latency;
 pub mod machine;
 pub mod measure;
+pub mod memory;
 pub mod policies;
 pub mod programs;
 pub mod real;
@@ -17,6 +18,7 @@ pub mod rules;
 pub mod scale;
 pub mod station;
 pub mod streams;
+pub mod synflood;
 pub mod traffic;
 
 use std::io::IsTerminal as _;
@@ -79,7 +81,7 @@ impl Settings {
 pub type Case = fn(&Settings) -> Result<CaseReport>;
 
 /// All cases, by their numbers in issue 3; 0: the programs by themselves.
-pub const CASES: [(u8, Case); 8] = [
+pub const CASES: [(u8, Case); 10] = [
     (0, programs::run),
     (1, flood::run),
     (2, scale::run),
@@ -88,4 +90,6 @@ pub const CASES: [(u8, Case); 8] = [
     (5, connections::run),
     (6, latency::run),
     (7, replace::run),
+    (8, synflood::run),
+    (9, memory::run),
 ];
