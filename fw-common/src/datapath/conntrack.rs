@@ -514,19 +514,28 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
         return;
     }
     let unknown = scratch.tracked.ct == ct::INVALID;
+    let mut state = ct::RELATED;
     let direction = if is_about_transit(scratch) {
-        // The first packet of a flow that is not stored yet may resemble one that is.
-        if !unknown && !scratch.transit_opens {
+        // Replies bear names of their own, by which tracking has found their flow. What goes the
+        // other way may resemble another flow.
+        if scratch.transit_direction != 0 && !unknown {
             return;
         }
+        state |= scratch.transit_snat;
         scratch.transit_direction ^ 1
     } else if unknown && is_the_kernels(&scratch.headers) && opens_flow(packet, &scratch.quoted) {
         1
     } else {
         return;
     };
-    scratch.tracked.set_without_flow(ct::RELATED);
+    scratch.tracked.set_without_flow(state);
     scratch.tracked.direction = direction;
+    if direction == 0 && state & ct::SNAT != 0 {
+        // The reply has ended its flow, and the error must not tell the inner address.
+        scratch.tracked.endpoint = scratch.transit_outside;
+        scratch.tracked.translated = true;
+        scratch.tracked.error = true;
+    }
 }
 
 /// Whether the ICMP error in hand quotes the packet that this CPU is forwarding.

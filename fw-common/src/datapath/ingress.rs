@@ -59,11 +59,12 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
             return Verdict::Drop(stat);
         }
     }
-    if scratch.tracked.translated
-        && scratch.tracked.direction == 1
-        && translate(packet, tables, scratch, End::Destination).is_none()
-    {
-        return Verdict::Drop(Stat::Rewrite);
+    if scratch.tracked.translated && scratch.tracked.direction == 1 {
+        scratch.transit_outside.address = scratch.headers.key.destination;
+        scratch.transit_outside.port = scratch.headers.flow_ports as u16;
+        if translate(packet, tables, scratch, End::Destination).is_none() {
+            return Verdict::Drop(Stat::Rewrite);
+        }
     }
     if !looped && !is_for_this_host(packet, tables, scratch) {
         packet.set_note(scratch.tracked.note());

@@ -74,8 +74,8 @@ pub fn open<P: Packet, T: Tables>(
 
     let port = (headers.flow_ports >> 16) as u16;
     let stays = draft.wish.address == headers.key.source;
-    let keep_port =
-        !draft.wish.random && (draft.wish.ports == 0 || in_range(draft.wish.ports, port));
+    let keep_port = !has_port(headers)
+        || !draft.wish.random && (draft.wish.ports == 0 || in_range(draft.wish.ports, port));
     if stays && keep_port && !second {
         let (status, tier) = if draft.wish.embryo {
             (opened | Flow::EMBRYO, Tier::Embryo)
@@ -145,6 +145,15 @@ fn is_taken<T: Tables>(tables: &T, key: &FlowKey, opened: u32) -> bool {
     status & (Flow::SNAT | Flow::DYING) == Flow::SNAT && status & Flow::LOW_OPENED != opened
 }
 
+/// Whether there is a port, or the identifier of a query, that could be another. Of other
+/// protocols only the address changes, whatever the rule asks (`get_unique_tuple`).
+#[inline(always)]
+fn has_port(headers: &Headers) -> bool {
+    let query = headers.icmp as u8 == Icmp::Request as u8;
+    let has_ports = matches!(headers.key.protocol as u8, protocol::TCP | protocol::UDP);
+    query || has_ports || !is_translatable(headers)
+}
+
 /// The checksums of these cover the addresses, and SCTP's is a CRC that no helper updates.
 #[inline(always)]
 fn is_translatable(headers: &Headers) -> bool {
@@ -194,8 +203,7 @@ impl Choice {
     #[inline(always)]
     fn set_candidates(&mut self, headers: &Headers, ports: u32, port: u16) {
         let query = headers.icmp as u8 == Icmp::Request as u8;
-        let has_ports = matches!(headers.key.protocol as u8, protocol::TCP | protocol::UDP);
-        (self.low, self.count) = if !query && !has_ports {
+        (self.low, self.count) = if !has_port(headers) {
             // Nothing but the address can be changed: one try.
             (port, 1)
         } else if ports != 0 {

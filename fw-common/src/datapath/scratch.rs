@@ -5,10 +5,12 @@ use super::conntrack::{NO_FLOW, Tracked, outside};
 use super::header::Headers;
 use super::nat::Draft;
 use super::quoted::Quoted;
+use super::rewrite::Endpoint;
 use super::tcp::Segment;
 use super::tuple::{Lookup, Tuple};
 use crate::MapCell;
 use crate::abi::blob::{Filter, Header, HeaderFields};
+use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::flow::Flow;
 
@@ -37,8 +39,10 @@ pub struct Scratch {
     pub transit: Tuple,
     /// Its direction.
     pub transit_direction: u8,
-    /// It opens its flow.
-    pub transit_opens: bool,
+    /// [`ct::SNAT`] if its flow is translated.
+    pub transit_snat: u8,
+    /// If it is a reply to a translated flow: the destination that it had before.
+    pub transit_outside: Endpoint,
     /// The flow being looked up.
     pub lookup: Lookup,
     /// The packet's TCP segment.
@@ -107,7 +111,7 @@ impl Scratch {
     pub fn note_transit(&mut self) {
         self.transit.set(&self.headers);
         self.transit_direction = self.tracked.direction;
-        self.transit_opens = self.tracked.opens;
+        self.transit_snat = self.tracked.ct & ct::SNAT;
         if self.tracked.direction == NO_FLOW {
             self.transit.protocol = 0;
         }

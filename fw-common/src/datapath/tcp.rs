@@ -272,11 +272,9 @@ pub fn open(flow: &mut Flow, segment: &Segment) -> Outcome {
     sent.end.set(segment.end);
     sent.flags.set(0);
     if segment.flags & flag::ACK != 0 {
-        sent.max_ack.set(segment.ack);
-        sent.flags.set(MAX_ACK_SET);
-        // A flow picked up in the middle: what it acknowledges is what the other side has sent.
-        flow.sent[1].end.set(segment.ack);
-        // Without a reply seen, netfilter does not grant it the long timeout.
+        // A flow picked up in the middle: nothing is known of what the other side has sent, so that
+        // what this segment acknowledges cannot be judged and teaches nothing (`tcp_new`). Without
+        // a reply seen, netfilter does not grant it the long timeout.
         return Timeout::Unacknowledged as u32;
     }
     timeout(first)
@@ -430,14 +428,18 @@ fn reset(flow: &Flow, segment: &Segment, word: Word, receiver: &Sent, reply: boo
 /// Keeps what the reset check and the timeouts need of the windows.
 #[inline(always)]
 fn note_window(flow: &Flow, segment: &Segment, segment_kind: u8, sender: &Sent, receiver: &Sent) {
-    // An acknowledgement of what was never sent: out of the window. It passes all the same, but
-    // teaches nothing (`tcp_in_window` under nf_conntrack_tcp_be_liberal).
+    // The sender's first segment is where its numbers begin (`tcp_init_sender`).
+    if sender.end.get() == 0 {
+        sender.end.set(segment.end);
+    }
+    // An acknowledgement of what was never sent, or was not seen: out of the window. It passes all
+    // the same, but teaches nothing (`tcp_in_window` under nf_conntrack_tcp_be_liberal).
     let sent = receiver.end.get();
-    if segment.flags & flag::ACK != 0 && sent != 0 && before(sent, segment.ack) {
+    if segment.flags & flag::ACK != 0 && (sent == 0 || before(sent, segment.ack)) {
         return;
     }
     let mut flags = sender.flags.get();
-    if before(sender.end.get(), segment.end) || sender.end.get() == 0 {
+    if before(sender.end.get(), segment.end) {
         sender.end.set(segment.end);
         flags |= UNACKNOWLEDGED;
     }
