@@ -36,6 +36,7 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
             .args(&options.arguments)
             .current_dir(root())
             .env("FWBPF_BIN", &binary)
+            .env("FWBPF_BENCH_CHARTS", "docs/bench")
             .env("FWBPF_BENCH_OBJECT", &programs),
     )
 }

@@ -52,7 +52,7 @@ pub fn run(progress: &Progress, options: &Options) -> Result<()> {
         }
         return Ok(());
     }
-    let built = Built::make(progress, &[Need::Build, Need::Test])?;
+    let built = Built::make(progress, &[Need::Build, Need::Test, Need::Bench])?;
     let mut results = Vec::new();
     for suite in &suites {
         let started = Instant::now();
@@ -92,6 +92,8 @@ pub fn conformance(progress: &Progress, options: &ConformanceOptions) -> Result<
 /// What the suites run against.
 struct Built {
     object: PathBuf,
+    /// The benchmark's programs.
+    bench: PathBuf,
     binary: PathBuf,
 }
 
@@ -99,8 +101,13 @@ impl Built {
     fn make(progress: &Progress, needs: &[Need]) -> Result<Self> {
         let toolchain = setup::ensure(progress, needs)?;
         let object = build::object(progress, &toolchain)?;
+        let bench = build::bpf_object(progress, &toolchain, "bench-ebpf")?;
         let binary = build::binary(progress, &object, false)?;
-        Ok(Self { object, binary })
+        Ok(Self {
+            object,
+            bench,
+            binary,
+        })
     }
 
     fn run(
@@ -151,6 +158,7 @@ impl Built {
         command
             .arg(verb)
             .env("FWBPF_OBJECT", &self.object)
+            .env("FWBPF_BENCH_OBJECT", &self.bench)
             .env("FWBPF_BIN", &self.binary);
         command
     }

@@ -1,5 +1,6 @@
 //! The benchmark: fwbpf beside its peers and the floors, on one path, in one run.
 
+pub mod chart;
 pub mod connections;
 pub mod contender;
 pub mod flood;
@@ -22,6 +23,7 @@ pub mod synflood;
 pub mod traffic;
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -40,6 +42,8 @@ pub struct Settings {
     pub run: Duration,
     /// Fewer settings.
     pub quick: bool,
+    /// Where charts go, if they are wanted.
+    pub charts: Option<PathBuf>,
     /// Set by Ctrl-C.
     pub interrupted: &'static AtomicBool,
 }

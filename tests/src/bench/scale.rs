@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 use fw_user::policy::model::Family;
-use serde::Serialize;
 
 use super::Settings;
+use super::chart::{self, Point};
 use super::contender::{Arena, Contender};
 use super::flood::{self, flood, flooded};
 use super::lab::{HOST, HOST6};
@@ -17,19 +17,6 @@ const SEED: u64 = 3;
 
 /// How many rules a bar speaks of.
 const BARS: [(usize, f64); 2] = [(1_000, 20.0), (10_000, 200.0)];
-
-/// A point of the scaling curve.
-#[derive(Clone, Debug, Serialize)]
-pub struct Point {
-    /// The shape of the rules.
-    pub shape: Shape,
-    /// IPv4 or IPv6.
-    pub family: &'static str,
-    /// How many rules.
-    pub rules: usize,
-    /// What became of the contenders.
-    pub rows: Vec<Row>,
-}
 
 /// Measures the case.
 pub fn run(settings: &Settings) -> Result<CaseReport> {
@@ -55,6 +42,7 @@ pub fn run(settings: &Settings) -> Result<CaseReport> {
         if settings.quick && family == Family::Ipv6 {
             continue;
         }
+        let mut measured = Vec::new();
         let guide = guide_alone(settings, &mut arenas, family, name)?;
         for shape in shapes {
             for count in sizes {
@@ -62,10 +50,27 @@ pub fn run(settings: &Settings) -> Result<CaseReport> {
                 let rows = setting(settings, &title, &mut arenas, *shape, family, *count)?;
                 let table = flood::table(title, rows);
                 report.bars.extend(demands(&guide, &table, *shape, *count));
-                report.tables.push(table);
+                measured.push((*shape, *count, table));
             }
         }
+        if let Some(folder) = &settings.charts {
+            let points: Vec<_> = measured
+                .iter()
+                .map(|(shape, rules, table)| Point {
+                    shape: *shape,
+                    rules: *rules,
+                    table,
+                })
+                .collect();
+            let path = folder.join(format!("rules-{}.svg", name.to_lowercase()));
+            let title = format!("UDP flood dropped after rules that do not match, {name}");
+            chart::draw(&path, &title, &points)?;
+            report.notes.push(format!("drawn: {}", path.display()));
+        }
         report.tables.push(guide);
+        report
+            .tables
+            .extend(measured.into_iter().map(|(_, _, table)| table));
     }
     Ok(report)
 }

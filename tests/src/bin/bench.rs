@@ -29,6 +29,10 @@ struct Arguments {
     /// Runs of each contender.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
+    /// Draw the scaling curves of case 2 into this folder; not with --quick, which measures too
+    /// few points.
+    #[arg(long, value_name = "DIR", env = "FWBPF_BENCH_CHARTS")]
+    charts: Option<PathBuf>,
     /// The benchmark's BPF object, as `cargo xtask bench` builds it.
     #[arg(long, env = "FWBPF_BENCH_OBJECT")]
     object: PathBuf,
@@ -73,6 +77,7 @@ fn bench(arguments: &Arguments) -> Result<()> {
         rounds: arguments.rounds.max(1),
         run: Duration::from_millis(if arguments.quick { 60 } else { 200 }),
         quick: arguments.quick,
+        charts: arguments.charts.clone().filter(|_| !arguments.quick),
         interrupted: &INTERRUPTED,
     };
     let machine = Machine::here();
