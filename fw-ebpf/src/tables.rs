@@ -260,7 +260,11 @@ impl Recorder for RecordingTables {
         if count as usize > PATH_SLOTS {
             return false;
         }
-        self.run(count, &mut Commit);
+        if count == 1 {
+            BpfTables.hit(path.slots[0].get(), 1, path.bytes.get());
+        } else {
+            self.run(count, &mut Commit);
+        }
         true
     }
 }

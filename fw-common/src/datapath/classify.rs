@@ -92,7 +92,10 @@ pub fn traverse<T: Tables>(
         generation,
         scratch,
     };
-    tables.run(MAX_STEPS, &mut steps);
+    // Most walks take one step, which need not be a loop's.
+    if steps.turn().is_continue() {
+        tables.run(MAX_STEPS, &mut steps);
+    }
     let walk = &steps.scratch.walk;
     match walk.code {
         target::ACCEPT => Decision::Accept,
@@ -133,6 +136,14 @@ struct Steps<'a, T: Tables> {
 impl<T: Tables> Step for Steps<'_, T> {
     #[inline(always)]
     fn step(&mut self, _turn: u32) -> ControlFlow<()> {
+        self.turn()
+    }
+}
+
+impl<T: Tables> Steps<'_, T> {
+    /// The next rule that matches, and what it says.
+    #[inline(never)]
+    fn turn(&mut self) -> ControlFlow<()> {
         let chain = DIRECTORY.wrapping_add(self.scratch.walk.chain);
         let Some(chain) = self.tables.cell(self.generation, chain) else {
             return ControlFlow::Break(());

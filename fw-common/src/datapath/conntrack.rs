@@ -2,7 +2,7 @@
 //! netfilter's (`nf_conntrack_in`, net/netfilter/nf_conntrack_core.c).
 
 use super::fragment::Borrowed;
-use super::header::{Headers, Icmp, protocol};
+use super::header::{Headers, Icmp, L4_V4, protocol};
 use super::packet::Packet;
 use super::quoted::{opens_flow, read_quoted};
 use super::rewrite::Endpoint;
@@ -278,16 +278,15 @@ pub fn track<P: Packet, T: Tables>(
 
 /// Tracks a packet that is known to belong to no flow, and to be no ICMP error.
 #[inline(always)]
-pub fn track_stranger<P: Packet>(packet: &P, scratch: &mut Scratch) {
+pub fn track_stranger(scratch: &mut Scratch) {
     let headers = &scratch.headers;
     let opens = match headers.icmp {
         Icmp::Untracked => return scratch.tracked.set_without_flow(ct::UNTRACKED),
         Icmp::Reply | Icmp::Other | Icmp::Error => false,
         Icmp::No | Icmp::Request if headers.broken => false,
         Icmp::No if headers.key.protocol as u8 == protocol::TCP => {
-            read_segment(packet, scratch)
-                && scratch.segment.flags_are_valid()
-                && scratch.segment.opens()
+            let segment = Segment::of_flags(headers.tcp_flags);
+            segment.flags_are_valid() && segment.opens()
         }
         Icmp::No | Icmp::Request => true,
     };
@@ -351,9 +350,17 @@ const DYING_GRACE: u64 = 1_000_000_000;
 /// Reads a TCP packet's segment. A first fragment's length is that of what it carries.
 #[inline(always)]
 fn read_segment<P: Packet>(packet: &P, scratch: &mut Scratch) -> bool {
+    let length = scratch.headers.l4_len as u32;
+    // Where the usual packet has it, it can be read in place.
+    if scratch.headers.l4 as usize == L4_V4
+        && let Some(frame) = packet.window::<{ L4_V4 + 20 }>()
+    {
+        scratch.segment = Segment::new(frame, L4_V4, length);
+        return true;
+    }
     match packet.load::<20>(scratch.headers.l4 as u32) {
         Some(header) => {
-            scratch.segment = Segment::new(&header, scratch.headers.l4_len as u32);
+            scratch.segment = Segment::new(&header, 0, length);
             true
         }
         None => false,

@@ -48,7 +48,7 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
             return Verdict::Pass;
         }
     } else {
-        track_stranger(packet, scratch);
+        track_stranger(scratch);
     }
     tables.begin();
     scratch.ask(scratch.patterns(&scratch.device), 1);

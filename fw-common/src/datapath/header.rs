@@ -147,7 +147,8 @@ pub fn parse<P: Packet, T: Tables>(
 
 /// Bytes of an Ethernet header.
 const ETHERNET: usize = 14;
-const L4_V4: usize = ETHERNET + 20;
+/// Where the transport header is behind an Ethernet header and an IPv4 header without options.
+pub const L4_V4: usize = ETHERNET + 20;
 const L4_V6: usize = ETHERNET + 40;
 
 /// The usual packet: on Ethernet, without IP options, extension headers and fragments, TCP or UDP,

@@ -98,7 +98,7 @@ fn quote<P: Packet, T: Tables>(
 pub fn opens_flow<P: Packet>(packet: &P, quoted: &Quoted) -> bool {
     if quoted.tuple.protocol == protocol::TCP {
         return packet.load::<20>(quoted.l4 as u32).is_some_and(|header| {
-            let segment = Segment::new(&header, 20);
+            let segment = Segment::new(&header, 0, 20);
             segment.flags_are_valid() && segment.opens()
         });
     }

@@ -95,7 +95,8 @@ pub struct Segment {
 impl Segment {
     /// From a header's first 20 bytes and the length of header and data together.
     #[inline(always)]
-    pub fn new(header: &[u8; 20], length: u32) -> Self {
+    pub fn new<const N: usize>(bytes: &[u8; N], at: usize, length: u32) -> Self {
+        let header = &bytes[at..];
         let word = |at: usize| {
             u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
         };
@@ -107,6 +108,18 @@ impl Segment {
             ack: word(8),
             end: word(4).wrapping_add(data).wrapping_add(phantom),
             window: u16::from_be_bytes([header[14], header[15]]),
+            flags,
+        }
+    }
+
+    /// A segment of which only the flags are known.
+    #[inline(always)]
+    pub fn of_flags(flags: u8) -> Self {
+        Self {
+            seq: 0,
+            ack: 0,
+            end: 0,
+            window: 0,
             flags,
         }
     }
