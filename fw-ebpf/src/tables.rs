@@ -260,10 +260,16 @@ impl Recorder for RecordingTables {
         if count as usize > PATH_SLOTS {
             return false;
         }
-        if count == 1 {
-            BpfTables.hit(path.slots[0].get(), 1, path.bytes.get());
-        } else {
+        // Few rules, as a rule: those need no loop.
+        if count > 2 {
             self.run(count, &mut Commit);
+            return true;
+        }
+        if count > 0 {
+            BpfTables.hit(path.slots[0].get(), 1, path.bytes.get());
+        }
+        if count > 1 {
+            BpfTables.hit(path.slots[1].get(), 1, path.bytes.get());
         }
         true
     }

@@ -82,16 +82,27 @@ pub fn traverse<T: Tables>(
     base: u32,
     scratch: &mut Scratch,
 ) -> Decision {
-    scratch.walk.base = base;
-    scratch.walk.chain = base;
-    scratch.walk.cursor = 0;
-    scratch.walk.depth = 0;
-    scratch.walk.code = CODE_UNBOUNDED;
     let mut steps = Steps {
         tables,
         generation,
         scratch,
     };
+    // LLVM knows that base chains are few, and would drop the bound that the verifier has to see.
+    let base = steps.scratch.forget(base);
+    let Some(chain) = tables.cell(generation, DIRECTORY.wrapping_add(base)) else {
+        return Decision::Drop(Stat::Unbounded);
+    };
+    let chain = Chain(chain);
+    if chain.count() == 0 {
+        // Chains of the nat table are empty more often than not.
+        return steps.end(chain);
+    }
+    let walk = &mut steps.scratch.walk;
+    walk.base = base;
+    walk.chain = base;
+    walk.cursor = 0;
+    walk.depth = 0;
+    walk.code = CODE_UNBOUNDED;
     // Most walks take one step, which need not be a loop's.
     if steps.turn().is_continue() {
         tables.run(MAX_STEPS, &mut steps);
@@ -217,7 +228,8 @@ impl<T: Tables> Steps<'_, T> {
         };
         let key = &self.scratch.headers.key;
         let query = &self.scratch.query;
-        let mut candidates = chain.candidates(query.class, query.ct, key.ports & 0xffff);
+        let mut candidates =
+            chain.candidates(query.class, query.ct, key.ports & 0xffff, query.in_patterns);
         candidates &= u32::MAX.wrapping_shl(self.scratch.walk.cursor);
         if self.scratch.walk.cursor > 15 {
             return true;
@@ -268,14 +280,10 @@ impl<T: Tables> Steps<'_, T> {
             let Some(base) = self.tables.cell(self.generation, base) else {
                 return ControlFlow::Break(());
             };
-            let base = Chain(base);
-            walk.code = target::ACCEPT;
-            if base.kind() != chain_kind::ABSENT {
-                if base.policy() == Chain::DROP {
-                    walk.code = target::DROP;
-                }
-                self.count(base.policy_slot());
-            }
+            self.scratch.walk.code = match self.end(Chain(base)) {
+                Decision::Accept => target::ACCEPT,
+                Decision::Drop(_) | Decision::Masquerade { .. } => target::DROP,
+            };
             return ControlFlow::Break(());
         }
         walk.depth = walk.depth.wrapping_sub(1);
@@ -286,6 +294,20 @@ impl<T: Tables> Steps<'_, T> {
         walk.chain = (caller >> 32) as u32;
         walk.cursor = caller as u32;
         ControlFlow::Continue(())
+    }
+
+    /// The end of a base chain: its policy, or nothing where there is no such chain.
+    #[inline(always)]
+    fn end(&self, base: Chain<'_>) -> Decision {
+        if base.kind() == chain_kind::ABSENT {
+            return Decision::Accept;
+        }
+        self.count(base.policy_slot());
+        if base.policy() == Chain::DROP {
+            Decision::Drop(Stat::Policy)
+        } else {
+            Decision::Accept
+        }
     }
 
     #[inline(always)]
