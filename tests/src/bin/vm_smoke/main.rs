@@ -61,23 +61,6 @@ fn examine() {
     say(&Line::Kernel {
         release: machine::release(),
     });
-    claim("verifier", || {
-        let mut refused = Vec::new();
-        for (name, outcome) in programs::verify()? {
-            if outcome.is_err() {
-                refused.push(name.clone());
-            }
-            say(&Line::Program {
-                name,
-                verified: outcome.as_ref().ok().copied().flatten(),
-                error: outcome.err().map(|error| format!("{error:#}")),
-            });
-        }
-        match refused.as_slice() {
-            [] => Ok(()),
-            refused => Err(anyhow!("refused: {}", refused.join(", "))),
-        }
-    });
     let mut lab = None;
     claim("load", || {
         let guide = GuideLab::with_options("vm_smoke", &[])?;
@@ -86,8 +69,11 @@ fn examine() {
         Ok(())
     });
     let Some(guide) = lab else {
+        // Which of them is it, and how do the others fare?
+        claim("verifier", || tell(programs::verify()?));
         return;
     };
+    claim("verifier", || tell(programs::loaded()?));
     claim("status", || {
         say(&Line::Status(serde_json::from_str(&guide.status()?)?));
         Ok(())
@@ -96,6 +82,25 @@ fn examine() {
         claim(name, || statement(&guide));
     }
     claim("unload", || guide.firewall.clear());
+}
+
+/// Tells what became of each program, and whether all is well.
+fn tell(outcomes: Vec<(String, Result<Option<u32>>)>) -> Result<()> {
+    let mut refused = Vec::new();
+    for (name, outcome) in outcomes {
+        if outcome.is_err() {
+            refused.push(name.clone());
+        }
+        say(&Line::Program {
+            name,
+            verified: outcome.as_ref().ok().copied().flatten(),
+            error: outcome.err().map(|error| format!("{error:#}")),
+        });
+    }
+    match refused.as_slice() {
+        [] => Ok(()),
+        refused => Err(anyhow!("refused: {}", refused.join(", "))),
+    }
 }
 
 /// Tells whether something holds. A panic is a failure like others: this process may not end.

@@ -1,15 +1,31 @@
-//! What this kernel's verifier makes of each program, one by one.
+//! What this kernel's verifier made of each program.
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use aya::EbpfLoader;
-use aya::programs::{Program, ProgramError};
+use aya::programs::{Program, ProgramError, loaded_programs};
 
 /// Where the object is in the virtual machine.
 const OBJECT: &str = "/fwbpf.bpf.o";
 
-/// Each program's name, and how many instructions were looked at until it was accepted, or why
+/// The programs that `fwbpf load` loaded, and how many instructions the verifier looked at for
+/// each. To verify them again would take an emulated processor as long as all the rest.
+pub fn loaded() -> Result<Vec<(String, Result<Option<u32>>)>> {
+    let mut outcomes = Vec::new();
+    for program in loaded_programs() {
+        let program = program.context("cannot list the programs of this kernel")?;
+        let name = program.name_as_str().unwrap_or_default();
+        if name.starts_with("fwbpf_") {
+            outcomes.push((name.to_owned(), Ok(program.verified_instruction_count())));
+        }
+    }
+    ensure!(!outcomes.is_empty(), "this kernel lists no program fwbpf_*");
+    outcomes.sort_by(|(one, _), (other, _)| one.cmp(other));
+    Ok(outcomes)
+}
+
+/// Has the verifier look at the programs one by one: each one's name, and how many instructions were looked at until it was accepted, or why
 /// it was not. (`FWBPF_OBJECT` names the object elsewhere.)
 pub fn verify() -> Result<Vec<(String, Result<Option<u32>>)>> {
     let path = std::env::var_os("FWBPF_OBJECT").map_or_else(|| OBJECT.into(), PathBuf::from);
