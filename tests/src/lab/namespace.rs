@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +15,7 @@ pub struct Namespace {
     name: String,
 }
 
-/// Longest test name kept in a namespace's name; the rest is role and process id.
+/// Longest test name kept in a namespace's name; the rest is process id, number and role.
 const NAME_LIMIT: usize = 40;
 
 impl Namespace {
@@ -23,7 +24,10 @@ impl Namespace {
     pub fn new(test: &str, role: &str) -> Result<Self> {
         let prefix = prefix(test);
         remove_leftovers(&prefix);
-        let name = format!("{prefix}-{}-{role}", std::process::id());
+        // Tests that run side by side in one process may build the same lab.
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let number = MADE.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{prefix}-{}-{number}-{role}", std::process::id());
         run(Command::new("ip").args(["netns", "add", &name]))?;
         let namespace = Self { name };
         namespace.ip("link set lo up\n")?;
