@@ -9,6 +9,7 @@
 
 mod maps;
 mod packet;
+mod stages;
 mod sweep;
 mod tables;
 

@@ -14,7 +14,7 @@ use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey};
 use fw_common::abi::maps::{
     COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX, LOCAL_MAX,
-    NEAR_DEVICES_MAX,
+    NEAR_DEVICES_MAX, POLICY_PLACES,
 };
 use fw_common::abi::stat::STATS_MAX;
 use fw_common::datapath::scratch::Scratch;
@@ -23,9 +23,15 @@ use fw_common::datapath::scratch::Scratch;
 /// space fill it without a syscall for each page.
 pub type Policy = btf_maps::Array<Page, 1, 0x1400>;
 
-/// The running policy. User space writes the one slot, which is the flip.
+/// Policies: the one that judges packets, at [`ACTIVE`], and the ones before it. User space writes
+/// the place that has been out of use for longest.
 #[btf_map]
-pub static POLICY: btf_maps::ArrayOfMaps<Policy, 1> = btf_maps::ArrayOfMaps::new();
+pub static POLICY: btf_maps::ArrayOfMaps<Policy, { POLICY_PLACES as usize }> =
+    btf_maps::ArrayOfMaps::new();
+
+/// Which place of [`POLICY`] judges packets. User space writes it, which is the flip.
+#[map]
+pub static ACTIVE: Array<u32> = Array::with_max_entries(1, 0);
 
 /// Packets and bytes by slot. Programs write; user space reads, and zeroes a slot before use.
 #[map]

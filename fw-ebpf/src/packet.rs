@@ -19,6 +19,11 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
 use fw_common::abi::Family;
 use fw_common::datapath::packet::{Destination, Packet};
+use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::stage::Stage;
+use fw_common::datapath::tables::Tables;
+
+use crate::stages::{call_skb, call_xdp};
 
 /// `BPF_F_IPV6`, newer than the bindings: the packet is IPv6, whose header has no checksum that
 /// would cancel the change of an address out of a CHECKSUM_COMPLETE sum (kernel commit
@@ -41,7 +46,25 @@ impl SkbPacket {
     }
 }
 
+impl SkbPacket {
+    /// Wraps the context that a stage got.
+    #[inline(always)]
+    pub fn of(skb: *mut __sk_buff) -> Self {
+        Self(skb)
+    }
+}
+
 impl Packet for SkbPacket {
+    #[inline(always)]
+    fn call<S: Stage, T: Tables>(
+        &mut self,
+        _tables: &T,
+        scratch: &mut Scratch,
+        argument: u32,
+    ) -> u32 {
+        call_skb(S::NAME, self.0, scratch, argument)
+    }
+
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();
@@ -175,7 +198,28 @@ impl XdpPacket {
     }
 }
 
+impl XdpPacket {
+    /// Wraps the context that a stage got.
+    #[inline(always)]
+    pub fn of(xdp: *mut xdp_md) -> Self {
+        Self(xdp)
+    }
+}
+
 impl Packet for XdpPacket {
+    #[inline(always)]
+    fn call<S: Stage, T: Tables>(
+        &mut self,
+        tables: &T,
+        scratch: &mut Scratch,
+        argument: u32,
+    ) -> u32 {
+        match call_xdp(S::NAME, self.0, scratch, argument) {
+            Some(result) => result,
+            None => S::run(self, tables, scratch, argument),
+        }
+    }
+
     #[inline(always)]
     fn load<const N: usize>(&self, offset: u32) -> Option<[u8; N]> {
         let mut bytes = MaybeUninit::<[u8; N]>::uninit();

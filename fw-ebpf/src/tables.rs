@@ -17,11 +17,13 @@ use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::Recorder;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
+use fw_common::datapath::tcp::Segment;
 
 use crate::maps::{
-    COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, FLOWS4, FLOWS6, FRAGMENTS, FRAMES, LOCAL, NEAR_DEVICES,
-    PATH_SLOTS, POLICY, Policy, STATS, path,
+    ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, FLOWS4, FLOWS6, FRAGMENTS, FRAMES, LOCAL,
+    NEAR_DEVICES, PATH_SLOTS, POLICY, Policy, STATS, path,
 };
+use crate::stages::fwbpf_advance_tcp;
 
 /// One generation: its inner map. The kernel keeps it alive while a program that looked it up runs.
 #[derive(Clone, Copy)]
@@ -36,8 +38,17 @@ impl Tables for BpfTables {
     type Generation = Generation;
 
     #[inline(always)]
-    fn generation(&self) -> Option<Generation> {
-        POLICY.get(0).map(|policy| Generation(policy))
+    fn active(&self) -> u32 {
+        match ACTIVE.get_ptr(0) {
+            // SAFETY: user space may write the word at any time; it is read once.
+            Some(place) => unsafe { place.read_volatile() },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn generation(&self, place: u32) -> Option<Generation> {
+        POLICY.get(place).map(|policy| Generation(policy))
     }
 
     #[inline(always)]
@@ -207,6 +218,11 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn advance_tcp(&self, flow: &Flow, segment: &Segment, reply: bool) -> u32 {
+        fwbpf_advance_tcp(flow, segment, reply as u32)
+    }
+
+    #[inline(always)]
     fn run<S: Step>(&self, count: u32, step: &mut S) {
         unsafe extern "C" fn turn<S: Step>(index: u32, step: *mut c_void) -> i64 {
             // SAFETY: `step` is the pointer that `run` passed, to a value that nothing else uses
@@ -293,8 +309,12 @@ impl Tables for RecordingTables {
     type Generation = Generation;
 
     #[inline(always)]
-    fn generation(&self) -> Option<Generation> {
-        BpfTables.generation()
+    fn active(&self) -> u32 {
+        BpfTables.active()
+    }
+    #[inline(always)]
+    fn generation(&self, place: u32) -> Option<Generation> {
+        BpfTables.generation(place)
     }
     #[inline(always)]
     fn page(&self, generation: Generation, number: u32) -> Option<&Page> {
@@ -361,6 +381,10 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn random(&self) -> u32 {
         BpfTables.random()
+    }
+    #[inline(always)]
+    fn advance_tcp(&self, flow: &Flow, segment: &Segment, reply: bool) -> u32 {
+        BpfTables.advance_tcp(flow, segment, reply)
     }
     #[inline(always)]
     fn run<S: Step>(&self, count: u32, step: &mut S) {

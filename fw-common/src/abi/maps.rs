@@ -2,8 +2,11 @@
 //!
 //! Every map is pinned under its name; `fw-ebpf/src/maps.rs` declares them.
 
-/// ARRAY_OF_MAPS of one slot: the running policy, an array of [`super::blob::Cell`].
+/// ARRAY_OF_MAPS: policies, each an array of [`super::blob::Page`]. Generation `n` is in place
+/// `n % POLICY_PLACES`.
 pub const POLICY: &str = "POLICY";
+/// ARRAY of one u32: the place in [`POLICY`] of the running generation. Writing it is the flip.
+pub const ACTIVE: &str = "ACTIVE";
 /// PERCPU_ARRAY of `[u64; 2]`: packets and bytes by counter slot.
 pub const COUNTERS: &str = "COUNTERS";
 /// HASH, u32 interface index -> [`super::device::Device`].
@@ -30,6 +33,10 @@ pub const FRAMES: &str = "FRAMES";
 /// PERCPU_ARRAY of one value. Scratch, not pinned.
 pub const SCRATCH: &str = "SCRATCH";
 
+/// Places in [`POLICY`]. A packet that began under a generation may still be under way when the next
+/// load begins, so that load takes a third place. Once it is written, the kernel has waited for such
+/// packets (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c), and the first place is free.
+pub const POLICY_PLACES: u32 = 3;
 /// Counter slots: rules and policies of the running and the next generation together.
 pub const COUNTER_SLOTS: u32 = 65_536;
 /// Capacity of [`DEVICES`].

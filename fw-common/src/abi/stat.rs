@@ -3,7 +3,7 @@
 macro_rules! stats {
     ($($(#[$doc:meta])* $variant:ident = $value:literal, $name:literal, $text:literal;)*) => {
         /// Index into the `STATS` map.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
         #[repr(u32)]
         pub enum Stat {
             $($(#[$doc])* $variant = $value,)*
@@ -33,6 +33,7 @@ macro_rules! stats {
 
 stats! {
     /// A rule or a policy said DROP.
+    #[default]
     Policy = 0, "policy", "dropped by a rule or a chain's policy";
     /// The headers do not hold together.
     Malformed = 1, "malformed", "transport header cut short, too many extension headers, or nested priority tags";

@@ -3,7 +3,9 @@
 
 use core::ops::ControlFlow;
 
+use super::packet::Packet;
 use super::scratch::Scratch;
+use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
 use crate::abi::blob::{
     Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind, condition,
@@ -75,51 +77,68 @@ pub enum Decision {
 const MAX_STEPS: u32 = 1 << 20;
 
 /// Sends the packet in the scratch space through a base chain. An absent chain accepts.
-#[inline(never)]
-pub fn traverse<T: Tables>(
+#[inline(always)]
+pub fn traverse<P: Packet, T: Tables>(
+    packet: &mut P,
     tables: &T,
-    generation: T::Generation,
     base: u32,
     scratch: &mut Scratch,
 ) -> Decision {
-    let mut steps = Steps {
-        tables,
-        generation,
-        scratch,
-    };
-    // LLVM knows that base chains are few, and would drop the bound that the verifier has to see.
-    let base = steps.scratch.forget(base);
-    let Some(chain) = tables.cell(generation, DIRECTORY.wrapping_add(base)) else {
-        return Decision::Drop(Stat::Unbounded);
-    };
-    let chain = Chain(chain);
-    if chain.count() == 0 {
-        // Chains of the nat table are empty more often than not.
-        return steps.end(chain);
-    }
-    let walk = &mut steps.scratch.walk;
-    walk.base = base;
-    walk.chain = base;
-    walk.cursor = 0;
-    walk.depth = 0;
-    walk.code = CODE_UNBOUNDED;
-    // Most walks take one step, which need not be a loop's.
-    if steps.turn().is_continue() {
-        tables.run(MAX_STEPS, &mut steps);
-    }
-    let walk = &steps.scratch.walk;
-    match walk.code {
+    match packet.call::<Traverse, T>(tables, scratch, base) {
         target::ACCEPT => Decision::Accept,
         target::DROP => Decision::Drop(Stat::Policy),
         target::MASQUERADE => Decision::Masquerade {
-            ports: walk.argument,
+            ports: scratch.walk.argument,
             random: false,
         },
         target::MASQUERADE_RANDOM => Decision::Masquerade {
-            ports: walk.argument,
+            ports: scratch.walk.argument,
             random: true,
         },
         _ => Decision::Drop(Stat::Unbounded),
+    }
+}
+
+/// The stage of [`traverse`]: its argument is the base chain, its result a number of [`target`].
+pub struct Traverse;
+
+impl Stage for Traverse {
+    const NAME: Name = Name::Traverse;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        _packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        base: u32,
+    ) -> u32 {
+        let Some(generation) = tables.generation(scratch.place) else {
+            return CODE_UNBOUNDED;
+        };
+        let mut steps = Steps {
+            tables,
+            generation,
+            scratch,
+        };
+        let Some(chain) = tables.cell(generation, DIRECTORY.wrapping_add(base)) else {
+            return CODE_UNBOUNDED;
+        };
+        let chain = Chain(chain);
+        if chain.count() == 0 {
+            // Chains of the nat table are empty more often than not.
+            return steps.end(chain);
+        }
+        let walk = &mut steps.scratch.walk;
+        walk.base = base;
+        walk.chain = base;
+        walk.cursor = 0;
+        walk.depth = 0;
+        walk.code = CODE_UNBOUNDED;
+        // Most walks take one step, which need not be a loop's.
+        if steps.turn().is_continue() {
+            tables.run(MAX_STEPS, &mut steps);
+        }
+        steps.scratch.walk.code
     }
 }
 
@@ -280,10 +299,7 @@ impl<T: Tables> Steps<'_, T> {
             let Some(base) = self.tables.cell(self.generation, base) else {
                 return ControlFlow::Break(());
             };
-            self.scratch.walk.code = match self.end(Chain(base)) {
-                Decision::Accept => target::ACCEPT,
-                Decision::Drop(_) | Decision::Masquerade { .. } => target::DROP,
-            };
+            self.scratch.walk.code = self.end(Chain(base));
             return ControlFlow::Break(());
         }
         walk.depth = walk.depth.wrapping_sub(1);
@@ -298,15 +314,15 @@ impl<T: Tables> Steps<'_, T> {
 
     /// The end of a base chain: its policy, or nothing where there is no such chain.
     #[inline(always)]
-    fn end(&self, base: Chain<'_>) -> Decision {
+    fn end(&self, base: Chain<'_>) -> u32 {
         if base.kind() == chain_kind::ABSENT {
-            return Decision::Accept;
+            return target::ACCEPT;
         }
         self.count(base.policy_slot());
         if base.policy() == Chain::DROP {
-            Decision::Drop(Stat::Policy)
+            target::DROP
         } else {
-            Decision::Accept
+            target::ACCEPT
         }
     }
 

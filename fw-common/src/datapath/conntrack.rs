@@ -245,7 +245,6 @@ pub fn end_flow<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
 pub fn track<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
-    generation: T::Generation,
     scratch: &mut Scratch,
     aliases: Aliases,
 ) {
@@ -260,7 +259,7 @@ pub fn track<P: Packet, T: Tables>(
     }
     scratch.lookup.tuple.set(&scratch.headers);
     if scratch.headers.key.protocol as u8 == protocol::TCP {
-        return track_tcp(packet, tables, generation, scratch, aliases);
+        return track_tcp(packet, tables, scratch, aliases);
     }
     let now = tables.now();
     let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
@@ -272,7 +271,7 @@ pub fn track<P: Packet, T: Tables>(
     };
     scratch.tracked.set_label(&found);
     let timeout = advance_untimed(&scratch.headers, found.flow, now);
-    refresh(tables, generation, found.flow, timeout, now);
+    refresh(tables, scratch.place, found.flow, timeout, now);
     settle(tables, &mut scratch.lookup, &found);
 }
 
@@ -301,7 +300,6 @@ pub fn track_stranger(scratch: &mut Scratch) {
 fn track_tcp<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
-    generation: T::Generation,
     scratch: &mut Scratch,
     aliases: Aliases,
 ) {
@@ -311,7 +309,7 @@ fn track_tcp<P: Packet, T: Tables>(
     let now = tables.now();
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, now) {
         scratch.tracked.set_label(&found);
-        let outcome = tcp::advance(found.flow, &scratch.segment, found.is_reply());
+        let outcome = tables.advance_tcp(found.flow, &scratch.segment, found.is_reply());
         // The verifier would explore the rest for each outcome.
         match scratch.forget(outcome) {
             tcp::REOPENED => end_found(tables, &mut scratch.lookup, &found),
@@ -332,7 +330,7 @@ fn track_tcp<P: Packet, T: Tables>(
             }
             tcp::IGNORED => return settle(tables, &mut scratch.lookup, &found),
             timeout => {
-                refresh(tables, generation, found.flow, timeout, now);
+                refresh(tables, scratch.place, found.flow, timeout, now);
                 return settle(tables, &mut scratch.lookup, &found);
             }
         }
@@ -436,8 +434,12 @@ fn untimed(headers: &Headers) -> u32 {
 
 /// Sets when the flow ends, from the policy's cell of timeouts.
 #[inline(never)]
-fn refresh<T: Tables>(tables: &T, generation: T::Generation, flow: &Flow, timeout: u32, now: u64) {
-    let seconds = match tables.cell(generation, TIMEOUTS) {
+fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now: u64) {
+    let cell = match tables.generation(place) {
+        Some(generation) => tables.cell(generation, TIMEOUTS),
+        None => None,
+    };
+    let seconds = match cell {
         Some(cell) => cell.w.get(timeout as usize & 15).copied().unwrap_or(0),
         None => 0,
     };
@@ -565,12 +567,7 @@ fn is_the_kernels(headers: &Headers) -> bool {
 
 /// Drafts a flow as its first packet makes it.
 #[inline(never)]
-pub fn draft_flow<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    generation: T::Generation,
-    scratch: &mut Scratch,
-) {
+pub fn draft_flow<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) {
     scratch.draft.flow = Flow::default();
     let now = tables.now();
     let mut timeout = untimed(&scratch.headers);
@@ -578,5 +575,5 @@ pub fn draft_flow<P: Packet, T: Tables>(
         timeout = tcp::open(&mut scratch.draft.flow, &scratch.segment);
     }
     scratch.draft.flow.created = now;
-    refresh(tables, generation, &scratch.draft.flow, timeout, now);
+    refresh(tables, scratch.place, &scratch.draft.flow, timeout, now);
 }

@@ -29,7 +29,7 @@ pub trait Recorder: Tables {
 /// the same rules is exact.
 #[inline(always)]
 pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
-    let Start::Judge(generation) = start(packet, tables, scratch) else {
+    let Start::Judge = start(packet, tables, scratch) else {
         return Verdict::Pass;
     };
     if scratch.headers.part as u8 != Part::Whole as u8 {
@@ -43,7 +43,7 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     if scratch.headers.icmp as u8 == Icmp::Error as u8 {
         // It may be about a flow.
         let aliases = scratch.has_nat();
-        track(packet, tables, generation, scratch, aliases);
+        track(packet, tables, scratch, aliases);
         if scratch.tracked.ct & ct::INVALID == 0 {
             return Verdict::Pass;
         }
@@ -54,12 +54,12 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     scratch.ask(scratch.patterns(&scratch.device), 1);
     if scratch.meets_nat() {
         let chain = BaseChain::NatPrerouting.id(family);
-        if traverse(tables, generation, chain, scratch) != Decision::Accept {
+        if traverse(packet, tables, chain, scratch) != Decision::Accept {
             return Verdict::Pass;
         }
     }
     let chain = BaseChain::FilterInput.id(family);
-    match traverse(tables, generation, chain, scratch) {
+    match traverse(packet, tables, chain, scratch) {
         Decision::Drop(Stat::Policy) if tables.commit() => {
             tables.count(Stat::XdpDrop);
             Verdict::Drop(Stat::Policy)

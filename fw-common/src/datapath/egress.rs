@@ -13,6 +13,7 @@ use super::nat::{Wish, open};
 use super::packet::Packet;
 use super::rewrite::End;
 use super::scratch::Scratch;
+use super::stage::{Name, Stage};
 use super::start::{Start, patterns_of, start};
 use super::tables::Tables;
 use crate::abi::blob::BaseChain;
@@ -27,11 +28,11 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     if packet.is_of_vlan() {
         return Verdict::Pass;
     }
-    let generation = match start(packet, tables, scratch) {
-        Start::Judge(generation) => generation,
+    match start(packet, tables, scratch) {
+        Start::Judge => {}
         Start::NotOurs => return Verdict::Pass,
         Start::Over(verdict) => return verdict,
-    };
+    }
     let family = scratch.headers.family;
 
     let arrival = packet.arrival_device();
@@ -40,7 +41,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     let note = if forwarded { packet.note() } else { 0 };
     let looping = scratch.device.flags & Device::LOOPBACK != 0;
     scratch.aliases = scratch.has_nat() && scratch.made_here;
-    if !place(packet, tables, generation, scratch, note) {
+    if packet.call::<PlaceOut, T>(tables, scratch, note as u32) == 0 {
         return Verdict::Drop(Stat::FragmentWithoutFirst);
     }
     if looping {
@@ -51,7 +52,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
 
     if scratch.meets_nat() && scratch.made_here {
         let chain = BaseChain::NatOutput.id(family);
-        if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
+        if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
             return Verdict::Drop(stat);
         }
     }
@@ -68,7 +69,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     } else {
         BaseChain::FilterForward.id(family)
     };
-    if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
+    if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
         return Verdict::Drop(stat);
     }
     if scratch.tracked.opens || scratch.tracked.replayed {
@@ -81,7 +82,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
         };
         if scratch.meets_nat() {
             let chain = BaseChain::NatPostrouting.id(family);
-            match traverse(tables, generation, chain, scratch) {
+            match traverse(packet, tables, chain, scratch) {
                 Decision::Accept => {}
                 Decision::Drop(stat) => return Verdict::Drop(stat),
                 Decision::Masquerade { ports, random } => {
@@ -97,7 +98,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
             }
         }
         if scratch.tracked.opens {
-            if let Err(stat) = open(packet, tables, generation, scratch) {
+            if let Err(stat) = open(packet, tables, scratch) {
                 return Verdict::Drop(stat);
             }
             scratch.take_translation();
@@ -132,44 +133,51 @@ fn masquerade_address(device: &Device, headers: &Headers) -> Addr {
     device.masquerade6
 }
 
-/// Finds the packet's place in its flow; false for a fragment whose first one was not seen.
-#[inline(never)]
-fn place<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    generation: T::Generation,
-    scratch: &mut Scratch,
-    note: u16,
-) -> bool {
-    if scratch.headers.part as u8 == Part::Later as u8 {
-        let first = borrow(tables, &mut scratch.headers, Side::Egress);
-        if first.found {
-            follow(tables, scratch, false, first);
+/// Finds the packet's place in its flow, with the help of the note that its argument is; its result
+/// is 0 for a fragment whose first one was not seen.
+pub struct PlaceOut;
+
+impl Stage for PlaceOut {
+    const NAME: Name = Name::PlaceOut;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        note: u32,
+    ) -> u32 {
+        let note = note as u16;
+        if scratch.headers.part as u8 == Part::Later as u8 {
+            let first = borrow(tables, &mut scratch.headers, Side::Egress);
+            if first.found {
+                follow(tables, scratch, false, first);
+            }
+            return first.found as u32;
         }
-        return first.found;
+        if note & NOTE_SEEN == 0 {
+            // What this host makes may answer a flow whose source was translated on its way in.
+            track(packet, tables, scratch, scratch.aliases);
+            if scratch.made_here && scratch.headers.icmp as u8 == Icmp::Error as u8 {
+                attach(packet, tables, scratch);
+            }
+        } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
+            scratch.tracked.set_note(note);
+            if scratch.tracked.direction == 0 {
+                // Its source may have to be translated. (In the other direction all is done.)
+                about(packet, tables, scratch, true);
+                scratch.tracked.take_label(note);
+            }
+        } else {
+            scratch.tracked.set_note(note);
+            look_up(tables, scratch, false);
+            // Only what ingress took for a flow's first packet opens one: a packet that ended its flow
+            // is without a flow here, and opens none.
+            scratch.tracked.opens &= note & NOTE_OPENS != 0;
+        }
+        lend(tables, scratch, Side::Egress);
+        1
     }
-    if note & NOTE_SEEN == 0 {
-        // What this host makes may answer a flow whose source was translated on its way in.
-        track(packet, tables, generation, scratch, scratch.aliases);
-        if scratch.made_here && scratch.headers.icmp as u8 == Icmp::Error as u8 {
-            attach(packet, tables, scratch);
-        }
-    } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
-        scratch.tracked.set_note(note);
-        if scratch.tracked.direction == 0 {
-            // Its source may have to be translated. (In the other direction all is done.)
-            about(packet, tables, scratch, true);
-            scratch.tracked.take_label(note);
-        }
-    } else {
-        scratch.tracked.set_note(note);
-        look_up(tables, scratch, false);
-        // Only what ingress took for a flow's first packet opens one: a packet that ended its flow
-        // is without a flow here, and opens none.
-        scratch.tracked.opens &= note & NOTE_OPENS != 0;
-    }
-    lend(tables, scratch, Side::Egress);
-    true
 }
 
 /// Finds the translation of a flow that waits for its last packet, which this is; false if there

@@ -10,6 +10,7 @@ use super::packet::{Destination, Packet};
 use super::quoted::read_quoted;
 use super::rewrite::{End, rewrite, rewrite_error};
 use super::scratch::Scratch;
+use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
 use crate::abi::blob::BaseChain;
@@ -30,14 +31,14 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if packet.is_for_other_host() {
         return Verdict::Pass;
     }
-    let generation = match start(packet, tables, scratch) {
-        Start::Judge(generation) => generation,
+    match start(packet, tables, scratch) {
+        Start::Judge => {}
         Start::NotOurs if has_priority_tags(packet, scratch.device.l2_len) => {
             return Verdict::Drop(Stat::Malformed);
         }
         Start::NotOurs => return Verdict::Pass,
         Start::Over(verdict) => return verdict,
-    };
+    }
     scratch.made_here = false;
     let family = scratch.headers.family;
 
@@ -45,7 +46,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
     let looped = scratch.device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
     let note = if looped { note } else { 0 };
-    if !place(packet, tables, generation, scratch, note) {
+    if packet.call::<PlaceIn, T>(tables, scratch, note as u32) == 0 {
         // The stack cannot complete a datagram of this host's without its first fragment, which
         // will be judged. A forwarded one is dropped at egress.
         return Verdict::Pass;
@@ -55,7 +56,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if scratch.meets_nat() {
         // Only its counters matter: nothing in this chain translates.
         let chain = BaseChain::NatPrerouting.id(family);
-        if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
+        if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
             return Verdict::Drop(stat);
         }
     }
@@ -73,12 +74,12 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
 
     let chain = BaseChain::FilterInput.id(family);
-    if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
+    if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
         return Verdict::Drop(stat);
     }
     if scratch.meets_nat() {
         let chain = BaseChain::NatInput.id(family);
-        if let Decision::Drop(stat) = traverse(tables, generation, chain, scratch) {
+        if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
             return Verdict::Drop(stat);
         }
     }
@@ -92,7 +93,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         embryo: true,
         ..Wish::default()
     };
-    if let Err(stat) = open(packet, tables, generation, scratch) {
+    if let Err(stat) = open(packet, tables, scratch) {
         return Verdict::Drop(stat);
     }
     scratch.take_translation();
@@ -128,30 +129,37 @@ fn translate_source<P: Packet, T: Tables>(
     Verdict::Pass
 }
 
-/// Finds the packet's place in its flow; false for a fragment whose first one was not seen.
-#[inline(never)]
-fn place<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    generation: T::Generation,
-    scratch: &mut Scratch,
-    note: u16,
-) -> bool {
-    let aliases = scratch.has_nat();
-    if scratch.headers.part as u8 == Part::Later as u8 {
-        let first = borrow(tables, &mut scratch.headers, Side::Ingress);
-        if first.found {
-            follow(tables, scratch, aliases, first);
+/// Finds the packet's place in its flow, with the help of the note that its argument is; its result
+/// is 0 for a fragment whose first one was not seen.
+pub struct PlaceIn;
+
+impl Stage for PlaceIn {
+    const NAME: Name = Name::PlaceIn;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        note: u32,
+    ) -> u32 {
+        let note = note as u16;
+        let aliases = scratch.has_nat();
+        if scratch.headers.part as u8 == Part::Later as u8 {
+            let first = borrow(tables, &mut scratch.headers, Side::Ingress);
+            if first.found {
+                follow(tables, scratch, aliases, first);
+            }
+            return first.found as u32;
         }
-        return first.found;
+        if note != 0 {
+            scratch.tracked.set_note(note);
+        } else {
+            track(packet, tables, scratch, aliases);
+        }
+        lend(tables, scratch, Side::Ingress);
+        1
     }
-    if note != 0 {
-        scratch.tracked.set_note(note);
-    } else {
-        track(packet, tables, generation, scratch, aliases);
-    }
-    lend(tables, scratch, Side::Ingress);
-    true
 }
 
 /// Whether a packet is INPUT's business. The table of local addresses decides; an address that is
@@ -183,12 +191,34 @@ pub(super) fn translate<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     end: End,
 ) -> Option<()> {
-    let endpoint = &scratch.tracked.endpoint;
-    if !scratch.tracked.error {
-        return rewrite(packet, &mut scratch.headers, end, endpoint);
+    (packet.call::<Translate, T>(tables, scratch, end as u32) != 0).then_some(())
+}
+
+/// The stage of [`translate`].
+pub struct Translate;
+
+impl Stage for Translate {
+    const NAME: Name = Name::Translate;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        end: u32,
+    ) -> u32 {
+        let end = if end == End::Source as u32 {
+            End::Source
+        } else {
+            End::Destination
+        };
+        let endpoint = &scratch.tracked.endpoint;
+        if !scratch.tracked.error {
+            return rewrite(packet, &mut scratch.headers, end, endpoint).is_some() as u32;
+        }
+        if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
+            return 0;
+        }
+        rewrite_error(packet, &mut scratch.headers, &scratch.quoted, end, endpoint).is_some() as u32
     }
-    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
-        return None;
-    }
-    rewrite_error(packet, &mut scratch.headers, &scratch.quoted, end, endpoint)
 }

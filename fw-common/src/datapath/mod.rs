@@ -13,15 +13,17 @@ pub mod packet;
 pub mod quoted;
 pub mod rewrite;
 pub mod scratch;
+pub mod stage;
 pub mod tables;
 pub mod tcp;
 pub mod tuple;
 
 mod early;
-mod egress;
+pub mod egress;
 mod fragment;
-mod ingress;
-mod start;
+pub mod ingress;
+
+pub mod start;
 
 pub use early::{Recorder, early};
 pub use egress::egress;

@@ -10,6 +10,7 @@ use super::conntrack::{draft_flow, end_flow};
 use super::header::{Headers, Icmp, protocol};
 use super::packet::Packet;
 use super::scratch::Scratch;
+use super::stage::{Name, Stage};
 use super::tables::{InsertError, Step, Tables, Tier};
 use super::tuple::Lookup;
 use crate::abi::Addr;
@@ -51,18 +52,42 @@ pub struct Wish {
 }
 
 /// Stores the flow that a packet opens, with its translation if it has one.
-///
+#[inline(always)]
+pub fn open<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+) -> Result<(), Stat> {
+    if packet.call::<Open, T>(tables, scratch, 0) == 0 {
+        return Err(scratch.reason);
+    }
+    Ok(())
+}
+
+/// The stage of [`open`]: its result is 0 if [`Scratch::reason`] forbids it.
+pub struct Open;
+
+impl Stage for Open {
+    const NAME: Name = Name::Open;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, _: u32) -> u32 {
+        match store(packet, tables, scratch) {
+            Ok(()) => 1,
+            Err(reason) => {
+                scratch.reason = reason;
+                0
+            }
+        }
+    }
+}
+
 /// Even a flow that no rule translates may need another port: its reply tuple may be in use by a
 /// translated flow, as either of that flow's names (netfilter's null binding,
 /// `nf_nat_alloc_null_binding`).
-#[inline(never)]
-pub fn open<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    generation: T::Generation,
-    scratch: &mut Scratch,
-) -> Result<(), Stat> {
-    draft_flow(packet, tables, generation, scratch);
+#[inline(always)]
+fn store<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) -> Result<(), Stat> {
+    draft_flow(packet, tables, scratch);
     let (headers, lookup, draft) = (&scratch.headers, &mut scratch.lookup, &mut scratch.draft);
     lookup.tuple.set(headers);
     let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut draft.key);

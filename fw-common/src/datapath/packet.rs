@@ -1,5 +1,8 @@
 //! What the datapath asks of a packet.
 
+use super::scratch::Scratch;
+use super::stage::Stage;
+use super::tables::Tables;
 use crate::abi::{Addr, Family};
 
 /// What decides a packet's way.
@@ -75,4 +78,13 @@ pub trait Packet {
 
     /// Leaves the note.
     fn set_note(&mut self, note: u16);
+
+    /// Runs a stage.
+    #[inline(always)]
+    fn call<S: Stage, T: Tables>(&mut self, tables: &T, scratch: &mut Scratch, argument: u32) -> u32
+    where
+        Self: Sized,
+    {
+        S::run(self, tables, scratch, argument)
+    }
 }

@@ -13,6 +13,7 @@ use crate::abi::blob::{Filter, Header, HeaderFields};
 use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::flow::Flow;
+use crate::abi::stat::Stat;
 
 /// Lent by the caller for one packet: in the kernel, the value of a per-CPU map.
 ///
@@ -29,8 +30,12 @@ pub struct Scratch {
     pub tracked: Tracked,
     /// [`HeaderFields::features`] of the running policy.
     pub features: u32,
-    /// The running generation's number is odd.
+    /// Where the policy is that judges the packet.
+    pub place: u32,
+    /// Its generation's number is odd.
     pub odd: bool,
+    /// Why a stage had the packet dropped.
+    pub reason: Stat,
     /// The packet was made on this host.
     pub made_here: bool,
     /// Replies to translated flows may come here.

@@ -4,15 +4,16 @@ use super::Verdict;
 use super::header::{Parsed, parse};
 use super::packet::Packet;
 use super::scratch::Scratch;
+use super::stage::{Name, Stage};
 use super::tables::Tables;
 use crate::abi::blob::{HEADER, Header};
 use crate::abi::device::Device;
 use crate::abi::stat::Stat;
 
 /// Whether there is anything to judge.
-pub enum Start<G> {
-    /// The policy that judges the packet; headers, device and features are in the scratch space.
-    Judge(G),
+pub enum Start {
+    /// A packet to be judged: headers, device and features are in the scratch space.
+    Judge,
     /// Not IP, or nothing that the stack would take.
     NotOurs,
     /// The verdict, without one.
@@ -21,25 +22,49 @@ pub enum Start<G> {
 
 /// Finds the running policy and the interface's record, and parses the packet.
 #[inline(always)]
-pub fn start<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    scratch: &mut Scratch,
-) -> Start<T::Generation> {
-    let Some(generation) = tables.generation() else {
-        return Start::Over(Verdict::Pass);
-    };
-    let Some(header) = tables.cell(generation, HEADER) else {
-        return Start::Over(Verdict::Pass);
-    };
-    scratch.begin(Header(header));
-    if !take_device(tables, packet.device(), &mut scratch.device) {
-        return Start::Over(Verdict::Drop(Stat::UnknownDevice));
+pub fn start<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Start {
+    match packet.call::<Begin, T>(tables, scratch, 0) {
+        JUDGE => Start::Judge,
+        NOT_OURS => Start::NotOurs,
+        NO_POLICY => Start::Over(Verdict::Pass),
+        _ => Start::Over(Verdict::Drop(scratch.reason)),
     }
-    match parse(packet, tables, scratch.device.l2_len, &mut scratch.headers) {
-        Parsed::Headers => Start::Judge(generation),
-        Parsed::NotOurs => Start::NotOurs,
-        Parsed::Malformed => Start::Over(Verdict::Drop(Stat::Malformed)),
+}
+
+/// The stage of [`start`].
+pub struct Begin;
+
+const JUDGE: u32 = 1;
+const NOT_OURS: u32 = 2;
+const NO_POLICY: u32 = 3;
+/// [`Scratch::reason`] says why.
+const REFUSED: u32 = 0;
+
+impl Stage for Begin {
+    const NAME: Name = Name::Begin;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, _: u32) -> u32 {
+        scratch.place = tables.active();
+        let Some(generation) = tables.generation(scratch.place) else {
+            return NO_POLICY;
+        };
+        let Some(header) = tables.cell(generation, HEADER) else {
+            return NO_POLICY;
+        };
+        scratch.begin(Header(header));
+        if !take_device(tables, packet.device(), &mut scratch.device) {
+            scratch.reason = Stat::UnknownDevice;
+            return REFUSED;
+        }
+        match parse(packet, tables, scratch.device.l2_len, &mut scratch.headers) {
+            Parsed::Headers => JUDGE,
+            Parsed::NotOurs => NOT_OURS,
+            Parsed::Malformed => {
+                scratch.reason = Stat::Malformed;
+                REFUSED
+            }
+        }
     }
 }
 

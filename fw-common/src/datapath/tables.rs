@@ -2,6 +2,7 @@
 
 use core::ops::ControlFlow;
 
+use super::tcp::{self, Segment};
 use crate::MapCell;
 use crate::abi::blob::{Cell, Page, place};
 use crate::abi::device::Device;
@@ -14,8 +15,12 @@ pub trait Tables {
     /// A handle of one policy, held for a whole packet so that it is judged by one generation.
     type Generation: Copy;
 
-    /// The policy that runs now; nothing before the first load.
-    fn generation(&self) -> Option<Self::Generation>;
+    /// The place of the policy that runs now.
+    fn active(&self) -> u32;
+
+    /// The policy in a place; nothing before the first load. User space leaves what was active
+    /// alone until no program is left that may have asked for it.
+    fn generation(&self, place: u32) -> Option<Self::Generation>;
 
     /// A page of the policy.
     fn page(&self, generation: Self::Generation, number: u32) -> Option<&Page>;
@@ -66,6 +71,13 @@ pub trait Tables {
 
     /// Random bits, for port choice.
     fn random(&self) -> u32;
+
+    /// Moves a TCP flow on: [`tcp::advance`], which a BPF program calls as a global function, for
+    /// the reason that [`super::stage::Stage`] gives.
+    #[inline(always)]
+    fn advance_tcp(&self, flow: &Flow, segment: &Segment, reply: bool) -> tcp::Outcome {
+        tcp::advance(flow, segment, reply)
+    }
 
     /// Runs `step` for 0, 1, .. `count - 1` until it breaks: `bpf_loop` in the kernel, `for` on
     /// the host.

@@ -294,7 +294,7 @@ pub fn open(flow: &mut Flow, segment: &Segment) -> Outcome {
 }
 
 /// A further segment of a flow.
-#[inline(never)]
+#[inline(always)]
 pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
     let status = flow.status.get();
     let mut word = Word::of(flow);

@@ -23,7 +23,8 @@ use super::state::{Fact, Lock, StateDir, current_netns, hex, remove_if_present};
 /// The BPF object that this binary carries; empty when it was built without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 
-const MAPS: [&str; 11] = [
+const MAPS: [&str; 12] = [
+    maps::ACTIVE,
     maps::POLICY,
     maps::COUNTERS,
     maps::DEVICES,
@@ -51,8 +52,10 @@ pub type FlowWords = [u64; FLOW_WORDS];
 
 /// Typed handles of all maps.
 pub struct Maps {
-    /// The running policy, in slot 0.
+    /// Policies, by place.
     pub policy: ArrayOfMaps<MapData, Blob>,
+    /// The place of the running one.
+    pub active: Array<MapData, u32>,
     /// Packets and bytes by counter slot.
     pub counters: PerCpuArray<MapData, [u64; 2]>,
     /// Interfaces by index.
@@ -94,6 +97,7 @@ impl Maps {
         }
         let opened = Self {
             policy: typed(state, maps::POLICY)?,
+            active: typed(state, maps::ACTIVE)?,
             counters: typed(state, maps::COUNTERS)?,
             devices: typed(state, maps::DEVICES)?,
             near_devices: typed(state, maps::NEAR_DEVICES)?,
@@ -110,7 +114,11 @@ impl Maps {
 
     /// The running policy; nothing before the first flip.
     pub fn running(&self) -> Result<Option<Blob>> {
-        match self.policy.get(&0, 0) {
+        let place = self
+            .active
+            .get(&0, 0)
+            .context("cannot read which policy runs")?;
+        match self.policy.get(&place, 0) {
             Ok(blob) => Ok(Some(blob)),
             Err(MapError::KeyNotFound) => Ok(None),
             Err(error) => Err(error).context("cannot open the running policy"),

@@ -251,6 +251,7 @@ pub fn remove_if_present(path: &Path) -> Result<()> {
 fn is_ours(name: &str) -> bool {
     use fw_common::abi::maps;
     let map = [
+        maps::ACTIVE,
         maps::POLICY,
         maps::COUNTERS,
         maps::DEVICES,

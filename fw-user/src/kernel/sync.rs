@@ -2,7 +2,7 @@
 //!
 //! Everything that the next generation needs is written beside what the running one uses: counter
 //! slots that no running rule has, the idle word of each interface's pattern set, a new array of
-//! cells. The flip is then one write to one map slot. A process that dies before it has changed
+//! cells in a place of its own. The flip is then the write of one word. A process that dies before it has changed
 //! nothing that a packet could notice; the kernel frees the half-filled array with the process.
 
 use std::collections::BTreeSet;
@@ -14,7 +14,7 @@ use aya::maps::{Array, MapError, PerCpuValues};
 use aya::util::nr_cpus;
 use fw_common::abi::blob::{Cell, PAGE_CELLS, Page};
 use fw_common::abi::device::Device;
-use fw_common::abi::maps::NEAR_DEVICES_MAX;
+use fw_common::abi::maps::{NEAR_DEVICES_MAX, POLICY_PLACES};
 
 use super::load::Maps;
 use crate::host::{Host, Interface, LocalRoute};
@@ -41,9 +41,6 @@ pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>) -> Result<()> {
     for (slot, start) in next.fresh_slots {
         set_counter(maps, *slot, *start)?;
     }
-    write_devices(maps, host, next.generation, next.patterns)?;
-    write_local(maps, host)?;
-
     let (pages, rest) = next.cells.as_chunks::<PAGE_CELLS>();
     if !rest.is_empty() {
         bail!("the policy's last page is not full: it was not made by `compile`");
@@ -63,8 +60,16 @@ pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>) -> Result<()> {
             bail!("page {number} of the policy was not stored as written; nothing was changed");
         }
     }
+    let place = next.generation % POLICY_PLACES;
     maps.policy
-        .set(0, &blob, 0)
+        .set(place, &blob, 0)
+        .context("cannot put the new policy beside the running one")?;
+    // From here on no packet is left that the generation before the running one judges, whose words
+    // in the interfaces' records the next one takes.
+    write_devices(maps, host, next.generation, next.patterns)?;
+    write_local(maps, host)?;
+    maps.active
+        .set(0, place, 0)
         .context("cannot switch to the new policy")
 }
 

@@ -49,8 +49,12 @@ impl<T: Tables> Recorder for Held<'_, T> {
 impl<T: Tables> Tables for Held<'_, T> {
     type Generation = T::Generation;
 
-    fn generation(&self) -> Option<Self::Generation> {
-        self.tables.generation()
+    fn active(&self) -> u32 {
+        self.tables.active()
+    }
+
+    fn generation(&self, place: u32) -> Option<Self::Generation> {
+        self.tables.generation(place)
     }
 
     fn page(&self, generation: Self::Generation, number: u32) -> Option<&Page> {

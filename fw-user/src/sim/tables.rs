@@ -259,7 +259,11 @@ impl Tables for HostTables {
     /// There is one policy at a time, and no packet on its way while it is replaced.
     type Generation = ();
 
-    fn generation(&self) -> Option<()> {
+    fn active(&self) -> u32 {
+        0
+    }
+
+    fn generation(&self, _place: u32) -> Option<()> {
         self.policy.as_ref().map(|_| ())
     }
 

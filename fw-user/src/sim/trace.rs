@@ -100,8 +100,12 @@ impl<'t, T> Traced<'t, T> {
 impl<T: Tables> Tables for Traced<'_, T> {
     type Generation = T::Generation;
 
-    fn generation(&self) -> Option<Self::Generation> {
-        self.tables.generation()
+    fn active(&self) -> u32 {
+        self.tables.active()
+    }
+
+    fn generation(&self, place: u32) -> Option<Self::Generation> {
+        self.tables.generation(place)
     }
 
     fn page(&self, generation: Self::Generation, number: u32) -> Option<&Page> {

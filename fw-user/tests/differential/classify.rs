@@ -10,7 +10,7 @@ use fw_user::addr;
 use fw_user::compile::{Slots, compile};
 use fw_user::policy::TableName;
 use fw_user::policy::model::{CtDirection, Family, Policy};
-use fw_user::sim::{Host, HostDevice, HostTables};
+use fw_user::sim::{Host, HostDevice, HostTables, SlicePacket};
 use proptest::prelude::*;
 
 use crate::generate;
@@ -146,7 +146,9 @@ fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Seen) 
         query,
         ..Scratch::default()
     };
-    traverse(tables, (), base.id(family), &mut scratch)
+    // Chains are asked about the scratch space, not about the packet.
+    let mut packet = SlicePacket::raw_ip(Vec::new(), 0);
+    traverse(&mut packet, tables, base.id(family), &mut scratch)
 }
 
 fn as_decision(outcome: &Outcome) -> Decision {

@@ -62,6 +62,7 @@ impl Kernel {
         }
         let maps = Maps {
             policy: take(&mut object, maps::POLICY)?,
+            active: take(&mut object, maps::ACTIVE)?,
             counters: take(&mut object, maps::COUNTERS)?,
             devices: take(&mut object, maps::DEVICES)?,
             near_devices: take(&mut object, maps::NEAR_DEVICES)?,

@@ -1,0 +1,41 @@
+//! Stages: parts of a packet's way that the kernel's verifier looks at one by one.
+
+use super::packet::Packet;
+use super::scratch::Scratch;
+use super::tables::Tables;
+
+/// A part of a packet's way that reads and leaves all its state in the scratch space.
+///
+/// A BPF program calls a stage as a global function: the verifier looks at it once, knowing nothing
+/// of what was before, and at its callers knowing nothing of what it did
+/// (`btf_check_subprog_call` and `do_check_subprogs`, kernel/bpf/verifier.c). So the instructions
+/// that it looks at are the sum of the stages', not their product.
+pub trait Stage {
+    /// Which one it is.
+    const NAME: Name;
+
+    /// Runs it.
+    fn run<P: Packet, T: Tables>(
+        packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        argument: u32,
+    ) -> u32;
+}
+
+/// The stages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Name {
+    /// [`super::start::Begin`].
+    Begin,
+    /// [`super::ingress::PlaceIn`].
+    PlaceIn,
+    /// [`super::egress::PlaceOut`].
+    PlaceOut,
+    /// [`super::classify::Traverse`].
+    Traverse,
+    /// [`super::nat::Open`].
+    Open,
+    /// [`super::ingress::Translate`].
+    Translate,
+}

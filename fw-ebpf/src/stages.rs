@@ -1,0 +1,98 @@
+//! The stages as the global functions that the verifier looks at one by one.
+#![allow(
+    unsafe_code,
+    reason = "global functions are called as C calls them, with pointers that the verifier checks"
+)]
+
+use aya_ebpf::bindings::{__sk_buff, xdp_md};
+use fw_common::abi::flow::Flow;
+use fw_common::datapath::classify::Traverse;
+use fw_common::datapath::egress::PlaceOut;
+use fw_common::datapath::ingress::{PlaceIn, Translate};
+use fw_common::datapath::nat::Open;
+use fw_common::datapath::packet::Packet;
+use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::stage::{Name, Stage};
+use fw_common::datapath::start::Begin;
+use fw_common::datapath::tcp::{self, Segment};
+
+use crate::packet::{SkbPacket, XdpPacket};
+use crate::tables::{BpfTables, RecordingTables};
+
+/// Defines a stage's function: name, stage, what its packet wraps, tables. Both pointers outlive
+/// the call; the scratch space is nobody else's meanwhile, since the caller lends its own.
+macro_rules! stages {
+    ($($name:ident: $stage:ty, $packet:ident($context:ty), $tables:expr;)*) => {
+        $(
+            #[unsafe(no_mangle)]
+            #[inline(never)]
+            extern "C" fn $name(
+                context: *mut $context,
+                scratch: *mut Scratch,
+                argument: u32,
+            ) -> u32 {
+                let mut packet = $packet::of(context);
+                // LLVM has callers pass nothing for what a function does not use. The verifier wants
+                // all the same that there is a context and a number.
+                let _ = packet.device();
+                // SAFETY: see the macro. The verifier asks for the check of null.
+                match unsafe { scratch.as_mut() } {
+                    Some(scratch) => {
+                        let argument = scratch.forget(argument);
+                        <$stage>::run(&mut packet, &$tables, scratch, argument)
+                    }
+                    None => 0,
+                }
+            }
+        )*
+    };
+}
+
+stages! {
+    fwbpf_begin: Begin, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_place_in: PlaceIn, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_place_out: PlaceOut, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_traverse: Traverse, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_open: Open, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
+    fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
+}
+
+/// [`tcp::advance`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fwbpf_advance_tcp(
+    flow: *const Flow,
+    segment: *const Segment,
+    reply: u32,
+) -> tcp::Outcome {
+    // SAFETY: both pointers outlive the call, and what changes meanwhile is in cells.
+    match unsafe { (flow.as_ref(), segment.as_ref()) } {
+        (Some(flow), Some(segment)) => tcp::advance(flow, segment, reply != 0),
+        _ => tcp::INVALID,
+    }
+}
+
+/// Calls a stage from a tc program.
+#[inline(always)]
+pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument: u32) -> u32 {
+    match name {
+        Name::Begin => fwbpf_begin(skb, scratch, argument),
+        Name::PlaceIn => fwbpf_place_in(skb, scratch, argument),
+        Name::PlaceOut => fwbpf_place_out(skb, scratch, argument),
+        Name::Traverse => fwbpf_traverse(skb, scratch, argument),
+        Name::Open => fwbpf_open(skb, scratch, argument),
+        Name::Translate => fwbpf_translate(skb, scratch, argument),
+    }
+}
+
+/// Calls one of the stages that XDP has; nothing for others.
+#[inline(always)]
+pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u32) -> Option<u32> {
+    match name {
+        Name::Begin => Some(fwbpf_xdp_begin(xdp, scratch, argument)),
+        Name::Traverse => Some(fwbpf_xdp_traverse(xdp, scratch, argument)),
+        Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate => None,
+    }
+}
