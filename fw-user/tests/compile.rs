@@ -7,7 +7,7 @@ use fw_common::abi::blob::{
     BASE_CHAINS, BaseChain, Chain as ChainView, DIRECTORY, HeaderFields, MAX_DEPTH, MAX_PATTERNS,
     chain_kind,
 };
-use fw_common::abi::maps::COUNTER_SLOTS;
+use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 use fw_user::compile::{Limits, Meta, Place, Slots, TableSet, compile, decode_meta};
 use fw_user::policy::model::{
     Chain, ChainPolicy, InterfacePattern, Match, Negatable, Origin, Policy, PortRange, Ports,
@@ -187,8 +187,11 @@ fn slots_beyond_the_counter_map_are_refused() {
         slots.of[0] = slot;
         compile(&policy, &slots, 1, &[])
     };
-    assert!(last(COUNTER_SLOTS - 1).is_ok());
-    assert!(matches!(last(COUNTER_SLOTS), Err(Limits::Counters { .. })));
+    assert!(last(COUNTER_SLOTS_MAX - 1).is_ok());
+    assert!(matches!(
+        last(COUNTER_SLOTS_MAX),
+        Err(Limits::Counters { .. })
+    ));
 }
 
 #[test]
@@ -267,12 +270,7 @@ fn many_rules(count: u32) -> Vec<Rule> {
 fn large_policies_compile_quickly_and_in_little_space() {
     for (count, limit) in [(10_000, 4), (100_000, 30)] {
         let policy = filter(many_rules(count), vec![]);
-        // There are fewer counters than rules here; only the classifier is looked at.
-        let slots = Slots {
-            of: (0..Slots::needed_by(&policy) as u32)
-                .map(|slot| slot % COUNTER_SLOTS)
-                .collect(),
-        };
+        let slots = Slots::fresh(&policy);
         let before = Instant::now();
         let set = compile(&policy, &slots, 1, &[]).expect("within the limits");
         let took = before.elapsed();

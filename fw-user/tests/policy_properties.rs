@@ -33,6 +33,16 @@ proptest! {
         let names = identities(&policy);
         prop_assert_eq!(&identities(&loaded.policy), &names);
         prop_assert_eq!(names.iter().collect::<std::collections::HashSet<_>>().len(), names.len());
+        // Hashes are equal where texts are, apart from the occurrence.
+        let hashes = policy.identity_hashes();
+        prop_assert_eq!(&loaded.policy.identity_hashes(), &hashes);
+        let once = |text: &String| text.rsplit_once(" #").map_or(text.clone(), |(text, _)| text.to_owned());
+        let mut pairs: Vec<(u128, String)> = hashes.into_iter().zip(names.iter().map(once)).collect();
+        pairs.sort();
+        pairs.dedup();
+        for side in [pairs.iter().map(|(hash, _)| hash.to_string()).collect::<std::collections::HashSet<_>>(), pairs.iter().map(|(_, text)| text.clone()).collect()] {
+            prop_assert_eq!(side.len(), pairs.len());
+        }
         for (id, text) in policy.identities() {
             prop_assert_eq!(policy.identity(id), text);
         }

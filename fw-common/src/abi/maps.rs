@@ -37,8 +37,11 @@ pub const SCRATCH: &str = "SCRATCH";
 /// load begins, so that load takes a third place. Once it is written, the kernel has waited for such
 /// packets (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c), and the first place is free.
 pub const POLICY_PLACES: u32 = 3;
-/// Counter slots: rules and policies of the running and the next generation together.
-pub const COUNTER_SLOTS: u32 = 65_536;
+/// Counter slots, unless the loader says otherwise: rules and policies of the running and the next
+/// generation together.
+pub const COUNTER_SLOTS: u32 = 262_144;
+/// The most counter slots that the loader asks for.
+pub const COUNTER_SLOTS_MAX: u32 = 1 << 22;
 /// Capacity of [`DEVICES`].
 pub const DEVICES_MAX: u32 = 4_096;
 /// Capacity of [`NEAR_DEVICES`]. A container's interfaces take new indexes at every start.

@@ -1,20 +1,21 @@
 //! `fwbpf load`: everything that can be refused is refused before anything is touched; the last
 //! step is the flip.
 
-use std::collections::HashSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
+use aya::util::nr_cpus;
+use rustc_hash::FxHashSet;
 use serde::Serialize;
 
 use super::Failure;
 use super::output::Output;
-use super::running::Running;
+use super::running::Predecessor;
 use super::source;
 use crate::cli::Load;
-use crate::compile::{Meta, Slots, compile};
+use crate::compile::{Draft, Meta, Slots};
 use crate::host::Host;
-use crate::kernel::attach::{self, Attachment, Hook, Via, XdpMode, attach_all};
+use crate::kernel::attach::{self, Attachment, Via, XdpMode, attach_all};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::probe;
 use crate::kernel::state::{Fact, Lock, StateDir};
@@ -48,10 +49,13 @@ pub struct Outcome {
 pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<(), Failure> {
     let policy = source::read(&arguments.policy, output)?;
     // A policy that exceeds a limit is refused before the kernel is asked for anything.
-    if let Err(limit) = compile(&policy, &Slots::fresh(&policy), 1, &[]) {
-        output.refusal(&limit);
-        return Err(Failure::Refused);
-    }
+    let draft = match Draft::of(&policy) {
+        Ok(draft) => draft,
+        Err(limit) => {
+            output.refusal(&limit);
+            return Err(Failure::Refused);
+        }
+    };
     // Afterwards may be too late to read it.
     let session = LintContext {
         ssh: SshSession::of_environment(),
@@ -61,31 +65,19 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
             output.say(warning);
         }
     }
-    let outcome = enforce(
-        state,
-        policy,
-        arguments.counters,
-        arguments.hook,
-        arguments.xdp,
-    )?;
+    let outcome = enforce(state, &policy, draft, arguments)?;
     report(&outcome, output)
 }
 
-/// Puts a policy in force.
-pub fn enforce(
-    state: &StateDir,
-    policy: Policy,
-    counters: bool,
-    hook: Hook,
-    xdp: XdpMode,
-) -> Result<Outcome> {
+/// Puts a policy in force, of which `draft` is what was compiled so far.
+fn enforce(state: &StateDir, policy: &Policy, draft: Draft, options: &Load) -> Result<Outcome> {
     let lock = state.lock()?;
     if state.exists() {
         check_owner(state)?;
     }
-    let old = Running::find(state)?;
+    let old = Predecessor::find(state)?;
     let first = old.is_none();
-    let result = enforce_locked(state, &lock, old, policy, counters, hook, xdp);
+    let result = enforce_locked(state, &lock, old, policy, draft, options);
     if first && result.is_err() {
         // Nothing was in force before, so nothing may be left behind.
         let undone = Host::read()
@@ -101,15 +93,18 @@ pub fn enforce(
 fn enforce_locked(
     state: &StateDir,
     lock: &Lock,
-    old: Option<Running>,
-    policy: Policy,
-    counters: bool,
-    hook: Hook,
-    xdp: XdpMode,
+    old: Option<Predecessor>,
+    policy: &Policy,
+    draft: Draft,
+    options: &Load,
 ) -> Result<Outcome> {
-    let plan = Plan::new(policy, old.as_ref(), counters)?;
-    let (mut maps, mut programs) = prepare(state, lock)?;
-    let via = Via::choose(state, hook)?;
+    let slots = old.as_ref().map_or_else(
+        || Slots::to_make(draft.counters(), nr_cpus().unwrap_or(1)),
+        |old| old.slots,
+    );
+    let plan = Plan::new(policy, draft, old.as_ref(), options.counters, slots)?;
+    let (mut maps, mut programs) = prepare(state, lock, slots)?;
+    let via = Via::choose(state, options.hook)?;
     let host = Host::read()?;
     let next = Next {
         generation: plan.generation,
@@ -117,18 +112,19 @@ fn enforce_locked(
         patterns: &plan.patterns,
         fresh_slots: &plan.fresh_slots,
     };
+    let settled = state.settled(lock)?;
     let interfaces = if old.is_none() {
         // The programs let everything pass while there is no policy, so that they can be on every
         // interface before the first one takes effect, on all of them at once.
-        let interfaces = attach_all(state, &host, &mut programs, via, xdp)?;
-        replace(&mut maps, &host, &next)?;
+        let interfaces = attach_all(state, &host, &mut programs, via, options.xdp)?;
+        replace(&mut maps, &host, &next, settled)?;
         interfaces
     } else {
-        replace(&mut maps, &host, &next)?;
-        attach_later(state, &host, &mut maps, &mut programs, via, xdp)
+        replace(&mut maps, &host, &next, settled)?;
+        attach_later(state, &host, &mut maps, &mut programs, via, options.xdp)
             .context("the new policy is in force, but not everywhere")?
     };
-    state.set_fact(Fact::Xdp, xdp.name())?;
+    state.set_fact(Fact::Xdp, options.xdp.name())?;
 
     let fits = |pattern: &&InterfacePattern| {
         !host
@@ -171,60 +167,61 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(policy: Policy, old: Option<&Running>, counters: bool) -> Result<Self> {
-        let identities: Vec<String> = policy.identities().into_iter().map(|(_, id)| id).collect();
-        let known: Vec<(String, u32)> = old.map_or_else(Vec::new, |old| {
-            let identities = old.meta.policy.identities();
-            identities
-                .into_iter()
-                .map(|(_, identity)| identity)
-                .zip(old.meta.slots.of.iter().copied())
-                .collect()
-        });
-        let slots = if counters {
+    fn new(
+        policy: &Policy,
+        draft: Draft,
+        old: Option<&Predecessor>,
+        written_counters: bool,
+        available: u32,
+    ) -> Result<Self> {
+        let identities = policy.identity_hashes();
+        let known = old.map_or(&[][..], |old| &old.known.0);
+        let in_use = known.iter().map(|(_, slot)| *slot);
+        let slots = if written_counters {
             // Like `iptables-restore -c`: every counter starts at what the file says, in a slot
             // that the running policy does not count in.
-            let strangers: Vec<(String, u32)> = known
-                .iter()
-                .map(|(identity, slot)| (format!("running {identity}"), *slot))
-                .collect();
-            Slots::assign(&identities, &strangers)
+            Slots::apart(identities.len(), in_use.clone())
         } else {
-            Slots::assign(&identities, &known)
+            Slots::assign(&identities, known)
         };
-        let in_use: HashSet<u32> = known.iter().map(|(_, slot)| *slot).collect();
-        let fresh_slots = policy
-            .counter_ids()
-            .zip(&slots.of)
-            .filter(|(_, slot)| !in_use.contains(*slot))
-            .map(|(id, slot)| {
-                let written = match policy.rule(id) {
-                    Some(rule) => rule.counters,
-                    None => policy
-                        .chain(id)
-                        .and_then(|chain| chain.policy.as_ref())
-                        .and_then(|policy| policy.counters),
-                };
-                let start = written
-                    .filter(|_| counters)
-                    .map_or([0; 2], |start| [start.packets, start.bytes]);
-                (*slot, start)
-            })
-            .collect();
-        let generation = old.map_or(1, |old| old.header.generation.wrapping_add(1).max(1));
+        slots.check(available)?;
+        let starts = written_counters.then(|| starts(policy));
+        let in_use: FxHashSet<u32> = in_use.collect();
+        let fresh = |(place, slot): (usize, &u32)| {
+            let start = starts.as_ref().map_or([0; 2], |starts| starts[place]);
+            (!in_use.contains(slot)).then_some((*slot, start))
+        };
+        let fresh_slots = slots.of.iter().enumerate().filter_map(fresh).collect();
+        let generation = old.map_or(1, |old| old.generation.wrapping_add(1).max(1));
         let loaded_at = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_secs());
-        let meta = Meta::new(policy, slots, loaded_at);
-        let tables = compile(&meta.policy, &meta.slots, generation, &meta.encode())?;
+        let counters = identities.into_iter().zip(slots.of.iter().copied());
+        let meta = Meta::encode_parts(policy, counters, loaded_at, env!("CARGO_PKG_VERSION"));
+        let tables = draft.finish(&slots, generation, &meta);
         Ok(Self {
             generation,
             cells: tables.cells,
             patterns: tables.patterns,
-            counters: meta.slots.of.len(),
+            counters: slots.of.len(),
             fresh_slots,
         })
     }
+}
+
+/// The counts that the files give, packets and bytes, in the order of [`Policy::counter_ids`].
+fn starts(policy: &Policy) -> Vec<[u64; 2]> {
+    let start = |id| {
+        let written = match policy.rule(id) {
+            Some(rule) => rule.counters,
+            None => policy
+                .chain(id)
+                .and_then(|chain| chain.policy.as_ref())
+                .and_then(|policy| policy.counters),
+        };
+        written.map_or([0; 2], |start| [start.packets, start.bytes])
+    };
+    policy.counter_ids().map(start).collect()
 }
 
 fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {

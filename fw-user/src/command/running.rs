@@ -4,7 +4,7 @@ use anyhow::Context as _;
 use fw_common::abi::blob::HeaderFields;
 
 use super::Failure;
-use crate::compile::{Meta, TableSet, decode_meta};
+use crate::compile::{Known, Meta, TableSet, decode_meta};
 use crate::kernel::load::{Blob, Maps};
 use crate::kernel::read;
 use crate::kernel::state::StateDir;
@@ -60,11 +60,43 @@ impl Running {
     }
 }
 
+/// What a policy's replacement takes to know of it.
+pub struct Predecessor {
+    /// The number of its generation.
+    pub generation: u32,
+    /// Its counters.
+    pub known: Known,
+    /// How many counter slots there are.
+    pub slots: u32,
+}
+
+impl Predecessor {
+    /// Reads it from the running firewall, if there is one.
+    pub fn find(state: &StateDir) -> anyhow::Result<Option<Self>> {
+        let Some(maps) = Maps::open(state)? else {
+            return Ok(None);
+        };
+        let Some(blob) = maps.running()? else {
+            return Ok(None);
+        };
+        let pages = read::pages(&blob)?;
+        let cells = pages.as_flattened();
+        let header = cells
+            .first()
+            .and_then(HeaderFields::decode)
+            .context("the running policy has no header; load the policy again")?;
+        Ok(Some(Self {
+            generation: header.generation,
+            known: Known::decode(&decode_meta(cells)?)?,
+            slots: maps.counters.len(),
+        }))
+    }
+}
+
 fn decode(blob: &Blob) -> anyhow::Result<(HeaderFields, Meta, TableSet)> {
-    let tables = TableSet::from_cells(read::cells(blob)?)?;
+    let (tables, meta) = TableSet::read(read::cells(blob)?)?;
     let header = tables
         .header()
         .context("the running policy has no header; load the policy again")?;
-    let meta = Meta::decode(&decode_meta(&tables.cells)?)?;
     Ok((header, meta, tables))
 }

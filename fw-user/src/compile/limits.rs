@@ -3,7 +3,7 @@
 use std::fmt;
 
 use fw_common::abi::blob::{MAX_DEPTH, MAX_PATTERNS};
-use fw_common::abi::maps::COUNTER_SLOTS;
+use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
 use crate::policy::model::{Origin, Policy};
 
@@ -53,15 +53,16 @@ pub enum Limits {
     },
     /// More rules and policies than there are counters.
     #[error(
-        "the policy needs {needed} counters (one for each rule and each chain's policy), and the running policy \
-         and this one have {COUNTER_SLOTS} together (slot {slot} was asked for); join rules by `-m multiport` or by wider \
-         prefixes, or unload the running policy first"
+        "the policy needs {needed} counters (one for each rule and each chain's policy), and together with the running \
+         policy, which counts until it is replaced, more than the {slots} that there are; their number is chosen at the \
+         first load: `fwbpf unload` and load again to have more (of at most {COUNTER_SLOTS_MAX}), or join rules by \
+         `-m multiport` or by wider prefixes"
     )]
     Counters {
         /// Rules and base chains of the policy.
         needed: usize,
-        /// The first slot beyond the end.
-        slot: u32,
+        /// The slots that there are.
+        slots: u32,
     },
     /// A port list longer than iptables' own.
     #[error(

@@ -15,7 +15,7 @@ mod slots;
 mod table_set;
 
 pub use limits::{Limits, Place};
-pub use meta::{Meta, MetaError};
+pub use meta::{Known, Meta, MetaError};
 pub use slots::Slots;
 pub use table_set::{BlobError, TableSet, decode_meta};
 
@@ -23,7 +23,7 @@ use fw_common::abi::blob::{
     Cell, Chain as ChainView, ChainFields, DEFAULT_TIMEOUTS, DIRECTORY, Filter, HeaderFields,
     LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields, chain_kind,
 };
-use fw_common::abi::maps::COUNTER_SLOTS;
+use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
 use crate::policy::model::{Family, Policy, Ruleset};
 use chains::{Layout, PlacedChain};
@@ -44,44 +44,88 @@ pub fn compile(
     generation: u32,
     meta: &[u8],
 ) -> Result<TableSet, Limits> {
-    assert_eq!(
-        slots.of.len(),
-        Slots::needed_by(policy),
-        "the slots belong to another policy"
-    );
-    if let Some(&slot) = slots.of.iter().find(|slot| **slot >= COUNTER_SLOTS) {
-        return Err(Limits::Counters {
-            needed: slots.of.len(),
-            slot,
-        });
-    }
-    let layout = Layout::of(policy)?;
-    let patterns = Patterns::of(policy)?;
-    let lowered = lower_chains(policy, &layout, &patterns, slots)?;
+    slots.check(COUNTER_SLOTS_MAX)?;
+    Ok(Draft::of(policy)?.finish(slots, generation, meta))
+}
 
-    let mut cells = vec![Cell::default(); DIRECTORY as usize + layout.directory_len()];
-    let chains = place_predicates(lowered, &mut cells);
-    for chain in chains {
-        let place = DIRECTORY as usize + chain.id as usize;
-        cells[place] = place_rules(&chain, &mut cells).encode();
+/// A policy that is known to stay within the limits, compiled as far as this goes before its
+/// counters have slots.
+pub struct Draft {
+    chains: Vec<ReadyChain>,
+    /// The header's place, the timeouts', the directory's, and all predicates.
+    cells: Vec<Cell>,
+    directory_len: usize,
+    features: u32,
+    patterns: Patterns,
+}
+
+impl Draft {
+    /// Compiles what does not depend on slots, or says which limit the policy exceeds.
+    pub fn of(policy: &Policy) -> Result<Self, Limits> {
+        let layout = Layout::of(policy)?;
+        let patterns = Patterns::of(policy)?;
+        let directory_len = layout.directory_len();
+        let mut cells = vec![Cell::default(); DIRECTORY as usize + directory_len];
+        let chains = lower_chains(policy, &layout, &patterns, &mut cells)?;
+        Ok(Self {
+            chains,
+            cells,
+            directory_len,
+            features: features(policy),
+            patterns,
+        })
     }
-    let header = HeaderFields {
-        generation,
-        chains: layout.directory_len() as u32,
-        features: features(policy),
-        meta: cells.len() as u32,
-        meta_bytes: meta.len() as u32,
-    };
-    cells[0] = header.encode();
-    cells[1] = Cell {
-        w: DEFAULT_TIMEOUTS,
-    };
-    table_set::append_bytes(&mut cells, meta);
-    table_set::fill_page(&mut cells);
-    Ok(TableSet {
-        cells,
-        patterns: patterns.into_list(),
-    })
+
+    /// How many counters the policy has.
+    pub fn counters(&self) -> usize {
+        let of = |chain: &ReadyChain| chain.rules.len() + usize::from(chain.fields.policy != 0);
+        self.chains.iter().map(of).sum()
+    }
+
+    /// The cells, for slots that are within the counters' map.
+    ///
+    /// # Panics
+    ///
+    /// If `slots` was made for another policy: its length must be [`Draft::counters`].
+    pub fn finish(self, slots: &Slots, generation: u32, meta: &[u8]) -> TableSet {
+        assert_eq!(
+            slots.of.len(),
+            self.counters(),
+            "the slots belong to another policy"
+        );
+        let Self {
+            chains,
+            mut cells,
+            directory_len,
+            features,
+            patterns,
+        } = self;
+        // Nearly all that is still to come: a cell or two for each rule, buckets, and the meta.
+        cells.reserve(slots.of.len() * 2 + meta.len() / size_of::<Cell>());
+        let mut slots = slots.of.as_slice();
+        for mut chain in chains {
+            chain.take_slots(&mut slots);
+            let place = DIRECTORY as usize + chain.id as usize;
+            cells[place] = place_rules(&chain, &mut cells).encode();
+        }
+        let header = HeaderFields {
+            generation,
+            chains: directory_len as u32,
+            features,
+            meta: cells.len() as u32,
+            meta_bytes: meta.len() as u32,
+        };
+        cells[0] = header.encode();
+        cells[1] = Cell {
+            w: DEFAULT_TIMEOUTS,
+        };
+        table_set::append_bytes(&mut cells, meta);
+        table_set::fill_page(&mut cells);
+        TableSet {
+            cells,
+            patterns: patterns.into_list(),
+        }
+    }
 }
 
 fn features(policy: &Policy) -> u32 {
@@ -97,24 +141,35 @@ fn features(policy: &Policy) -> u32 {
     features
 }
 
-/// A chain whose rules are lowered but not yet placed.
-struct LoweredChain {
+/// A chain whose rules are lowered but have neither slots nor places.
+struct ReadyChain {
     id: u32,
     family: Family,
-    policy: u32,
-    policy_slot: u32,
-    rules: Vec<Lowered>,
+    fields: ChainFields,
+    rules: Vec<RuleFields>,
 }
 
+impl ReadyChain {
+    /// Takes a slot for the policy and one for each rule.
+    fn take_slots(&mut self, slots: &mut &[u32]) {
+        // Their number was compared with the number of counters: there is a slot for each.
+        let mut slot = || slots.split_off_first().copied().unwrap_or_default();
+        if self.fields.policy != 0 {
+            self.fields.policy_slot = slot();
+        }
+        for rule in &mut self.rules {
+            rule.slot = slot();
+        }
+    }
+}
+
+/// Lowers all rules; their predicates go to the end of the cells.
 fn lower_chains(
     policy: &Policy,
     layout: &Layout<'_>,
     patterns: &Patterns,
-    slots: &Slots,
-) -> Result<Vec<LoweredChain>, Limits> {
-    let mut next_slot = slots.of.iter().copied();
-    // The length was compared with the number of counters: there is a slot for each.
-    let mut slot = || next_slot.next().unwrap_or_default();
+    cells: &mut Vec<Cell>,
+) -> Result<Vec<ReadyChain>, Limits> {
     let mut lowered = Vec::new();
     for PlacedChain {
         id,
@@ -124,11 +179,6 @@ fn lower_chains(
         ..
     } in layout.chains()
     {
-        let (verdict, policy_slot) = match &chain.policy {
-            Some(policy) if policy.accept => (ChainView::ACCEPT, slot()),
-            Some(_) => (ChainView::DROP, slot()),
-            None => (0, 0),
-        };
         let scope = Scope {
             policy,
             family,
@@ -137,52 +187,32 @@ fn lower_chains(
         };
         let mut rules = Vec::with_capacity(chain.rules.len());
         for (index, rule) in chain.rules.iter().enumerate() {
-            let mut record = lower::lower(rule, &scope)?;
-            record.fields.index = index as u32;
-            record.fields.slot = slot();
-            rules.push(record);
+            let Lowered { fields, predicates } = lower::lower(rule, &scope)?;
+            rules.push(RuleFields {
+                index: index as u32,
+                predicates: cells.len() as u32,
+                predicate_count: predicates.len() as u32,
+                ..fields
+            });
+            cells.extend(predicates.iter().map(PredicateFields::encode));
         }
-        lowered.push(LoweredChain {
+        let policy = match &chain.policy {
+            Some(policy) if policy.accept => ChainView::ACCEPT,
+            Some(_) => ChainView::DROP,
+            None => 0,
+        };
+        lowered.push(ReadyChain {
             id,
             family,
-            policy: verdict,
-            policy_slot,
+            fields: ChainFields {
+                policy,
+                stride: stride(family),
+                ..ChainFields::default()
+            },
             rules,
         });
     }
     Ok(lowered)
-}
-
-/// A chain whose rules know where their predicates are.
-struct ReadyChain {
-    id: u32,
-    family: Family,
-    fields: ChainFields,
-    rules: Vec<RuleFields>,
-}
-
-fn place_predicates(lowered: Vec<LoweredChain>, cells: &mut Vec<Cell>) -> Vec<ReadyChain> {
-    let place = |chain: LoweredChain| ReadyChain {
-        id: chain.id,
-        family: chain.family,
-        fields: ChainFields {
-            policy: chain.policy,
-            policy_slot: chain.policy_slot,
-            stride: stride(chain.family),
-            ..ChainFields::default()
-        },
-        rules: chain
-            .rules
-            .into_iter()
-            .map(|mut rule| {
-                rule.fields.predicates = cells.len() as u32;
-                rule.fields.predicate_count = rule.predicates.len() as u32;
-                cells.extend(rule.predicates.iter().map(PredicateFields::encode));
-                rule.fields
-            })
-            .collect(),
-    };
-    lowered.into_iter().map(place).collect()
 }
 
 fn place_rules(chain: &ReadyChain, cells: &mut Vec<Cell>) -> ChainFields {

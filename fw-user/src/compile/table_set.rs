@@ -41,14 +41,19 @@ pub enum BlobError {
 impl TableSet {
     /// Reads a policy back from the cells of a map. The cells are trusted as far as `compile`
     /// wrote them; whoever reads them stays within bounds whatever they say.
-    pub fn from_cells(mut cells: Vec<Cell>) -> Result<Self, BlobError> {
+    pub fn from_cells(cells: Vec<Cell>) -> Result<Self, BlobError> {
+        Ok(Self::read(cells)?.0)
+    }
+
+    /// [`TableSet::from_cells`], with the description that is among them.
+    pub fn read(mut cells: Vec<Cell>) -> Result<(Self, Meta), BlobError> {
         let meta = Meta::decode(&decode_meta(&cells)?)?;
         // A policy that was compiled names no more patterns than fit, so none are left out here.
         let patterns = Patterns::of(&meta.policy)
             .map(Patterns::into_list)
             .unwrap_or_default();
         cells.shrink_to_fit();
-        Ok(Self { cells, patterns })
+        Ok((Self { cells, patterns }, meta))
     }
 
     /// The header; nothing if the first cell is none.

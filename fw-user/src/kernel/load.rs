@@ -4,10 +4,11 @@
 //! object. A newer object's programs are loaded against the pinned maps, so flows and counters
 //! survive an upgrade.
 
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::maps::{Array, ArrayOfMaps, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use aya_obj::programs::XdpAttachType;
@@ -19,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::probe;
 use super::state::{Fact, Lock, StateDir, current_netns, hex, remove_if_present};
+use super::sys;
 
 /// The BPF object that this binary carries; empty when it was built without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
@@ -53,7 +55,7 @@ pub type FlowWords = [u64; FLOW_WORDS];
 /// Typed handles of all maps.
 pub struct Maps {
     /// Policies, by place.
-    pub policy: ArrayOfMaps<MapData, Blob>,
+    pub policy: Policies,
     /// The place of the running one.
     pub active: Array<MapData, u32>,
     /// Packets and bytes by counter slot.
@@ -76,6 +78,38 @@ pub struct Maps {
     pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     /// Events by [`fw_common::abi::stat::Stat`].
     pub stats: PerCpuArray<MapData, u64>,
+}
+
+/// Generations of the policy, by place.
+#[derive(Debug)]
+pub struct Policies(MapData);
+
+impl TryFrom<Map> for Policies {
+    type Error = MapError;
+
+    fn try_from(map: Map) -> Result<Self, MapError> {
+        match map {
+            Map::ArrayOfMaps(data) => Ok(Self(data)),
+            _ => Err(MapError::InvalidMapType { map_type: 0 }),
+        }
+    }
+}
+
+impl AsFd for Policies {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.fd().as_fd()
+    }
+}
+
+impl Policies {
+    /// The policy in a place, if there is one.
+    fn get(&self, place: u32) -> Result<Option<Blob>> {
+        let Some(id) = sys::word(self.as_fd(), place)? else {
+            return Ok(None);
+        };
+        let map = MapData::from_id(id).and_then(Map::from_map_data)?;
+        Ok(Some(Blob::try_from(map)?))
+    }
 }
 
 /// The programs, loaded and pinned.
@@ -118,11 +152,8 @@ impl Maps {
             .active
             .get(&0, 0)
             .context("cannot read which policy runs")?;
-        match self.policy.get(&place, 0) {
-            Ok(blob) => Ok(Some(blob)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error).context("cannot open the running policy"),
-        }
+        let policy = self.policy.get(place);
+        policy.context("cannot open the running policy")
     }
 }
 
@@ -143,7 +174,8 @@ impl Programs {
 }
 
 /// Makes sure that the maps and this binary's programs are in the kernel and pinned.
-pub fn prepare(state: &StateDir, _lock: &Lock) -> Result<(Maps, Programs)> {
+/// `counters` is how many counter slots to make if there are none yet.
+pub fn prepare(state: &StateDir, _lock: &Lock, counters: u32) -> Result<(Maps, Programs)> {
     if OBJECT.is_empty() {
         bail!(
             "this fwbpf was built without its BPF programs, so it can check and explain policies \
@@ -161,7 +193,7 @@ pub fn prepare(state: &StateDir, _lock: &Lock) -> Result<(Maps, Programs)> {
         probe::require()?;
         // While the pins are a mixture of two objects, no hash may vouch for them.
         state.forget_fact(Fact::Object)?;
-        load_object(state)?;
+        load_object(state, counters)?;
         state.set_fact(Fact::Object, &hash)?;
     }
     let maps = Maps::open(state)?.ok_or_else(|| {
@@ -198,8 +230,9 @@ pub fn check_owner(state: &StateDir) -> Result<()> {
     }
 }
 
-fn load_object(state: &StateDir) -> Result<()> {
+fn load_object(state: &StateDir, counters: u32) -> Result<()> {
     let mut loader = EbpfLoader::new();
+    loader.map_max_entries(maps::COUNTERS, counters);
     for name in MAPS {
         loader.map_pin_path(name, state.map(name));
     }

@@ -1,13 +1,15 @@
 //! What runs now: counters, events, the policy itself.
 
+use std::os::fd::AsFd as _;
+
 use anyhow::{Context as _, Result};
 use aya::Pod;
-use aya::maps::MapData;
-use aya::maps::PerCpuArray;
-use fw_common::abi::blob::{Cell, Page};
+use aya::maps::{IterableMap, MapData, PerCpuArray};
+use fw_common::abi::blob::Cell;
 use fw_common::abi::stat::Stat;
 
 use super::load::{Blob, Maps};
+pub use super::sys::Pages;
 
 /// Packets and bytes of one counter slot, all CPUs together.
 pub fn counter(maps: &Maps, slot: u32) -> Result<[u64; 2]> {
@@ -31,13 +33,15 @@ pub fn stats(maps: &Maps) -> Result<Vec<(Stat, u64)>> {
         .collect()
 }
 
-/// All cells of the running policy.
+/// The pages of a policy.
+pub fn pages(blob: &Blob) -> Result<Pages> {
+    let map = IterableMap::map(blob).fd();
+    Pages::of(map.as_fd(), blob.len() as usize).context("cannot read the running policy")
+}
+
+/// All cells of a policy.
 pub fn cells(blob: &Blob) -> Result<Vec<Cell>> {
-    let pages: Vec<Page> = blob
-        .iter()
-        .collect::<Result<_, _>>()
-        .context("cannot read the running policy")?;
-    Ok(pages.into_flattened())
+    Ok(pages(blob)?.as_flattened().to_vec())
 }
 
 fn sum<V: Pod>(

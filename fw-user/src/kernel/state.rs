@@ -11,6 +11,7 @@
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{MetadataExt as _, symlink};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -58,6 +59,23 @@ pub struct Lock {
     _file: File,
 }
 
+/// That the last flip is over: no program runs under the policy that it replaced.
+#[derive(Debug)]
+pub struct Settled(File);
+
+impl Settled {
+    /// For a policy in no state directory: a file that is locked until then.
+    pub fn by(file: File) -> Self {
+        Self(file)
+    }
+}
+
+impl AsFd for Settled {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
 impl StateDir {
     /// Names a state directory; it need not exist.
     pub fn new(path: impl Into<PathBuf>) -> Self {
@@ -92,19 +110,7 @@ impl StateDir {
     /// Takes the lock, waiting for a while if another `fwbpf` has it.
     pub fn lock(&self) -> Result<Lock> {
         const PATIENCE: Duration = Duration::from_secs(30);
-        // The file is outside the bpffs, which has no regular files, and never deleted: a second
-        // process could hold a lock on the deleted file while a third locks its successor.
-        let directory = Path::new("/run/fwbpf");
-        fs::create_dir_all(directory)
-            .with_context(|| format!("cannot create {}", directory.display()))?;
-        let digest = Sha256::digest(self.0.as_os_str().as_encoded_bytes());
-        let path = directory.join(format!("{}.lock", hex(&digest[..8])));
-        let file = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&path)
-            .with_context(|| format!("cannot open the lock {}", path.display()))?;
+        let (file, path) = self.lock_file("lock")?;
         let started = Instant::now();
         loop {
             match file.try_lock() {
@@ -125,6 +131,33 @@ impl StateDir {
                 }
             }
         }
+    }
+
+    /// Waits until no program runs under the policy before the running one: a few milliseconds
+    /// after a flip, as a rule no time at all. The process that flips next keeps what this
+    /// returns for as long as its own flip takes.
+    pub fn settled(&self, _lock: &Lock) -> Result<Settled> {
+        let (file, path) = self.lock_file("flip")?;
+        file.lock()
+            .with_context(|| format!("cannot lock {}", path.display()))?;
+        Ok(Settled(file))
+    }
+
+    /// A file to lock. It is outside the bpffs, which has no regular files, and never deleted: a
+    /// second process could hold a lock on the deleted file while a third locks its successor.
+    fn lock_file(&self, extension: &str) -> Result<(File, PathBuf)> {
+        let directory = Path::new("/run/fwbpf");
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+        let digest = Sha256::digest(self.0.as_os_str().as_encoded_bytes());
+        let path = directory.join(format!("{}.{extension}", hex(&digest[..8])));
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("cannot open the lock {}", path.display()))?;
+        Ok((file, path))
     }
 
     /// The pin of a map.

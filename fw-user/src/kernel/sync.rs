@@ -2,21 +2,26 @@
 //!
 //! Everything that the next generation needs is written beside what the running one uses: counter
 //! slots that no running rule has, the idle word of each interface's pattern set, a new array of
-//! cells in a place of its own. The flip is then the write of one word. A process that dies before it has changed
-//! nothing that a packet could notice; the kernel frees the half-filled array with the process.
+//! cells in a place of its own. The flip is then the write of one word. A process that dies before
+//! it has changed nothing that a packet could notice; the kernel frees the half-filled array with
+//! the process.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
+use std::os::fd::AsFd as _;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, MapError, PerCpuValues};
+use aya::maps::{IterableMap, MapError};
 use aya::util::nr_cpus;
-use fw_common::abi::blob::{Cell, PAGE_CELLS, Page};
+use fw_common::abi::blob::{Cell, PAGE_CELLS};
 use fw_common::abi::device::Device;
 use fw_common::abi::maps::{NEAR_DEVICES_MAX, POLICY_PLACES};
 
+use super::flip::flip;
 use super::load::Maps;
+use super::state::Settled;
+use super::sys;
 use crate::host::{Host, Interface, LocalRoute};
 use crate::policy::model::InterfacePattern;
 
@@ -33,59 +38,61 @@ pub struct Next<'a> {
     pub fresh_slots: &'a [(u32, [u64; 2])],
 }
 
-/// `BPF_F_INNER_MAP | BPF_F_MMAPABLE`: inner maps of different length share a slot.
-const INNER_FLAGS: u32 = 0x1400;
-
 /// Writes all that belongs to the next generation and flips to it.
-pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>) -> Result<()> {
-    for (slot, start) in next.fresh_slots {
-        set_counter(maps, *slot, *start)?;
-    }
+///
+/// `settled` says that no program runs under the policy before the last one, whose counters and
+/// words are about to be used again.
+pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>, settled: Settled) -> Result<()> {
+    set_counters(maps, next.fresh_slots)?;
+    write_devices(maps, host, next.generation, next.patterns)?;
+    write_local(maps, host)?;
+
     let (pages, rest) = next.cells.as_chunks::<PAGE_CELLS>();
     if !rest.is_empty() {
         bail!("the policy's last page is not full: it was not made by `compile`");
     }
     let length = u32::try_from(pages.len()).context("the policy has too many cells")?;
-    let mut blob: Array<_, Page> = Array::create(length, INNER_FLAGS)
+    let policy = sys::create_policy(length)
         .with_context(|| format!("cannot create an array of {length} pages for the policy"))?;
-    for (number, page) in (0..).zip(pages) {
-        blob.set(number, page, 0)
-            .context("cannot write the policy")?;
+    sys::Pages::fill(policy.as_fd(), pages).context("cannot write the policy")?;
+    // The very pages that the programs will read, looked at anew.
+    let written =
+        sys::Pages::of(policy.as_fd(), pages.len()).context("cannot read the policy back")?;
+    if let Some(number) = (0..pages.len()).find(|number| written[*number] != pages[*number]) {
+        bail!("page {number} of the policy was not stored as written; nothing was changed");
     }
-    for (number, page) in (0..).zip(pages) {
-        let written = blob
-            .get(&number, 0)
-            .context("cannot read the policy back")?;
-        if written != *page {
-            bail!("page {number} of the policy was not stored as written; nothing was changed");
-        }
-    }
-    let place = next.generation % POLICY_PLACES;
-    maps.policy
-        .set(place, &blob, 0)
-        .context("cannot put the new policy beside the running one")?;
-    // From here on no packet is left that the generation before the running one judges, whose words
-    // in the interfaces' records the next one takes.
-    write_devices(maps, host, next.generation, next.patterns)?;
-    write_local(maps, host)?;
-    maps.active
-        .set(0, place, 0)
-        .context("cannot switch to the new policy")
+    drop(written);
+    flip(
+        maps,
+        next.generation % POLICY_PLACES,
+        policy.as_fd(),
+        &settled,
+    )
+    .context("cannot switch to the new policy")
 }
 
-/// Sets a counter: all of it on the first CPU.
-pub fn set_counter(maps: &mut Maps, slot: u32, start: [u64; 2]) -> Result<()> {
+/// Sets counters: all of each on the first CPU.
+fn set_counters(maps: &Maps, starts: &[(u32, [u64; 2])]) -> Result<()> {
+    /// What is written at once, on big machines.
+    const BYTES: usize = 1 << 20;
     let cpus = nr_cpus().map_err(|(path, error)| {
         anyhow::Error::new(error).context(format!("cannot read the number of CPUs from {path}"))
     })?;
-    let mut values = vec![[0; 2]; cpus];
-    if let Some(first) = values.first_mut() {
-        *first = start;
+    let at_once = (BYTES / (cpus * size_of::<[u64; 2]>())).max(1);
+    let mut values = Vec::new();
+    let mut slots = Vec::new();
+    for piece in starts.chunks(at_once) {
+        slots.clear();
+        slots.extend(piece.iter().map(|(slot, _)| *slot));
+        values.clear();
+        values.resize(piece.len() * cpus, [0u64; 2]);
+        for (of_cpus, (_, start)) in values.chunks_mut(cpus).zip(piece) {
+            of_cpus[0] = *start;
+        }
+        let map = IterableMap::map(&maps.counters).fd();
+        sys::update_batch(map.as_fd(), cpus, &slots, &values).context("cannot set counters")?;
     }
-    PerCpuValues::try_from(values)
-        .map_err(MapError::from)
-        .and_then(|values| maps.counters.set(slot, values, 0))
-        .with_context(|| format!("cannot set counter {slot}"))
+    Ok(())
 }
 
 /// Brings the interfaces' records up to date: the pattern word of this generation's parity, and

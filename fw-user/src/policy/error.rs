@@ -221,21 +221,21 @@ pub(crate) struct Report<'a> {
     index: u32,
     strict: bool,
     lines: LineIndex,
-    source: Arc<NamedSource<String>>,
+    /// Made for the first error.
+    source: Option<Arc<NamedSource<String>>>,
     pub errors: Vec<PolicyError>,
     pub warnings: Vec<Warning>,
 }
 
 impl<'a> Report<'a> {
     pub fn new(file: &'a SourceFile, index: usize, strict: bool) -> Self {
-        let source = Arc::new(NamedSource::new(&file.name, file.text.clone()));
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         Self {
             file,
             index,
             strict,
             lines: LineIndex::new(&file.text),
-            source,
+            source: None,
             errors: Vec::new(),
             warnings: Vec::new(),
         }
@@ -267,7 +267,11 @@ impl<'a> Report<'a> {
             .get(span.start..span.end)
             .unwrap_or_default()
             .to_owned();
-        let (file, source) = (self.file.name.clone(), Arc::clone(&self.source));
+        let file = self.file.name.clone();
+        let source = self
+            .source
+            .get_or_insert_with(|| Arc::new(NamedSource::new(&file, text.clone())));
+        let source = Arc::clone(source);
         self.errors.push(PolicyError {
             kind,
             code,

@@ -3,6 +3,9 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use serde::Serialize;
+use xxhash_rust::xxh3::xxh3_128;
+
 use super::model::{Chain, Family, Policy, Rule, Ruleset, Table};
 use super::print::print_rule;
 
@@ -172,6 +175,35 @@ impl Policy {
             .collect()
     }
 
+    /// A hash of each counter's identity, in the order of [`Policy::counter_ids`]: equal exactly
+    /// where [`Policy::identities`] are equal, save for the occurrence.
+    ///
+    /// It is taken over what the identity's text is made from, in the bytes in which a policy is
+    /// stored, so that it is the same in every build that can read that policy.
+    pub fn identity_hashes(&self) -> Vec<u128> {
+        let mut hashes = Vec::new();
+        let mut bytes = Vec::new();
+        for (family, ruleset) in self.rulesets() {
+            for (table, content) in ruleset.tables() {
+                for chain in &content.chains {
+                    bytes.clear();
+                    append(&mut bytes, &(family, table, &chain.name));
+                    let place = bytes.len();
+                    if let Some(policy) = &chain.policy {
+                        append(&mut bytes, &policy.accept);
+                        hashes.push(xxh3_128(&bytes));
+                    }
+                    for rule in &chain.rules {
+                        bytes.truncate(place);
+                        append_identity(&mut bytes, rule);
+                        hashes.push(xxh3_128(&bytes));
+                    }
+                }
+            }
+        }
+        hashes
+    }
+
     /// The identity of one counter; see [`Policy::identities`], which is the faster way to all.
     pub fn identity(&self, id: CounterId) -> String {
         let text = self.identity_text(id);
@@ -209,4 +241,30 @@ impl Policy {
     fn rule_text(&self, id: CounterId) -> Option<String> {
         self.rule(id).map(|rule| print_rule(rule, id.family))
     }
+}
+
+/// All of a rule but its counters and its line.
+fn append_identity(bytes: &mut Vec<u8>, rule: &Rule) {
+    let Rule {
+        source,
+        destination,
+        in_interface,
+        out_interface,
+        protocol,
+        matches,
+        target,
+        counters: _,
+        origin: _,
+    } = rule;
+    let addresses = (source, destination);
+    let interfaces = (in_interface, out_interface);
+    append(bytes, &(addresses, interfaces, protocol, matches, target));
+}
+
+/// Appends a value in postcard's format.
+fn append(bytes: &mut Vec<u8>, value: &impl Serialize) {
+    // postcard fails on values whose length is unknown, which the model has none of, and on full
+    // buffers, which a Vec is never.
+    let appended = postcard::to_extend(value, std::mem::take(bytes));
+    *bytes = appended.unwrap_or_default();
 }

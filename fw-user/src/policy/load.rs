@@ -60,10 +60,10 @@ fn load_file(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
     let Some(family) = family_of(file, report) else {
         return;
     };
-    let ruleset = save::read(file, family, report);
+    let mut ruleset = save::read(file, family, report);
     let place = policy.ruleset_mut(family).get_or_insert_default();
     for name in super::TableName::ALL {
-        let Some(table) = ruleset.table(name) else {
+        let Some(table) = ruleset.table_mut(name).take() else {
             continue;
         };
         if place.table(name).is_some() {
@@ -73,7 +73,7 @@ fn load_file(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
                 .help("put the rules of both into one file, or name the IP version of each with --ipv4 or --ipv6"));
             continue;
         }
-        *place.table_mut(name) = Some(table.clone());
+        *place.table_mut(name) = Some(table);
     }
 }
 
@@ -175,7 +175,7 @@ fn signs_of(text: &str) -> Vec<(Family, Span)> {
     for words in save::all_words(text) {
         for pair in words.windows(2) {
             let [option, value] = pair else { continue };
-            let sign = match option.text.as_str() {
+            let sign = match option.text.as_ref() {
                 "-s" | "-d" | "--source" | "--src" | "--destination" | "--dst" => {
                     if value.text.contains(':') {
                         Some(Family::Ipv6)
@@ -183,7 +183,7 @@ fn signs_of(text: &str) -> Vec<(Family, Span)> {
                         value.text.contains('.').then_some(Family::Ipv4)
                     }
                 }
-                "-p" | "--protocol" | "--proto" | "-m" | "--match" => match value.text.as_str() {
+                "-p" | "--protocol" | "--proto" | "-m" | "--match" => match value.text.as_ref() {
                     "icmp" | "1" => Some(Family::Ipv4),
                     "icmpv6" | "ipv6-icmp" | "icmp6" | "58" => Some(Family::Ipv6),
                     _ => None,

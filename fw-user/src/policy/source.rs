@@ -1,5 +1,6 @@
 //! The files of a policy and the places in them.
 
+use std::cell::Cell;
 use std::ops::Range;
 
 use super::model::Family;
@@ -21,7 +22,11 @@ impl SourceFile {
     pub fn new(name: impl Into<String>, bytes: &[u8], family: Option<Family>) -> Self {
         Self {
             name: name.into(),
-            text: String::from_utf8_lossy(bytes).into_owned(),
+            // The common case first: it is checked several letters at a time.
+            text: match std::str::from_utf8(bytes) {
+                Ok(text) => text.to_owned(),
+                Err(_) => String::from_utf8_lossy(bytes).into_owned(),
+            },
             family,
         }
     }
@@ -57,6 +62,8 @@ impl From<Range<usize>> for Span {
 #[derive(Clone, Debug)]
 pub(crate) struct LineIndex {
     starts: Vec<usize>,
+    /// The line of the last question: the next is most often about the same or the one after.
+    last: Cell<usize>,
 }
 
 impl LineIndex {
@@ -64,17 +71,27 @@ impl LineIndex {
         let after = text.match_indices('\n').map(|(newline, _)| newline + 1);
         Self {
             starts: std::iter::once(0).chain(after).collect(),
+            last: Cell::new(0),
         }
     }
 
     /// The line of a byte, from 1.
     pub fn line(&self, byte: usize) -> u32 {
-        saturate(self.starts.partition_point(|start| *start <= byte))
+        saturate(self.number(byte))
+    }
+
+    fn number(&self, byte: usize) -> usize {
+        let begun = |line: usize| self.starts.get(line).is_some_and(|start| *start <= byte);
+        let last = self.last.get();
+        let near = (last..last + 2).find(|line| *line > 0 && begun(line - 1) && !begun(*line));
+        let number = near.unwrap_or_else(|| self.starts.partition_point(|start| *start <= byte));
+        self.last.set(number);
+        number
     }
 
     /// The column of a byte in characters, from 1.
     pub fn column(&self, text: &str, byte: usize) -> u32 {
-        let before = self.starts.partition_point(|start| *start <= byte);
+        let before = self.number(byte);
         let start = before
             .checked_sub(1)
             .and_then(|index| self.starts.get(index));

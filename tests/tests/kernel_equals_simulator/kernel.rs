@@ -1,5 +1,7 @@
 //! The kernel's side: the programs, loaded but attached nowhere, run by `BPF_PROG_TEST_RUN`.
 
+use std::fs::File;
+
 use anyhow::{Context as _, Result, bail};
 use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuValues};
@@ -10,8 +12,10 @@ use fw_common::abi::maps;
 use fw_user::compile::TableSet;
 use fw_user::host::Host;
 use fw_user::kernel::load::{FlowWords, Maps};
+use fw_user::kernel::state::Settled;
 use fw_user::kernel::{read, sync};
 use fw_user::sim::{FlowState, State};
+use tempfile::NamedTempFile;
 
 /// A hook.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +43,8 @@ pub struct Kernel {
     maps: Maps,
     generation: u32,
     slots: u32,
+    /// Locked from each flip until no packet is left that began before.
+    flips: NamedTempFile,
 }
 
 const PROGRAMS: [&str; 4] = [
@@ -79,6 +85,7 @@ impl Kernel {
             maps,
             generation: 0,
             slots: 0,
+            flips: NamedTempFile::new()?,
         })
     }
 
@@ -124,7 +131,10 @@ impl Kernel {
             patterns: &policy.patterns,
             fresh_slots: &fresh_slots,
         };
-        sync::replace(&mut self.maps, host, &next)
+        // Another open file each time: a lock belongs to the opening.
+        let file = File::open(self.flips.path())?;
+        file.lock()?;
+        sync::replace(&mut self.maps, host, &next, Settled::by(file))
     }
 
     /// Sends a frame through a program. `arrival`: the interface that it came in by, or 0.
@@ -214,7 +224,7 @@ impl Kernel {
     /// Counters beyond those that any policy here had; nothing may ever be counted there.
     pub fn strays(&self) -> Result<Vec<u32>> {
         let mut strays = Vec::new();
-        for slot in self.slots..maps::COUNTER_SLOTS {
+        for slot in self.slots..self.maps.counters.len() {
             if read::counter(&self.maps, slot)? != [0; 2] {
                 strays.push(slot);
             }

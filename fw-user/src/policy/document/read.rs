@@ -327,7 +327,7 @@ impl Reader<'_, '_> {
             .filter(|(low, _)| low.bytes().all(|byte| byte.is_ascii_digit()));
         let spelt = range.map_or_else(|| text.to_owned(), |(low, high)| format!("{low}:{high}"));
         let word = Word {
-            text: spelt,
+            text: spelt.into(),
             span: value.span().into(),
         };
         match values::port_range(&word, None) {
@@ -378,7 +378,7 @@ impl Reader<'_, '_> {
             return None;
         }
         let word = Word {
-            text: text.to_owned(),
+            text: text.into(),
             span: value.span().into(),
         };
         match values::interface(&word) {

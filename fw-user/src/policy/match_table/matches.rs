@@ -425,5 +425,5 @@ fn comment(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
         let problem = super::Problem::wrong("long-comment", word.span, message);
         return Err(problem.expected(format!("at most {LONGEST} bytes")));
     }
-    argument.once(text, word.text.clone())
+    argument.once(text, word.text.to_string())
 }

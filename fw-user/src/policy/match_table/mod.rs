@@ -81,10 +81,10 @@ pub(crate) enum ReadOption<Draft: 'static> {
 
 /// An option as it was written.
 pub(crate) struct Argument<'a> {
-    pub option: &'a Word,
+    pub option: &'a Word<'a>,
     pub not: bool,
     /// As many as [`OptionRow::arguments`] says.
-    pub words: &'a [Word],
+    pub words: &'a [Word<'a>],
     pub family: Family,
     /// The protocol that `-p` named before, if it is not negated.
     pub protocol: Option<u8>,

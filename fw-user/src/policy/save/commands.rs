@@ -83,7 +83,7 @@ impl FileReader<'_, '_> {
         self.execute(read, span);
     }
 
-    pub(super) fn execute(&mut self, line: rule::Line, span: Span) {
+    pub(super) fn execute(&mut self, line: rule::Line<'_>, span: Span) {
         let Open::Known(builder, _) = &mut self.open else {
             return;
         };
@@ -91,7 +91,7 @@ impl FileReader<'_, '_> {
             return;
         };
         let first = line.operands.first();
-        let name = first.map(|word| word.text.as_str());
+        let name = first.map(|word| word.text.as_ref());
         let name_span = first.map_or(span, |word| word.span);
         if let Some(name) = name
             && command != Core::NewChain

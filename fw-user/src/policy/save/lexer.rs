@@ -1,5 +1,7 @@
 //! Lines and words of an iptables-save file, split exactly as iptables-restore splits them.
 
+use std::borrow::Cow;
+
 use crate::policy::source::Span;
 
 /// One line without its line feed.
@@ -41,8 +43,9 @@ pub(crate) fn lines(text: &str) -> impl Iterator<Item = Line<'_>> {
 
 /// A word: its text after quotes and escapes are gone, and where it stands in the file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Word {
-    pub text: String,
+pub(crate) struct Word<'t> {
+    /// A part of the line, unless quotes or escapes moved the letters.
+    pub text: Cow<'t, str>,
     pub span: Span,
 }
 
@@ -53,55 +56,52 @@ pub(crate) struct OpenQuote(pub Span);
 ///
 /// As in iptables-restore: a double quote starts a quoted part anywhere in a word and the closing
 /// quote ends the word; a backslash escapes only within quotes; single quotes mean nothing.
-pub(crate) fn words(line: Line<'_>) -> Result<Vec<Word>, OpenQuote> {
-    let mut words = Vec::new();
-    let mut word: Option<Word> = None;
-    let mut quote: Option<usize> = None;
-    let mut escaped = false;
-    for (offset, letter) in line.text.char_indices() {
-        let at = line.start + offset;
-        let after = at + letter.len_utf8();
-        if quote.is_some() {
-            let current = word.get_or_insert_with(|| Word {
-                text: String::new(),
-                span: (at..at).into(),
-            });
-            current.span.end = after;
-            match letter {
-                _ if escaped => {
-                    current.text.push(letter);
-                    escaped = false;
-                }
-                '\\' => escaped = true,
-                '"' => {
-                    quote = None;
-                    words.extend(word.take());
-                }
-                _ => current.text.push(letter),
-            }
-            continue;
+pub(crate) fn words(line: Line<'_>) -> Result<Vec<Word<'_>>, OpenQuote> {
+    // More than most rules have.
+    let mut words = Vec::with_capacity(16);
+    let mut rest = line.text;
+    loop {
+        rest = rest.trim_start_matches(BLANKS);
+        if rest.is_empty() {
+            return Ok(words);
         }
+        let start = line.start + (line.text.len() - rest.len());
+        let ends = |byte| matches!(byte, b' ' | b'\t' | b'"');
+        let end = rest.bytes().position(ends).unwrap_or(rest.len());
+        let (plain, after) = rest.split_at(end);
+        rest = after;
+        let text = if after.starts_with('"') {
+            let (quoted, after) = quoted(plain, after).ok_or_else(|| {
+                let quote = start + plain.len();
+                OpenQuote((quote..quote + 1).into())
+            })?;
+            rest = after;
+            Cow::Owned(quoted)
+        } else {
+            Cow::Borrowed(plain)
+        };
+        let end = line.start + (line.text.len() - rest.len());
+        words.push(Word {
+            text,
+            span: (start..end).into(),
+        });
+    }
+}
+
+const BLANKS: [char; 2] = [' ', '\t'];
+
+/// A word that ends with a quoted part, and what follows it; nothing if the quote is not closed.
+fn quoted<'t>(plain: &str, from_quote: &'t str) -> Option<(String, &'t str)> {
+    let mut text = plain.to_owned();
+    let mut letters = from_quote.char_indices().skip(1);
+    while let Some((at, letter)) = letters.next() {
         match letter {
-            ' ' | '\t' => words.extend(word.take()),
-            _ => {
-                let current = word.get_or_insert_with(|| Word {
-                    text: String::new(),
-                    span: (at..at).into(),
-                });
-                current.span.end = after;
-                if letter == '"' {
-                    quote = Some(at);
-                } else {
-                    current.text.push(letter);
-                }
-            }
+            '"' => return Some((text, &from_quote[at + 1..])),
+            '\\' => text.push(letters.next()?.1),
+            _ => text.push(letter),
         }
     }
-    if let Some(at) = quote {
-        return Err(OpenQuote((at..at + 1).into()));
-    }
-    words.extend(word);
-    Ok(words)
+    None
 }
 
 #[cfg(test)]
@@ -128,7 +128,7 @@ mod tests {
             let found = words(line)
                 .map_err(|_| "open quote")
                 .expect("all quotes are closed");
-            let texts: Vec<_> = found.iter().map(|word| word.text.as_str()).collect();
+            let texts: Vec<_> = found.iter().map(|word| word.text.as_ref()).collect();
             assert_eq!(texts, expected, "{text}");
         }
     }

@@ -38,7 +38,7 @@ pub(crate) fn read(file: &SourceFile, family: Family, report: &mut Report<'_>) -
 }
 
 /// The words of a file's rule lines, for telling its IP version: no error is reported.
-pub(crate) fn all_words(text: &str) -> impl Iterator<Item = Vec<Word>> {
+pub(crate) fn all_words(text: &str) -> impl Iterator<Item = Vec<Word<'_>>> {
     lexer::lines(text)
         .filter(|line| !line.text.trim_start().starts_with(['#', ':', '*']))
         .filter_map(|line| lexer::words(line).ok())
@@ -256,8 +256,9 @@ impl FileReader<'_, '_> {
             self.close();
         }
         let mut ruleset = Ruleset::default();
-        for builder in &self.done {
-            *ruleset.table_mut(builder.name) = Some(builder.finish(self.report));
+        for builder in self.done {
+            let name = builder.name;
+            *ruleset.table_mut(name) = Some(builder.finish(self.report));
         }
         ruleset
     }

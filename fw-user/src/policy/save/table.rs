@@ -1,5 +1,8 @@
 //! A table while its lines are being read, and what the kernel checks when it is whole.
 
+use indexmap::IndexMap;
+use rustc_hash::FxBuildHasher;
+
 use super::rule::RuleDraft;
 use crate::policy::error::{Problem, Report};
 use crate::policy::ids::TableName;
@@ -13,11 +16,11 @@ use crate::policy::source::Span;
 /// A table of which not all lines have been read.
 pub(crate) struct TableBuilder {
     pub name: TableName,
-    chains: Vec<ChainBuilder>,
+    /// By name, in the order of their declaration.
+    chains: IndexMap<String, ChainBuilder, FxBuildHasher>,
 }
 
 struct ChainBuilder {
-    name: String,
     policy: Option<ChainPolicy>,
     rules: Vec<Built>,
 }
@@ -36,10 +39,12 @@ impl TableBuilder {
             counters: None,
             origin: None,
         };
-        let chain = |name: &&str| ChainBuilder {
-            name: (*name).to_owned(),
-            policy: Some(policy.clone()),
-            rules: Vec::new(),
+        let chain = |name: &&str| {
+            let chain = ChainBuilder {
+                policy: Some(policy.clone()),
+                rules: Vec::new(),
+            };
+            ((*name).to_owned(), chain)
         };
         Self {
             name,
@@ -49,51 +54,45 @@ impl TableBuilder {
 
     /// As iptables-restore does when a table comes again: policies stay, all else goes.
     pub fn reopen(&mut self) {
-        self.chains.retain(|chain| chain.policy.is_some());
+        self.chains.retain(|_, chain| chain.policy.is_some());
         self.flush(None);
     }
 
     pub fn has_chain(&self, name: &str) -> bool {
-        self.chain(name).is_some()
+        self.chains.contains_key(name)
     }
 
     pub fn is_builtin(&self, name: &str) -> bool {
-        self.chain(name).is_some_and(|chain| chain.policy.is_some())
+        self.chains
+            .get(name)
+            .is_some_and(|chain| chain.policy.is_some())
     }
 
     /// The names of all chains.
     pub fn chains(&self) -> impl Iterator<Item = &str> {
-        self.chains.iter().map(|chain| chain.name.as_str())
-    }
-
-    fn chain(&self, name: &str) -> Option<&ChainBuilder> {
-        self.chains.iter().find(|chain| chain.name == name)
-    }
-
-    fn chain_mut(&mut self, name: &str) -> Option<&mut ChainBuilder> {
-        self.chains.iter_mut().find(|chain| chain.name == name)
+        self.chains.keys().map(String::as_str)
     }
 
     /// Adds a user-defined chain that does not exist yet.
     pub fn add_chain(&mut self, name: &str) {
-        self.chains.push(ChainBuilder {
-            name: name.to_owned(),
+        let chain = ChainBuilder {
             policy: None,
             rules: Vec::new(),
-        });
+        };
+        self.chains.insert(name.to_owned(), chain);
     }
 
     /// Sets a built-in chain's policy.
     pub fn set_policy(&mut self, name: &str, policy: ChainPolicy) {
-        if let Some(chain) = self.chain_mut(name) {
+        if let Some(chain) = self.chains.get_mut(name) {
             chain.policy = Some(policy);
         }
     }
 
     /// Removes the rules of one chain or of all.
     pub fn flush(&mut self, name: Option<&str>) {
-        for chain in &mut self.chains {
-            if name.is_none_or(|name| chain.name == name) {
+        for (own, chain) in &mut self.chains {
+            if name.is_none_or(|name| own == name) {
                 chain.rules.clear();
             }
         }
@@ -101,7 +100,7 @@ impl TableBuilder {
 
     /// Removes a user-defined chain, or says why it cannot be removed.
     pub fn remove_chain(&mut self, name: &str) -> Result<(), &'static str> {
-        let Some(chain) = self.chain(name) else {
+        let Some(chain) = self.chains.get(name) else {
             return Err("there is no such chain");
         };
         if chain.policy.is_some() {
@@ -113,7 +112,7 @@ impl TableBuilder {
         if self.is_referenced(name) {
             return Err("rules still jump to it");
         }
-        self.chains.retain(|chain| chain.name != name);
+        self.chains.shift_remove(name);
         Ok(())
     }
 
@@ -127,7 +126,7 @@ impl TableBuilder {
     }
 
     fn is_referenced(&self, name: &str) -> bool {
-        let rules = self.chains.iter().flat_map(|chain| &chain.rules);
+        let rules = self.chains.values().flat_map(|chain| &chain.rules);
         rules
             .into_iter()
             .any(|built| called(&built.rule) == Some(name))
@@ -135,7 +134,7 @@ impl TableBuilder {
 
     /// How many rules a chain has.
     pub fn rule_count(&self, name: &str) -> usize {
-        self.chain(name).map_or(0, |chain| chain.rules.len())
+        self.chains.get(name).map_or(0, |chain| chain.rules.len())
     }
 
     /// Puts the rules of one line into a chain: at its end, or before the rule of that index.
@@ -148,11 +147,10 @@ impl TableBuilder {
         report: &Report<'_>,
     ) {
         let target = draft.target.as_ref().map_or(line, |(_, span)| *span);
-        let rules = expand(draft, report.origin(line));
-        let Some(chain) = self.chain_mut(chain) else {
+        let Some(chain) = self.chains.get_mut(chain) else {
             return;
         };
-        for rule in rules {
+        expand(draft, report.origin(line), |rule| {
             let built = Built { rule, target };
             match at {
                 None => chain.rules.push(built),
@@ -160,18 +158,18 @@ impl TableBuilder {
                 // turns their order around.
                 Some(index) => chain.rules.insert(index.min(chain.rules.len()), built),
             }
-        }
+        });
     }
 
     /// The finished table, after the checks that the kernel makes when a table is committed.
-    pub fn finish(&self, report: &mut Report<'_>) -> Table {
+    pub fn finish(self, report: &mut Report<'_>) -> Table {
         self.check_calls(report);
-        let finished = |chain: &ChainBuilder| Chain {
-            name: chain.name.clone(),
-            policy: chain.policy.clone(),
-            rules: chain.rules.iter().map(|built| built.rule.clone()).collect(),
+        let finished = |(name, chain): (String, ChainBuilder)| Chain {
+            name,
+            policy: chain.policy,
+            rules: chain.rules.into_iter().map(|built| built.rule).collect(),
         };
-        let mut chains: Vec<Chain> = self.chains.iter().map(finished).collect();
+        let mut chains: Vec<Chain> = self.chains.into_iter().map(finished).collect();
         // Stable, so that the built-in chains keep the kernel's order.
         chains.sort_by(|one, other| match (&one.policy, &other.policy) {
             (None, None) => one.name.cmp(&other.name),
@@ -186,12 +184,8 @@ impl TableBuilder {
     /// looked at.
     fn check_calls(&self, report: &mut Report<'_>) {
         let mut reported = Vec::new();
-        for (index, start) in self
-            .chains
-            .iter()
-            .enumerate()
-            .filter(|(_, chain)| chain.policy.is_some())
-        {
+        let built_in = |(_, (_, chain)): &(usize, (&String, &ChainBuilder))| chain.policy.is_some();
+        for (index, (start, _)) in self.chains.iter().enumerate().filter(built_in) {
             let mut visited = vec![false; self.chains.len()];
             // The chains on the way here, each with the index of its next rule.
             let mut path = vec![(index, 0)];
@@ -203,11 +197,11 @@ impl TableBuilder {
                     continue;
                 };
                 *next += 1;
-                let misplaced = matches!(built.rule.target, Target::Masquerade(_))
-                    && start.name != "POSTROUTING";
+                let misplaced =
+                    matches!(built.rule.target, Target::Masquerade(_)) && start != "POSTROUTING";
                 if misplaced && !reported.contains(&built.target) {
                     reported.push(built.target);
-                    report.error(Problem::wrong("wrong-chain", built.target, format!("MASQUERADE can be reached from {}", start.name))
+                    report.error(Problem::wrong("wrong-chain", built.target, format!("MASQUERADE can be reached from {start}"))
                         .expected("a place that only POSTROUTING reaches")
                         .help("put the rule into POSTROUTING, or into a chain that only POSTROUTING calls"));
                 }
@@ -215,7 +209,9 @@ impl TableBuilder {
                     path.pop();
                     continue;
                 }
-                let Some(callee) = called(&built.rule).and_then(|name| self.position(name)) else {
+                let Some(callee) =
+                    called(&built.rule).and_then(|name| self.chains.get_index_of(name))
+                else {
                     continue;
                 };
                 if path.iter().any(|(chain, _)| *chain == callee) {
@@ -224,9 +220,9 @@ impl TableBuilder {
                         let ring: Vec<_> = path
                             .iter()
                             .skip_while(|(chain, _)| *chain != callee)
-                            .map(|(chain, _)| self.chains[*chain].name.as_str())
+                            .filter_map(|(chain, _)| self.name(*chain))
                             .collect();
-                        let name = &self.chains[callee].name;
+                        let name = self.name(callee).unwrap_or_default();
                         report.error(
                             Problem::wrong(
                                 "loop",
@@ -247,8 +243,9 @@ impl TableBuilder {
         }
     }
 
-    fn position(&self, name: &str) -> Option<usize> {
-        self.chains.iter().position(|chain| chain.name == name)
+    fn name(&self, index: usize) -> Option<&str> {
+        let (name, _) = self.chains.get_index(index)?;
+        Some(name)
     }
 }
 
@@ -291,15 +288,13 @@ pub(crate) fn is_unconditional(rule: &Rule) -> bool {
 
 /// The rules of one line: one for each pair of source and destination, as iptables makes them,
 /// and for ports without a protocol one each for TCP and UDP.
-fn expand(draft: RuleDraft, origin: crate::policy::model::Origin) -> Vec<Rule> {
-    let sources = each(draft.sources);
-    let destinations = each(draft.destinations);
+fn expand(draft: RuleDraft, origin: crate::policy::model::Origin, mut give: impl FnMut(Rule)) {
     let interface = |value: Option<(Negatable<InterfacePattern>, Span)>| {
         let (value, _) = value?;
         // `+` matches every interface.
         (value.not || value.value.0 != "+").then_some(value)
     };
-    let first = Rule {
+    let mut rule = Rule {
         source: None,
         destination: None,
         in_interface: interface(draft.in_interface),
@@ -310,34 +305,44 @@ fn expand(draft: RuleDraft, origin: crate::policy::model::Origin) -> Vec<Rule> {
         counters: draft.counters,
         origin,
     };
-    let mut rules = Vec::new();
-    for source in &sources {
-        for destination in &destinations {
-            let rule = Rule {
-                source: *source,
-                destination: *destination,
-                ..first.clone()
-            };
+    let (sources, destinations) = (List(draft.sources), List(draft.destinations));
+    if let (1, 1, false) = (sources.len(), destinations.len(), draft.both_transports) {
+        // Nearly all rules.
+        rule.source = sources.get(0);
+        rule.destination = destinations.get(0);
+        return give(rule);
+    }
+    for source in 0..sources.len() {
+        for destination in 0..destinations.len() {
+            rule.source = sources.get(source);
+            rule.destination = destinations.get(destination);
             if draft.both_transports {
-                rules.push(with_transport(&rule, TCP));
-                rules.push(with_transport(&rule, UDP));
+                give(with_transport(&rule, TCP));
+                give(with_transport(&rule, UDP));
             } else {
-                rules.push(rule);
+                give(rule.clone());
             }
         }
     }
-    rules
 }
 
-fn each(list: Option<Negatable<Vec<Prefix>>>) -> Vec<Option<Negatable<Prefix>>> {
-    let Some(Negatable { not, value }) = list else {
-        return vec![None];
-    };
-    let whole = |prefix: Prefix| {
+/// What `-s` or `-d` says; without it, one that says nothing.
+struct List(Option<Negatable<Vec<Prefix>>>);
+
+impl List {
+    fn len(&self) -> usize {
+        self.0.as_ref().map_or(1, |list| list.value.len())
+    }
+
+    fn get(&self, index: usize) -> Option<Negatable<Prefix>> {
+        let Negatable { not, value } = self.0.as_ref()?;
+        let prefix = *value.get(index)?;
         // A zero mask matches everything; inverted it matches nothing, and is kept.
-        (not || !prefix.mask.is_unspecified()).then_some(Negatable { not, value: prefix })
-    };
-    value.into_iter().map(whole).collect()
+        (*not || !prefix.mask.is_unspecified()).then_some(Negatable {
+            not: *not,
+            value: prefix,
+        })
+    }
 }
 
 fn with_transport(rule: &Rule, protocol: u8) -> Rule {

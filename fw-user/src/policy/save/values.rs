@@ -17,7 +17,7 @@ use crate::policy::source::Span;
 /// What reading a value gives.
 pub(crate) type Value<T> = Result<T, Problem>;
 
-impl Word {
+impl Word<'_> {
     /// The place of a part of the word; of the whole word if quotes or escapes moved the bytes.
     pub fn part(&self, start: usize, length: usize) -> Span {
         if self.span.end - self.span.start == self.text.len() {
@@ -45,6 +45,9 @@ impl Word {
 /// A number as C's strtoul with base 0 reads it, as iptables reads all of its numbers: decimal,
 /// hexadecimal after `0x`, octal after `0`; blanks and a `+` may stand before it.
 pub(crate) fn number(text: &str, max: u32) -> Option<u32> {
+    if let Some(value) = plain_number(text) {
+        return (value <= max).then_some(value);
+    }
     let text = text.trim_start_matches([' ', '\t', '\n', '\r', '\x0b', '\x0c']);
     let text = text.strip_prefix('+').unwrap_or(text);
     let (digits, radix) = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {
@@ -62,6 +65,19 @@ pub(crate) fn number(text: &str, max: u32) -> Option<u32> {
         .filter(|value| *value <= max)
 }
 
+/// Up to nine decimal digits without a zero before them, as nearly all numbers are.
+fn plain_number(text: &str) -> Option<u32> {
+    let digits = text.as_bytes();
+    if digits.is_empty() || digits.len() > 9 || (digits[0] == b'0' && digits.len() > 1) {
+        return None;
+    }
+    digits.iter().try_fold(0, |value, digit| {
+        digit
+            .is_ascii_digit()
+            .then(|| value * 10 + u32::from(digit - b'0'))
+    })
+}
+
 fn small_number(text: &str) -> Option<u8> {
     number(text, u8::MAX.into()).and_then(|value| u8::try_from(value).ok())
 }
@@ -71,7 +87,7 @@ fn port_number(text: &str) -> Option<u16> {
 }
 
 /// `-p`: a number, or a name in any case; 0 for `all`.
-pub(crate) fn protocol(word: &Word) -> Value<u8> {
+pub(crate) fn protocol(word: &Word<'_>) -> Value<u8> {
     let name = word.text.to_lowercase();
     let known = small_number(&name)
         .or_else(|| (name == "all").then_some(0))
@@ -88,7 +104,7 @@ pub(crate) fn protocol(word: &Word) -> Value<u8> {
 }
 
 /// `-i`, `-o`.
-pub(crate) fn interface(word: &Word) -> Value<InterfacePattern> {
+pub(crate) fn interface(word: &Word<'_>) -> Value<InterfacePattern> {
     // IFNAMSIZ is 16 with the terminating zero.
     const LONGEST: usize = 15;
     if word.text.is_empty() {
@@ -108,11 +124,14 @@ pub(crate) fn interface(word: &Word) -> Value<InterfacePattern> {
         );
         return Err(problem.expected("an interface such as `eth0`"));
     }
-    Ok(InterfacePattern(word.text.clone()))
+    Ok(InterfacePattern(word.text.to_string()))
 }
 
 /// `-s`, `-d`: one address, or several with commas, each with or without a mask.
-pub(crate) fn prefixes(word: &Word, family: Family) -> Value<Vec<Prefix>> {
+pub(crate) fn prefixes(word: &Word<'_>, family: Family) -> Value<Vec<Prefix>> {
+    if !word.text.contains(',') {
+        return Ok(vec![prefix(&word.text, word.span, family)?]);
+    }
     word.parts(',')
         .map(|(text, span)| prefix(text, span, family))
         .collect()
@@ -200,8 +219,10 @@ fn read_address(text: &str, family: Family) -> Option<u128> {
 
 fn read_mask(text: &str, family: Family) -> Option<u128> {
     let (written, longest) = match family {
-        Family::Ipv4 => (read_ipv4(text, false), 32),
-        Family::Ipv6 => (read_address(text, family), 128),
+        Family::Ipv4 if text.contains('.') => (read_ipv4(text, false), 32),
+        Family::Ipv6 if text.contains(':') => (read_address(text, family), 128),
+        Family::Ipv4 => (None, 32),
+        Family::Ipv6 => (None, 128),
     };
     written.or_else(|| {
         let length = number(text, longest)?;
@@ -212,17 +233,17 @@ fn read_mask(text: &str, family: Family) -> Option<u128> {
 /// Dotted bytes, each a number as in [`number`]. As an address (not as a mask) it may be short:
 /// `10.1` is 10.1.0.0.
 fn read_ipv4(text: &str, may_be_short: bool) -> Option<u128> {
-    let bytes: Option<Vec<u8>> = text.split('.').map(small_number).collect();
-    let mut bytes = bytes?;
-    if bytes.len() > 4 || (bytes.len() < 4 && !may_be_short) {
-        return None;
+    if let Ok(address) = text.parse::<Ipv4Addr>() {
+        // The usual spelling.
+        return Some(address.to_bits().into());
     }
-    bytes.resize(4, 0);
-    Some(
-        bytes
-            .into_iter()
-            .fold(0, |sum, byte| sum << 8 | u128::from(byte)),
-    )
+    let mut bytes = [0; 4];
+    let mut count = 0;
+    for part in text.split('.') {
+        *bytes.get_mut(count)? = small_number(part)?;
+        count += 1;
+    }
+    (count == 4 || may_be_short).then(|| u32::from_be_bytes(bytes).into())
 }
 
 fn all_ones(family: Family) -> u128 {
@@ -266,7 +287,7 @@ fn port(text: &str, span: Span, protocol: Option<u8>) -> Value<u16> {
 }
 
 /// `--sport`, `--dport`: `22`, `ssh`, `1000:2000`, `:1023`, `1024:`.
-pub(crate) fn port_range(word: &Word, protocol: Option<u8>) -> Value<PortRange> {
+pub(crate) fn port_range(word: &Word<'_>, protocol: Option<u8>) -> Value<PortRange> {
     let Some((low, high)) = word.text.split_once(':') else {
         let only = port(&word.text, word.span, protocol)?;
         return Ok(PortRange {
@@ -301,7 +322,7 @@ fn backwards(span: Span, text: &str, first: u16, last: u16, dash: char) -> Probl
 }
 
 /// `-m multiport`'s list.
-pub(crate) fn port_list(word: &Word, protocol: Option<u8>) -> Value<Vec<PortRange>> {
+pub(crate) fn port_list(word: &Word<'_>, protocol: Option<u8>) -> Value<Vec<PortRange>> {
     // XT_MULTI_PORTS in linux/netfilter/xt_multiport.h; a range takes two places.
     const PLACES: usize = 15;
     let mut ranges = Vec::new();
@@ -337,7 +358,7 @@ pub(crate) fn port_list(word: &Word, protocol: Option<u8>) -> Value<Vec<PortRang
 }
 
 /// MASQUERADE's `--to-ports`: `1024` or `1024-2048`.
-pub(crate) fn nat_ports(word: &Word) -> Value<PortRange> {
+pub(crate) fn nat_ports(word: &Word<'_>) -> Value<PortRange> {
     let bad = |text: &str| {
         let problem = Problem::wrong(
             "bad-port",
@@ -367,7 +388,7 @@ pub(crate) fn nat_ports(word: &Word) -> Value<PortRange> {
 }
 
 /// `--icmp-type`, `--icmpv6-type`: a name, or a number with or without `/code`.
-pub(crate) fn icmp(word: &Word, family: Family) -> Value<IcmpType> {
+pub(crate) fn icmp(word: &Word<'_>, family: Family) -> Value<IcmpType> {
     let text = &word.text;
     let unknown = || {
         let message = format!("there is no ICMP type `{text}` in {}", family.title());
@@ -381,7 +402,7 @@ pub(crate) fn icmp(word: &Word, family: Family) -> Value<IcmpType> {
     if text.starts_with(|letter: char| letter.is_ascii_digit()) {
         let (kind, code) = match text.split_once('/') {
             Some((kind, code)) => (kind, Some(small_number(code).ok_or_else(unknown)?)),
-            None => (text.as_str(), None),
+            None => (text.as_ref(), None),
         };
         let kind = small_number(kind).ok_or_else(unknown)?;
         if family == Family::Ipv4 && kind == ANY_V4 {
@@ -409,14 +430,14 @@ pub(crate) fn icmp(word: &Word, family: Family) -> Value<IcmpType> {
 }
 
 /// `--tcp-flags`: the flags examined and those of them that must be set.
-pub(crate) fn tcp_flags(mask: &Word, set: &Word) -> Value<TcpFlags> {
+pub(crate) fn tcp_flags(mask: &Word<'_>, set: &Word<'_>) -> Value<TcpFlags> {
     Ok(TcpFlags {
         mask: flags(mask)?,
         set: flags(set)?,
     })
 }
 
-fn flags(word: &Word) -> Value<u8> {
+fn flags(word: &Word<'_>) -> Value<u8> {
     let mut bits = 0;
     // strtok, with which iptables takes the list apart, skips empty parts.
     for (name, span) in word.parts(',').filter(|(name, _)| !name.is_empty()) {
@@ -439,7 +460,7 @@ fn flags(word: &Word) -> Value<u8> {
 }
 
 /// `--state`, `--ctstate`.
-pub(crate) fn states(word: &Word, with_nat: bool) -> Value<CtStates> {
+pub(crate) fn states(word: &Word<'_>, with_nat: bool) -> Value<CtStates> {
     let known = || {
         CT_STATES
             .iter()

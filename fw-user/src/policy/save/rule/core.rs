@@ -9,7 +9,7 @@ use crate::policy::save::options::Core;
 use crate::policy::save::values;
 
 impl<'a> Reader<'a, '_, '_> {
-    pub(super) fn core(&mut self, word: &'a Word, core: Core) {
+    pub(super) fn core(&mut self, word: &'a Word<'a>, core: Core) {
         let not = self.not.take();
         if let Some(span) = not
             && !core.is_negatable()
@@ -89,7 +89,13 @@ impl<'a> Reader<'a, '_, '_> {
         }
     }
 
-    pub(super) fn core_value(&mut self, option: &'a Word, core: Core, not: bool, value: &'a Word) {
+    pub(super) fn core_value(
+        &mut self,
+        option: &'a Word<'a>,
+        core: Core,
+        not: bool,
+        value: &'a Word<'a>,
+    ) {
         if value.text == "!"
             && self
                 .words
@@ -161,7 +167,7 @@ impl<'a> Reader<'a, '_, '_> {
         }
     }
 
-    pub(super) fn protocol(&mut self, not: bool, number: u8, value: &Word) {
+    pub(super) fn protocol(&mut self, not: bool, number: u8, value: &Word<'_>) {
         if number == 0 && not {
             return self.error(
                 Problem::wrong("never-matches", value.span, "`! -p all` would never match")
@@ -197,7 +203,7 @@ impl<'a> Reader<'a, '_, '_> {
         self.rule.protocol = (number != 0).then_some(Negatable { not, value: number });
     }
 
-    pub(super) fn fragment(&mut self, word: &Word) {
+    pub(super) fn fragment(&mut self, word: &Word<'_>) {
         let problem = match self.family {
             Family::Ipv4 => {
                 Problem::unsupported("unsupported-option", word.span, "`-f` is not supported")
@@ -210,7 +216,7 @@ impl<'a> Reader<'a, '_, '_> {
         self.error(problem.expected("another match"));
     }
 
-    pub(super) fn command(&mut self, word: &'a Word, core: Core) {
+    pub(super) fn command(&mut self, word: &'a Word<'a>, core: Core) {
         if self.command.is_some() {
             return self.error(
                 Problem::wrong("two-commands", word.span, "a second command in one line")
@@ -233,7 +239,7 @@ impl<'a> Reader<'a, '_, '_> {
             return;
         }
         let optional = matches!(core, Core::Flush | Core::DeleteChain | Core::Zero);
-        let is_operand = |word: Option<&Word>| {
+        let is_operand = |word: Option<&Word<'_>>| {
             word.is_some_and(|word| !word.text.starts_with('-') && word.text != "!")
         };
         if !optional || is_operand(self.words.get(self.next)) {

@@ -20,46 +20,15 @@ pub(super) enum Found {
 impl<'a> Reader<'a, '_, '_> {
     /// Looks a long option up as getopt_long does: the exact name, else an unambiguous beginning.
     pub(super) fn find(&self, name: &str) -> Found {
-        let mut candidates: Vec<(&'static str, Found)> = Vec::new();
-        candidates.extend(long_names().map(|(long, core)| (long, Found::Core(core))));
-        for (index, loaded) in self.matches.iter().enumerate().rev() {
-            for row in loaded.reading.options {
-                // Of several uses of a match, options belong to the last.
-                candidates.extend(
-                    row.names
-                        .iter()
-                        .map(|long| (*long, Found::OfMatch(index, row))),
-                );
-                if loaded.name == "multiport" {
-                    // Abbreviations that iptables 1.8 has as names of their own.
-                    let singular = row.names[0]
-                        .strip_suffix('s')
-                        .filter(|_| name == &row.names[0][..row.names[0].len() - 1]);
-                    candidates.extend(singular.map(|long| (long, Found::OfMatch(index, row))));
-                }
-            }
-        }
-        if let Some((row, _, _)) = &self.target {
-            for option in row.options {
-                candidates.extend(
-                    option
-                        .names
-                        .iter()
-                        .map(|long| (*long, Found::OfTarget(option))),
-                );
-            }
-        }
-        if let Some(exact) = candidates.iter().position(|(long, _)| *long == name) {
-            return candidates.swap_remove(exact).1;
+        if let Some((_, exact)) = self.options(name).find(|(long, _)| *long == name) {
+            return exact;
         }
         if self.foreign {
             // Options of an unsupported match are not to be taken for abbreviations.
             return Found::Nothing;
         }
-        let mut beginning: Vec<_> = candidates
-            .into_iter()
-            .filter(|(long, _)| long.starts_with(name))
-            .collect();
+        let begins = |(long, _): &(&'static str, Found)| long.starts_with(name);
+        let mut beginning: Vec<_> = self.options(name).filter(begins).collect();
         let names: Vec<_> = beginning.iter().map(|(long, _)| *long).collect();
         match beginning.len() {
             0 => Found::Nothing,
@@ -68,8 +37,32 @@ impl<'a> Reader<'a, '_, '_> {
         }
     }
 
+    /// Every option that may stand here.
+    fn options(&self, name: &str) -> impl Iterator<Item = (&'static str, Found)> {
+        let own = long_names().map(|(long, core)| (long, Found::Core(core)));
+        // Of several uses of a match, options belong to the last.
+        let matches = self.matches.iter().enumerate().rev();
+        let of_matches = matches.flat_map(move |(index, loaded)| {
+            loaded.reading.options.iter().flat_map(move |row| {
+                // Abbreviations that iptables 1.8 has as names of their own.
+                let singular = (loaded.name == "multiport")
+                    .then(|| row.names[0].strip_suffix('s'))
+                    .flatten()
+                    .filter(|singular| *singular == name);
+                let names = row.names.iter().copied().chain(singular);
+                names.map(move |long| (long, Found::OfMatch(index, row)))
+            })
+        });
+        let target = self.target.iter().flat_map(|(row, _, _)| row.options);
+        let of_target = target.flat_map(|option| {
+            let names = option.names.iter();
+            names.map(move |long| (*long, Found::OfTarget(option)))
+        });
+        own.chain(of_matches).chain(of_target)
+    }
+
     /// Loads the match that belongs to the protocol (`-p tcp --dport`), if that was not done yet.
-    pub(super) fn load_implicit(&mut self, word: &Word) -> bool {
+    pub(super) fn load_implicit(&mut self, word: &Word<'_>) -> bool {
         let Some(protocol) = self.rule.protocol else {
             return false;
         };

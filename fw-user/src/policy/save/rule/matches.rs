@@ -10,7 +10,7 @@ use crate::policy::names::protocol_name;
 use crate::policy::save::lexer::Word;
 
 impl<'a> Reader<'a, '_, '_> {
-    pub(super) fn load_match(&mut self, word: &'a Word) {
+    pub(super) fn load_match(&mut self, word: &'a Word<'a>) {
         let Some(row) = find_match(&word.text, self.family) else {
             let problem = Problem::wrong(
                 "unknown-match",
@@ -30,7 +30,7 @@ impl<'a> Reader<'a, '_, '_> {
             let message = format!("{} has no match `{}`", self.family.title(), word.text);
             let problem =
                 Problem::wrong("wrong-family", word.span, message).expected("another match");
-            return self.error(match word.text.as_str() {
+            return self.error(match word.text.as_ref() {
                 "icmp" => problem.help("write `-p ipv6-icmp -m icmp6 --icmpv6-type ...`"),
                 "icmp6" | "icmpv6" | "ipv6-icmp" => {
                     problem.help("write `-p icmp -m icmp --icmp-type ...`")
@@ -67,10 +67,10 @@ impl<'a> Reader<'a, '_, '_> {
 
     pub(super) fn match_option(
         &mut self,
-        word: &'a Word,
+        word: &'a Word<'a>,
         index: usize,
         row: &'static OptionRow<MatchDraft>,
-        glued: Option<Word>,
+        glued: Option<Word<'a>>,
     ) {
         let Some((not, words)) = self.option_words(word, row.arguments, row.negatable, glued)
         else {

@@ -6,6 +6,8 @@ mod matches;
 mod targets;
 mod whole;
 
+use std::borrow::Cow;
+
 use super::table::TableBuilder;
 use crate::policy::error::{Problem, Report, nearest};
 use crate::policy::match_table::{MatchDraft, MatchReading, TargetDraft, TargetRow, all_matches};
@@ -16,11 +18,11 @@ use crate::policy::source::Span;
 use lookup::{Found, all_option_names, orphan_name};
 
 /// What a line says.
-pub(crate) struct Line {
+pub(crate) struct Line<'a> {
     /// The command; `None` if there was none or it could not be read.
     pub command: Option<(Core, Span)>,
     /// The words after the command: the chain, and for `-I` a number, for `-P` the policy.
-    pub operands: Vec<Word>,
+    pub operands: Vec<Word<'a>>,
     pub rule: RuleDraft,
     /// False if anything was reported as an error.
     pub sound: bool,
@@ -44,13 +46,13 @@ pub(crate) struct RuleDraft {
 }
 
 /// Reads a line's words.
-pub(crate) fn read_line(
-    words: &[Word],
+pub(crate) fn read_line<'a>(
+    words: &'a [Word<'a>],
     family: Family,
     table: &TableBuilder,
     report: &mut Report<'_>,
-) -> Line {
-    let skips = |word: &Word| match word.text.as_str() {
+) -> Line<'a> {
+    let skips = |word: &Word<'_>| match word.text.as_ref() {
         "-4" | "--ipv4" => family == Family::Ipv6,
         "-6" | "--ipv6" => family == Family::Ipv4,
         _ => false,
@@ -93,32 +95,32 @@ struct LoadedMatch {
 }
 
 /// A port option before any `-p tcp` or `-p udp`.
-struct Orphan {
-    option: Word,
+struct Orphan<'a> {
+    option: Word<'a>,
     name: &'static str,
     not: bool,
-    value: Word,
+    value: Word<'a>,
 }
 
 struct Reader<'a, 'r, 'f> {
-    words: &'a [Word],
+    words: &'a [Word<'a>],
     next: usize,
     end: Span,
     family: Family,
-    table: &'a TableBuilder,
+    table: &'r TableBuilder,
     report: &'r mut Report<'f>,
     errors_before: usize,
     /// Where a `!` stands that waits for its option.
     not: Option<Span>,
     command: Option<(Core, Span)>,
-    operands: Vec<Word>,
+    operands: Vec<Word<'a>>,
     seen: Vec<Core>,
     rule: RuleDraft,
     matches: Vec<LoadedMatch>,
     implicit_used: bool,
     target: Option<(&'static TargetRow, TargetDraft, Span)>,
     goto: bool,
-    orphans: Vec<Orphan>,
+    orphans: Vec<Orphan<'a>>,
     /// True once an unsupported match or target was met, whose options are then unknown.
     foreign: bool,
     other_family: bool,
@@ -153,7 +155,7 @@ impl<'a> Reader<'a, '_, '_> {
         }
     }
 
-    fn take(&mut self) -> Option<&'a Word> {
+    fn take(&mut self) -> Option<&'a Word<'a>> {
         let word = self.words.get(self.next);
         self.next += usize::from(word.is_some());
         word
@@ -168,7 +170,7 @@ impl<'a> Reader<'a, '_, '_> {
         value.map_err(|problem| self.error(problem)).ok()
     }
 
-    fn short_option(&mut self, word: &'a Word) {
+    fn short_option(&mut self, word: &'a Word<'a>) {
         let mut letters = word.text.chars().skip(1);
         let letter = letters.next().unwrap_or_default();
         let Some(core) = by_letter(letter) else {
@@ -194,7 +196,7 @@ impl<'a> Reader<'a, '_, '_> {
         self.core(word, core);
     }
 
-    fn long_option(&mut self, word: &'a Word, long: &str) {
+    fn long_option(&mut self, word: &'a Word<'a>, long: &'a str) {
         let (name, glued) = match long.split_once('=') {
             Some((name, value)) => (
                 name,
@@ -207,7 +209,7 @@ impl<'a> Reader<'a, '_, '_> {
             found = self.find(name);
         }
         let glued = glued.map(|(text, span)| Word {
-            text: text.to_owned(),
+            text: text.into(),
             span,
         });
         match found {
@@ -238,7 +240,7 @@ impl<'a> Reader<'a, '_, '_> {
     }
 
     /// The word after an option.
-    fn argument(&mut self, option: &Word) -> Option<&'a Word> {
+    fn argument(&mut self, option: &Word<'_>) -> Option<&'a Word<'a>> {
         let word = self.take();
         if word.is_none() {
             self.error(
@@ -256,11 +258,11 @@ impl<'a> Reader<'a, '_, '_> {
     /// An option's `!` and its arguments, checked.
     fn option_words(
         &mut self,
-        word: &'a Word,
+        word: &'a Word<'a>,
         count: usize,
         negatable: bool,
-        glued: Option<Word>,
-    ) -> Option<(bool, Vec<Word>)> {
+        glued: Option<Word<'a>>,
+    ) -> Option<(bool, Cow<'a, [Word<'a>]>)> {
         let not = self.not.take();
         if let Some(span) = not.filter(|_| !negatable) {
             self.error(
@@ -272,12 +274,14 @@ impl<'a> Reader<'a, '_, '_> {
                 .expected("no `!` here"),
             );
         }
-        let mut words: Vec<Word> = glued.into_iter().collect();
-        while words.len() < count {
+        let first = self.next;
+        let glued_words = usize::from(glued.is_some());
+        while self.next - first + glued_words < count {
+            let is_first = self.next == first && glued.is_none();
             let following = self
                 .words
                 .get(self.next)
-                .filter(|next| words.is_empty() || !is_option(next));
+                .filter(|next| is_first || !is_option(next));
             let Some(value) = following else {
                 let message = match count {
                     1 => format!("nothing follows `{}`", word.text),
@@ -291,7 +295,7 @@ impl<'a> Reader<'a, '_, '_> {
             };
             self.next += 1;
             if value.text == "!"
-                && words.is_empty()
+                && is_first
                 && self
                     .words
                     .get(self.next)
@@ -306,13 +310,19 @@ impl<'a> Reader<'a, '_, '_> {
                 );
                 return None;
             }
-            words.push(value.clone());
         }
+        let following = &self.words[first..self.next];
+        let words = match glued {
+            None => Cow::Borrowed(following),
+            Some(glued) => std::iter::once(glued)
+                .chain(following.iter().cloned())
+                .collect(),
+        };
         Some((not.is_some(), words))
     }
 
     /// `--dport` where no protocol has been named: what it means is decided at the line's end.
-    fn orphan(&mut self, word: &'a Word, name: &'static str, glued: Option<Word>) {
+    fn orphan(&mut self, word: &'a Word<'a>, name: &'static str, glued: Option<Word<'a>>) {
         if self.foreign {
             self.skip_arguments();
             self.not = None;
@@ -321,7 +331,7 @@ impl<'a> Reader<'a, '_, '_> {
         let Some((not, words)) = self.option_words(word, 1, true, glued) else {
             return;
         };
-        if let [value] = words.as_slice() {
+        if let [value] = &*words {
             self.orphans.push(Orphan {
                 option: word.clone(),
                 name,
@@ -331,7 +341,7 @@ impl<'a> Reader<'a, '_, '_> {
         }
     }
 
-    fn unknown_option(&mut self, word: &'a Word) {
+    fn unknown_option(&mut self, word: &'a Word<'a>) {
         self.not = None;
         self.skip_arguments();
         if self.foreign {
@@ -374,7 +384,7 @@ impl<'a> Reader<'a, '_, '_> {
         }
     }
 
-    fn stray(&mut self, word: &'a Word) {
+    fn stray(&mut self, word: &'a Word<'a>) {
         self.not = None;
         if self.foreign {
             return;
@@ -405,6 +415,6 @@ impl<'a> Reader<'a, '_, '_> {
     }
 }
 
-fn is_option(word: &Word) -> bool {
+fn is_option(word: &Word<'_>) -> bool {
     word.text.len() > 1 && word.text.starts_with('-')
 }

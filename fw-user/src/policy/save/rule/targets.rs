@@ -11,9 +11,9 @@ use crate::policy::save::lexer::Word;
 use crate::policy::save::options::Core;
 
 impl<'a> Reader<'a, '_, '_> {
-    pub(super) fn jump(&mut self, option: &'a Word, core: Core, word: &'a Word) {
+    pub(super) fn jump(&mut self, option: &'a Word<'a>, core: Core, word: &'a Word<'a>) {
         self.goto = core == Core::Goto;
-        let name = word.text.as_str();
+        let name = word.text.as_ref();
         if self.table.has_chain(name) {
             if self.table.is_builtin(name) {
                 return self.error(
@@ -75,8 +75,8 @@ impl<'a> Reader<'a, '_, '_> {
     /// A target in the wrong case: evident, but iptables refuses it.
     pub(super) fn misspelt_target(
         &mut self,
-        option: &Word,
-        word: &Word,
+        option: &Word<'_>,
+        word: &Word<'_>,
     ) -> Option<&'static TargetRow> {
         let row = all_targets().find(|row| row.name.eq_ignore_ascii_case(&word.text))?;
         if row.support == Support::No {
@@ -94,9 +94,9 @@ impl<'a> Reader<'a, '_, '_> {
         Some(row)
     }
 
-    pub(super) fn unknown_target(&mut self, word: &Word) {
+    pub(super) fn unknown_target(&mut self, word: &Word<'_>) {
         self.foreign = true;
-        let name = word.text.as_str();
+        let name = word.text.as_ref();
         if let Some(chain) = self
             .table
             .chains()
@@ -142,9 +142,9 @@ impl<'a> Reader<'a, '_, '_> {
 
     pub(super) fn target_option(
         &mut self,
-        word: &'a Word,
+        word: &'a Word<'a>,
         row: &'static OptionRow<TargetDraft>,
-        glued: Option<Word>,
+        glued: Option<Word<'a>>,
     ) {
         let Some((not, words)) = self.option_words(word, row.arguments, row.negatable, glued)
         else {

@@ -8,7 +8,7 @@ use crate::policy::names::{TCP, UDP, protocol_name};
 use crate::policy::source::Span;
 
 impl<'a> Reader<'a, '_, '_> {
-    pub(super) fn finish(mut self) -> Line {
+    pub(super) fn finish(mut self) -> Line<'a> {
         self.adopt_orphans();
         self.check_protocols();
         for loaded in std::mem::take(&mut self.matches) {
