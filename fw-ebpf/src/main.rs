@@ -13,7 +13,7 @@ mod stages;
 mod sweep;
 mod tables;
 
-use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS};
+use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -30,7 +30,11 @@ pub fn fwbpf_ingress(context: TcContext) -> i32 {
     let Some(scratch) = maps::scratch() else {
         return TC_ACT_SHOT;
     };
-    tc_action(ingress(&mut SkbPacket::new(context), &BpfTables, scratch))
+    let verdict = ingress(&mut SkbPacket::new(context), &BpfTables, scratch);
+    if let Verdict::Redirect = verdict {
+        return packet::redirect(scratch.sending.route.device);
+    }
+    tc_action(verdict)
 }
 
 /// tcx or clsact egress of every layer-3 interface. Attached last: it judges what really leaves.
@@ -50,6 +54,7 @@ pub fn fwbpf_xdp(context: XdpContext) -> u32 {
     };
     match early(&mut XdpPacket::new(context), &RecordingTables, scratch) {
         Verdict::Pass => XDP_PASS,
+        Verdict::Redirect => XDP_REDIRECT,
         Verdict::Drop(_) => XDP_DROP,
     }
 }
@@ -63,7 +68,8 @@ pub fn fwbpf_sweep(context: TcContext) -> i32 {
 #[inline(always)]
 fn tc_action(verdict: Verdict) -> i32 {
     match verdict {
-        Verdict::Pass => TC_ACT_UNSPEC,
+        // What is redirected never comes here.
+        Verdict::Pass | Verdict::Redirect => TC_ACT_UNSPEC,
         Verdict::Drop(stat) => {
             BpfTables.count(stat);
             TC_ACT_SHOT

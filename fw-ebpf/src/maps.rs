@@ -7,14 +7,14 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use fw_common::MapCell;
 use fw_common::abi::blob::{MAX_DEPTH, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey};
 use fw_common::abi::maps::{
     COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX, LOCAL_MAX,
-    NEAR_DEVICES_MAX, POLICY_PLACES,
+    NEAR_DEVICES_MAX, POLICY_PLACES, XDP_DEVICES_MAX,
 };
 use fw_common::abi::stat::STATS_MAX;
 use fw_common::datapath::scratch::Scratch;
@@ -45,6 +45,10 @@ pub static DEVICES: HashMap<u32, Device> = HashMap::with_max_entries(DEVICES_MAX
 /// User space writes.
 #[map]
 pub static NEAR_DEVICES: Array<Device> = Array::with_max_entries(NEAR_DEVICES_MAX, 0);
+
+/// Interfaces that XDP may send frames out of. User space writes.
+#[map]
+pub static XDP_DEVICES: DevMapHash = DevMapHash::with_max_entries(XDP_DEVICES_MAX, 0);
 
 /// This host's addresses. User space writes.
 #[map]

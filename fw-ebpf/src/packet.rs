@@ -12,18 +12,22 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, xdp_md,
 };
 use aya_ebpf::helpers::{
-    bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_skb_load_bytes,
-    bpf_skb_store_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+    bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_load_bytes,
+    bpf_skb_store_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
 use fw_common::abi::Family;
-use fw_common::datapath::packet::{Destination, Packet};
+use fw_common::abi::flow::Flow;
+use fw_common::datapath::checksum::Difference;
+use fw_common::datapath::header::protocol;
+use fw_common::datapath::packet::{Destination, Packet, Route, Way};
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::stage::Stage;
 use fw_common::datapath::tables::Tables;
 
-use crate::stages::{call_skb, call_xdp};
+use crate::maps::XDP_DEVICES;
+use crate::stages::{call_skb, call_xdp, fwbpf_forward, fwbpf_xdp_forward};
 
 /// `BPF_F_IPV6`, newer than the bindings: the packet is IPv6, whose header has no checksum that
 /// would cancel the change of an address out of a CHECKSUM_COMPLETE sum (kernel commit
@@ -55,6 +59,17 @@ impl SkbPacket {
 }
 
 impl Packet for SkbPacket {
+    #[inline(always)]
+    fn forward<T: Tables>(
+        &mut self,
+        _tables: &T,
+        scratch: &mut Scratch,
+        flow: &Flow,
+        reply: bool,
+    ) -> bool {
+        fwbpf_forward(self.0, scratch, flow, reply as u32) != 0
+    }
+
     #[inline(always)]
     fn call<S: Stage, T: Tables>(
         &mut self,
@@ -174,6 +189,34 @@ impl Packet for SkbPacket {
         fib_forwards(self.0.cast::<c_void>(), self.device(), destination)
     }
 
+    fn route(&self, way: &Way, route: &mut Route) -> bool {
+        // SAFETY: as in `len`.
+        let segment = unsafe { (&raw const (*self.0).gso_size).read_volatile() };
+        let mut bytes = way.bytes;
+        if segment != 0 {
+            // Offloads will make packets of this length of it.
+            let l3 = if way.family as u8 == Family::V4 as u8 {
+                20
+            } else {
+                40
+            };
+            let l4 = if way.protocol == protocol::TCP {
+                match self.load::<1>(14 + l3 + 12) {
+                    Some([offset]) => (offset >> 4) as u32 * 4,
+                    None => return false,
+                }
+            } else {
+                8
+            };
+            bytes = segment.wrapping_add(l3).wrapping_add(l4);
+        }
+        if bytes == 0 || bytes > u16::MAX as u32 {
+            return false;
+        }
+        let found = next_hop(self.0.cast::<c_void>(), self.device(), way, bytes, route);
+        found == BPF_FIB_LKUP_RET_SUCCESS as i64
+    }
+
     #[inline(always)]
     fn note(&self) -> u16 {
         // SAFETY: as in `len`.
@@ -207,6 +250,17 @@ impl XdpPacket {
 }
 
 impl Packet for XdpPacket {
+    #[inline(always)]
+    fn forward<T: Tables>(
+        &mut self,
+        _tables: &T,
+        scratch: &mut Scratch,
+        flow: &Flow,
+        reply: bool,
+    ) -> bool {
+        fwbpf_xdp_forward(self.0, scratch, flow, reply as u32) != 0
+    }
+
     #[inline(always)]
     fn call<S: Stage, T: Tables>(
         &mut self,
@@ -249,26 +303,40 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn store<const N: usize>(&mut self, _offset: u32, _bytes: [u8; N]) -> Option<()> {
-        // Early drop rewrites nothing.
-        None
+    fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        // SAFETY: the helper reads the N bytes of `bytes` and checks the frame's bounds itself.
+        let failed = unsafe {
+            let bytes = bytes.as_ptr().cast_mut().cast::<c_void>();
+            bpf_xdp_store_bytes(self.0, offset, bytes, N as u32)
+        };
+        (failed == 0).then_some(())
     }
 
     #[inline(always)]
-    fn replace_l3_sum(&mut self, _offset: u32, _from: u32, _to: u32) -> Option<()> {
-        None
+    fn replace_l3_sum(&mut self, offset: u32, from: u32, to: u32) -> Option<()> {
+        let difference = Difference::default().word(u32::from_be(from), u32::from_be(to));
+        let sum = self.load::<2>(offset)?;
+        self.store(offset, difference.apply(sum))
     }
 
     #[inline(always)]
     fn replace_l4_sum(
         &mut self,
-        _offset: u32,
-        _difference: u32,
+        offset: u32,
+        difference: u32,
         _pseudo: bool,
-        _udp: bool,
+        udp: bool,
         _v6: bool,
     ) -> Option<()> {
-        None
+        let sum = self.load::<2>(offset)?;
+        if udp && sum == [0, 0] {
+            return Some(());
+        }
+        let sum = match Difference::of_sum(difference).apply(sum) {
+            [0, 0] if udp => [0xff, 0xff],
+            sum => sum,
+        };
+        self.store(offset, sum)
     }
 
     #[inline(always)]
@@ -307,6 +375,21 @@ impl Packet for XdpPacket {
         self.device()
     }
 
+    fn route(&self, way: &Way, route: &mut Route) -> bool {
+        if way.bytes > u16::MAX as u32 {
+            return false;
+        }
+        let found = next_hop(
+            self.0.cast::<c_void>(),
+            self.device(),
+            way,
+            way.bytes,
+            route,
+        );
+        // Only the frame that XDP_REDIRECT is returned for is sent there.
+        found == BPF_FIB_LKUP_RET_SUCCESS as i64 && XDP_DEVICES.redirect(route.device, 0).is_ok()
+    }
+
     #[inline(always)]
     fn is_forwardable(&self, destination: &Destination) -> bool {
         fib_forwards(self.0.cast::<c_void>(), self.device(), destination)
@@ -324,6 +407,46 @@ impl Packet for XdpPacket {
 /// `AF_INET` and `AF_INET6`.
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
+
+/// Asks the routing table for the next hop; what `BPF_FIB_LKUP_RET_*` says.
+#[inline(never)]
+fn next_hop(context: *mut c_void, device: u32, way: &Way, bytes: u32, route: &mut Route) -> i64 {
+    // SAFETY: the all-zero record is a valid request of plain integers.
+    let mut params: FibParams = unsafe { core::mem::zeroed() };
+    params.ifindex = device;
+    params.l4_protocol = way.protocol;
+    params.sport = ((way.ports >> 16) as u16).to_be();
+    params.dport = (way.ports as u16).to_be();
+    params.__bindgen_anon_1.tot_len = bytes as u16;
+    match way.family {
+        Family::V4 => {
+            params.family = AF_INET;
+            params.__bindgen_anon_2.tos = way.tos;
+            params.__bindgen_anon_3.ipv4_src = way.source[0].to_be();
+            params.__bindgen_anon_4.ipv4_dst = way.destination[0].to_be();
+        }
+        Family::V6 => {
+            params.family = AF_INET6;
+            params.__bindgen_anon_2.flowinfo = ((way.tos as u32) << 20).to_be();
+            params.__bindgen_anon_3.ipv6_src = way.source.map(u32::to_be);
+            params.__bindgen_anon_4.ipv6_dst = way.destination.map(u32::to_be);
+        }
+    }
+    // SAFETY: the context is the program's own, and `params` is as large as said.
+    let result =
+        unsafe { bpf_fib_lookup(context, &raw mut params, size_of::<FibParams>() as i32, 0) };
+    route.device = params.ifindex;
+    route.source = params.smac;
+    route.destination = params.dmac;
+    result
+}
+
+/// Sends the packet out of an interface, as the action of a tc program.
+#[inline(always)]
+pub fn redirect(device: u32) -> i32 {
+    // SAFETY: plain numbers.
+    unsafe { bpf_redirect(device, 0) as i32 }
+}
 
 #[inline(never)]
 fn fib_forwards(context: *mut c_void, device: u32, destination: &Destination) -> bool {

@@ -7,7 +7,9 @@
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use fw_common::abi::flow::Flow;
 use fw_common::datapath::classify::Traverse;
+use fw_common::datapath::early::SendOn;
 use fw_common::datapath::egress::PlaceOut;
+use fw_common::datapath::forward::send;
 use fw_common::datapath::ingress::{PlaceIn, Translate};
 use fw_common::datapath::nat::Open;
 use fw_common::datapath::packet::Packet;
@@ -56,8 +58,36 @@ stages! {
     fwbpf_open: Open, SkbPacket(__sk_buff), BpfTables;
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
+    fwbpf_xdp_send_on: SendOn, XdpPacket(xdp_md), BpfTables;
     fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
 }
+
+/// Defines the fast path's function.
+macro_rules! forward {
+    ($name:ident, $packet:ident($context:ty)) => {
+        /// [`send`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $name(
+            context: *mut $context,
+            scratch: *mut Scratch,
+            flow: *const Flow,
+            reply: u32,
+        ) -> u32 {
+            let mut packet = $packet::of(context);
+            // SAFETY: as in `stages`.
+            match unsafe { (scratch.as_mut(), flow.as_ref()) } {
+                (Some(scratch), Some(flow)) => {
+                    send(&mut packet, &BpfTables, scratch, flow, reply != 0) as u32
+                }
+                _ => 0,
+            }
+        }
+    };
+}
+
+forward!(fwbpf_forward, SkbPacket(__sk_buff));
+forward!(fwbpf_xdp_forward, XdpPacket(xdp_md));
 
 /// [`tcp::advance`].
 #[unsafe(no_mangle)]
@@ -82,6 +112,8 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::PlaceIn => fwbpf_place_in(skb, scratch, argument),
         Name::PlaceOut => fwbpf_place_out(skb, scratch, argument),
         Name::Traverse => fwbpf_traverse(skb, scratch, argument),
+        // Tracking does it.
+        Name::SendOn => 0,
         Name::Open => fwbpf_open(skb, scratch, argument),
         Name::Translate => fwbpf_translate(skb, scratch, argument),
     }
@@ -92,6 +124,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
 pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u32) -> Option<u32> {
     match name {
         Name::Begin => Some(fwbpf_xdp_begin(xdp, scratch, argument)),
+        Name::SendOn => Some(fwbpf_xdp_send_on(xdp, scratch, argument)),
         Name::Traverse => Some(fwbpf_xdp_traverse(xdp, scratch, argument)),
         Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate => None,
     }

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{ArgGroup, Args, ColorChoice, Parser, Subcommand};
 
 use crate::kernel::attach::{Hook, XdpMode};
+use crate::kernel::fast_path::FastPath;
 use crate::kernel::state::DEFAULT_DIRECTORY;
 use crate::policy::model::Family;
 
@@ -133,6 +134,9 @@ pub struct Load {
     /// Where to drop early by XDP
     #[arg(long, value_name = "WHERE", value_enum, default_value_t)]
     pub xdp: XdpMode,
+    /// Where established flows are forwarded past the network stack
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t)]
+    pub fast_path: FastPath,
     /// What to attach to: tcx links, or clsact filters as on kernels before 6.6
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub hook: Hook,

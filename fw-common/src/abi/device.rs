@@ -45,6 +45,12 @@ impl Device {
         a | b | c | d != 0 && (differs(&own[0]) == 0 || differs(&own[1]) == 0)
     }
 
+    /// The fast path may take packets from the interface to another that has this flag, at tc.
+    pub const FAST: u32 = 1 << 2;
+
+    /// The same at XDP.
+    pub const FAST_XDP: u32 = 1 << 3;
+
     /// The loopback interface: what is sent on it comes in again.
     pub const LOOPBACK: u32 = 1;
 }

@@ -127,6 +127,50 @@ pub struct Flow {
     pub nat_device: u32,
     /// A primary's alias, an alias's primary; unused in a flow that is not translated.
     pub other: FlowKey,
+    /// How packets of each direction were forwarded, original direction first.
+    pub cached: [Cached; 2],
+}
+
+/// How a packet in one direction of an established flow came through FORWARD: what the next one
+/// needs to be sent on without asking the chains.
+#[repr(C)]
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Cached {
+    /// The word in `ACTIVE` under which it did; 0 if none did. Written last.
+    pub active: MapCell<u32>,
+    /// The interface that it came in by.
+    pub arrival: MapCell<u32>,
+    /// The interface that it left by.
+    pub departure: MapCell<u32>,
+    /// What [`Cached::pack`] packs.
+    pub facts: MapCell<u32>,
+    /// The counters that it was counted on.
+    pub slots: [MapCell<u32>; CACHED_SLOTS],
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Counters that a cached way through the chains may have.
+pub const CACHED_SLOTS: usize = 3;
+
+impl Cached {
+    /// Packs the number of counters, the TCP flags that rules asked about, and their values.
+    #[inline(always)]
+    pub fn pack(count: u32, asked: u32, flags: u8) -> u32 {
+        (asked & 0xff) | (flags as u32 & asked & 0xff) << 8 | count << 16
+    }
+
+    /// Whether the chains might see other TCP flags.
+    #[inline(always)]
+    pub fn differs(facts: u32, flags: u8) -> bool {
+        (flags as u32 ^ facts >> 8) & facts & 0xff != 0
+    }
+
+    /// The number of counters.
+    #[inline(always)]
+    pub fn count(facts: u32) -> u32 {
+        facts >> 16
+    }
 }
 
 /// One direction of a TCP flow, in the terms of netfilter's `ip_ct_tcp_state`.
@@ -221,9 +265,9 @@ pod! {
 pod_words! {
     Flow {
         words: FLOW_WORDS,
-        fields: [u64, u64, u32, u32, u32, u32, u32, u32, [u32; 5], [u32; 5], Addr, u16, u16, u32, FlowKey],
+        fields: [u64, u64, u32, u32, u32, u32, u32, u32, [u32; 5], [u32; 5], Addr, u16, u16, u32, FlowKey, [u32; 8], [u32; 8]],
     }
 }
 
 /// [`Flow`] as plain words: what user space reads from the flow maps.
-pub const FLOW_WORDS: usize = 18;
+pub const FLOW_WORDS: usize = 26;

@@ -5,7 +5,9 @@
 /// ARRAY_OF_MAPS: policies, each an array of [`super::blob::Page`]. Generation `n` is in place
 /// `n % POLICY_PLACES`.
 pub const POLICY: &str = "POLICY";
-/// ARRAY of one u32: the place in [`POLICY`] of the running generation. Writing it is the flip.
+/// ARRAY of one u32: the place in [`POLICY`] of the running generation, in the two lowest bits.
+/// Writing it is the flip. The bits above change whenever anything changes on which the verdict
+/// about an established flow may depend, so that cached ones are void.
 pub const ACTIVE: &str = "ACTIVE";
 /// PERCPU_ARRAY of `[u64; 2]`: packets and bytes by counter slot.
 pub const COUNTERS: &str = "COUNTERS";
@@ -25,6 +27,8 @@ pub const EMBRYOS4: &str = "EMBRYOS4";
 pub const EMBRYOS6: &str = "EMBRYOS6";
 /// LRU_HASH of [`super::flow::FragmentKey`] -> [`super::flow::Fragment`].
 pub const FRAGMENTS: &str = "FRAGMENTS";
+/// DEVMAP_HASH: interfaces that XDP may send frames out of.
+pub const XDP_DEVICES: &str = "XDP_DEVICES";
 /// PERCPU_ARRAY of u64 by [`super::stat::Stat`].
 pub const STATS: &str = "STATS";
 
@@ -37,6 +41,16 @@ pub const SCRATCH: &str = "SCRATCH";
 /// load begins, so that load takes a third place. Once it is written, the kernel has waited for such
 /// packets (`maybe_wait_bpf_programs`, kernel/bpf/syscall.c), and the first place is free.
 pub const POLICY_PLACES: u32 = 3;
+/// The word in [`ACTIVE`] that follows `word`, for a policy in `place`.
+pub const fn next_active(word: u32, place: u32) -> u32 {
+    (word & !3).wrapping_add(4) | place
+}
+
+/// The place that a word in [`ACTIVE`] names.
+pub const fn place_of(word: u32) -> u32 {
+    word & 3
+}
+
 /// Counter slots, unless the loader says otherwise: rules and policies of the running and the next
 /// generation together.
 pub const COUNTER_SLOTS: u32 = 262_144;
@@ -46,6 +60,8 @@ pub const COUNTER_SLOTS_MAX: u32 = 1 << 22;
 pub const DEVICES_MAX: u32 = 4_096;
 /// Capacity of [`NEAR_DEVICES`]. A container's interfaces take new indexes at every start.
 pub const NEAR_DEVICES_MAX: u32 = 16_384;
+/// Capacity of [`XDP_DEVICES`].
+pub const XDP_DEVICES_MAX: u32 = 1_024;
 /// Capacity of [`LOCAL`].
 pub const LOCAL_MAX: u32 = 65_536;
 /// Capacity of [`FLOWS4`].

@@ -56,6 +56,8 @@ stats! {
     XdpDrop = 9, "policy_xdp", "dropped by a rule or a chain's policy, early, by XDP (not counted in `policy`)";
     /// The confirmed tier was full; the flow is tracked in the embryonic tier.
     FlowTableFull = 16, "flow_table_full", "a flow stayed in the embryonic tier because the confirmed tier is full";
+    /// A packet that the fast path sent on.
+    FastPath = 17, "fast_path", "sent on by the fast path";
     /// A flow found to be past its time.
     Expired = 18, "expired", "a packet met a flow past its time";
 }

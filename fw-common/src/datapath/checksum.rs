@@ -39,6 +39,12 @@ impl Difference {
         self.plus(other.0)
     }
 
+    /// The change that [`Difference::sum`] told.
+    #[inline(always)]
+    pub fn of_sum(sum: u32) -> Self {
+        Self(sum)
+    }
+
     /// The sum, as `bpf_csum_diff` would return it.
     #[inline(always)]
     pub fn sum(self) -> u32 {

@@ -11,6 +11,7 @@ use crate::abi::blob::{
     Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind, condition,
     place, target,
 };
+use crate::abi::flow::CACHED_SLOTS;
 use crate::abi::stat::Stat;
 
 /// What a chain is asked about a packet, besides its headers.
@@ -54,6 +55,12 @@ pub struct Walk {
     /// First predicate of the rule at hand, and whether all held so far.
     predicates: u32,
     hold: u32,
+    /// How many rules and policies were counted, and the first of them.
+    pub hits: u32,
+    /// See `hits`; the last word is never read.
+    pub slots: [u32; CACHED_SLOTS + 1],
+    /// The result depends on more than the packet's flow, interfaces and TCP flags.
+    pub uncacheable: bool,
 }
 
 /// How a base chain ended.
@@ -112,9 +119,12 @@ impl Stage for Traverse {
         scratch: &mut Scratch,
         base: u32,
     ) -> u32 {
-        let Some(generation) = tables.generation(scratch.place) else {
+        let Some(generation) = tables.generation(scratch.place()) else {
             return CODE_UNBOUNDED;
         };
+        scratch.walk.hits = 0;
+        scratch.walk.uncacheable = false;
+        scratch.flags_asked.set(0);
         let mut steps = Steps {
             tables,
             generation,
@@ -314,7 +324,7 @@ impl<T: Tables> Steps<'_, T> {
 
     /// The end of a base chain: its policy, or nothing where there is no such chain.
     #[inline(always)]
-    fn end(&self, base: Chain<'_>) -> u32 {
+    fn end(&mut self, base: Chain<'_>) -> u32 {
         if base.kind() == chain_kind::ABSENT {
             return target::ACCEPT;
         }
@@ -327,7 +337,15 @@ impl<T: Tables> Steps<'_, T> {
     }
 
     #[inline(always)]
-    fn count(&self, slot: u32) {
+    fn count(&mut self, slot: u32) {
+        let walk = &mut self.scratch.walk;
+        let hit = walk.hits;
+        walk.slots[if hit as usize > CACHED_SLOTS {
+            CACHED_SLOTS
+        } else {
+            hit as usize
+        }] = slot;
+        walk.hits = hit.wrapping_add(1);
         let packets = self.scratch.query.packets as u32;
         self.tables.hit(slot, packets, self.scratch.headers.bytes);
     }
@@ -454,6 +472,7 @@ fn fields_match(page: &Page, at: usize, scratch: &Scratch) -> bool {
         | destination_port.wrapping_sub(w[5] & 0xffff)
         | (w[5] >> 16).wrapping_sub(destination_port);
     let state = query.ct as u32 & (w[6] >> 16);
+    scratch.ask_flags(w[7]);
     let fits = (query.in_patterns >> ((w[7] >> 16) & 63))
         & (query.out_patterns >> ((w[7] >> 24) & 63))
         & 1;
@@ -527,7 +546,10 @@ fn holds(predicate: Predicate<'_>, scratch: &Scratch) -> bool {
         condition::IN_INTERFACE => query.in_patterns >> (w[1] & 63) & 1 != 0,
         condition::OUT_INTERFACE => query.out_patterns >> (w[1] & 63) & 1 != 0,
         condition::PROTOCOL => key.protocol == w[1],
-        condition::TCP_FLAGS => headers.tcp_flags as u32 & w[1] == w[2],
+        condition::TCP_FLAGS => {
+            scratch.ask_flags(w[1]);
+            headers.tcp_flags as u32 & w[1] == w[2]
+        }
         condition::CT_STATE => query.ct as u32 & w[1] != 0,
         condition::CT_DIRECTION => {
             if query.direction >= 2 {

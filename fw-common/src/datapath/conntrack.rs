@@ -1,6 +1,7 @@
 //! Connection tracking: which flow a packet belongs to, and what that makes of it. The labels are
 //! netfilter's (`nf_conntrack_in`, net/netfilter/nf_conntrack_core.c).
 
+use super::forward::forward;
 use super::fragment::Borrowed;
 use super::header::{Headers, Icmp, L4_V4, protocol};
 use super::packet::Packet;
@@ -130,21 +131,27 @@ pub const NOTE_OPENS: u16 = 1 << 10;
 /// Set in every note, to tell it from a packet that no ingress program saw.
 pub const NOTE_SEEN: u16 = 1 << 15;
 
+/// The note of a packet that the fast path sent on: egress has nothing to do.
+pub const NOTE_SENT_ON: u16 = NOTE_SEEN | 1 << 14;
+
 /// What [`find`] found.
 ///
 /// Its only niche is the reference at offset 0: the kernel refuses BTF in which the discriminant of
 /// an `Option` lies anywhere else ("Invalid member bits_offset"). So are the other types that
 /// functions of their own pass in an `Option`.
 #[repr(C)]
-struct Found<'t> {
-    flow: &'t Flow,
-    alias_of: Option<&'t FlowKey>,
+pub struct Found<'t> {
+    /// The flow.
+    pub flow: &'t Flow,
+    /// Its own key, if the packet bears its alias.
+    pub alias_of: Option<&'t FlowKey>,
     direction: u8,
 }
 
 impl Found<'_> {
+    /// Whether the packet goes against the direction of the one that opened the flow.
     #[inline(always)]
-    fn is_reply(&self) -> bool {
+    pub fn is_reply(&self) -> bool {
         self.direction != 0
     }
 }
@@ -155,7 +162,7 @@ pub type Aliases = bool;
 
 /// The live flow that a tuple belongs to.
 #[inline(never)]
-fn find<'t, T: Tables>(
+pub fn find<'t, T: Tables>(
     tables: &'t T,
     lookup: &mut Lookup,
     aliases: Aliases,
@@ -240,21 +247,31 @@ pub fn end_flow<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
     tables.remove_flow(key);
 }
 
-/// Tracks the packet in the scratch space and moves its flow on.
+/// Tracks the packet in the scratch space and moves its flow on; true if the fast path sent it on.
 #[inline(never)]
 pub fn track<P: Packet, T: Tables>(
-    packet: &P,
+    packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
     aliases: Aliases,
-) {
+) -> bool {
     if scratch.headers.broken {
-        return scratch.tracked.set_without_flow(ct::INVALID);
+        scratch.tracked.set_without_flow(ct::INVALID);
+        return false;
     }
     match scratch.headers.icmp {
-        Icmp::Untracked => return scratch.tracked.set_without_flow(ct::UNTRACKED),
-        Icmp::Other => return scratch.tracked.set_without_flow(ct::INVALID),
-        Icmp::Error => return about(packet, tables, scratch, aliases),
+        Icmp::Untracked => {
+            scratch.tracked.set_without_flow(ct::UNTRACKED);
+            return false;
+        }
+        Icmp::Other => {
+            scratch.tracked.set_without_flow(ct::INVALID);
+            return false;
+        }
+        Icmp::Error => {
+            about(packet, tables, scratch, aliases);
+            return false;
+        }
         Icmp::No | Icmp::Request | Icmp::Reply => {}
     }
     scratch.lookup.tuple.set(&scratch.headers);
@@ -265,14 +282,20 @@ pub fn track<P: Packet, T: Tables>(
     let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
         // An answer that nobody asked for does not open a flow.
         if scratch.headers.icmp as u8 == Icmp::Reply as u8 {
-            return scratch.tracked.set_without_flow(ct::INVALID);
+            scratch.tracked.set_without_flow(ct::INVALID);
+        } else {
+            scratch.tracked.set_opening();
         }
-        return scratch.tracked.set_opening();
+        return false;
     };
+    if scratch.fast && forward(packet, tables, scratch, &found) {
+        return true;
+    }
     scratch.tracked.set_label(&found);
     let timeout = advance_untimed(&scratch.headers, found.flow, now);
-    refresh(tables, scratch.place, found.flow, timeout, now);
+    refresh(tables, scratch.place(), found.flow, timeout, now);
     settle(tables, &mut scratch.lookup, &found);
+    false
 }
 
 /// Tracks a packet that is known to belong to no flow, and to be no ICMP error.
@@ -298,22 +321,29 @@ pub fn track_stranger(scratch: &mut Scratch) {
 
 #[inline(always)]
 fn track_tcp<P: Packet, T: Tables>(
-    packet: &P,
+    packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
     aliases: Aliases,
-) {
+) -> bool {
     if !read_segment(packet, scratch) || !scratch.segment.flags_are_valid() {
-        return scratch.tracked.set_without_flow(ct::INVALID);
+        scratch.tracked.set_without_flow(ct::INVALID);
+        return false;
     }
     let now = tables.now();
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, now) {
+        if scratch.fast && forward(packet, tables, scratch, &found) {
+            return true;
+        }
         scratch.tracked.set_label(&found);
         let outcome = tables.advance_tcp(found.flow, &scratch.segment, found.is_reply());
         // The verifier would explore the rest for each outcome.
         match scratch.forget(outcome) {
             tcp::REOPENED => end_found(tables, &mut scratch.lookup, &found),
-            tcp::INVALID => return scratch.tracked.set_without_flow(ct::INVALID),
+            tcp::INVALID => {
+                scratch.tracked.set_without_flow(ct::INVALID);
+                return false;
+            }
             // The flow ends with this packet, which still carries its label and, if the flow is
             // translated, still has to be translated on its way out.
             tcp::ENDED => {
@@ -322,16 +352,21 @@ fn track_tcp<P: Packet, T: Tables>(
                 // forwarded request has its translation ahead.
                 let ahead = !found.is_reply() && !scratch.made_here;
                 if status & Flow::SNAT == 0 || !ahead {
-                    return end_found(tables, &mut scratch.lookup, &found);
+                    end_found(tables, &mut scratch.lookup, &found);
+                    return false;
                 }
                 found.flow.status.set(status | Flow::DYING);
                 found.flow.expires.set(now.wrapping_add(DYING_GRACE));
-                return;
+                return false;
             }
-            tcp::IGNORED => return settle(tables, &mut scratch.lookup, &found),
+            tcp::IGNORED => {
+                settle(tables, &mut scratch.lookup, &found);
+                return false;
+            }
             timeout => {
-                refresh(tables, scratch.place, found.flow, timeout, now);
-                return settle(tables, &mut scratch.lookup, &found);
+                refresh(tables, scratch.place(), found.flow, timeout, now);
+                settle(tables, &mut scratch.lookup, &found);
+                return false;
             }
         }
     }
@@ -340,6 +375,7 @@ fn track_tcp<P: Packet, T: Tables>(
     } else {
         scratch.tracked.set_without_flow(ct::INVALID);
     }
+    false
 }
 
 /// How long a translated flow that has ended waits for its last packet to leave.
@@ -347,7 +383,7 @@ const DYING_GRACE: u64 = 1_000_000_000;
 
 /// Reads a TCP packet's segment. A first fragment's length is that of what it carries.
 #[inline(always)]
-fn read_segment<P: Packet>(packet: &P, scratch: &mut Scratch) -> bool {
+pub fn read_segment<P: Packet>(packet: &P, scratch: &mut Scratch) -> bool {
     let length = scratch.headers.l4_len as u32;
     // Where the usual packet has it, it can be read in place.
     if scratch.headers.l4 as usize == L4_V4
@@ -404,7 +440,7 @@ pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
 
 /// UDP, ICMP and the rest: a timer, and for UDP the proof of a lasting exchange.
 #[inline(always)]
-fn advance_untimed(headers: &Headers, flow: &Flow, now: u64) -> u32 {
+pub fn advance_untimed(headers: &Headers, flow: &Flow, now: u64) -> u32 {
     let protocol = headers.key.protocol as u8;
     let status = flow.status.get();
     // Only an exchange that goes on for two seconds is a stream (`nf_conntrack_udp_packet`).
@@ -434,7 +470,7 @@ fn untimed(headers: &Headers) -> u32 {
 
 /// Sets when the flow ends, from the policy's cell of timeouts.
 #[inline(never)]
-fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now: u64) {
+pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now: u64) {
     let cell = match tables.generation(place) {
         Some(generation) => tables.cell(generation, TIMEOUTS),
         None => None,
@@ -575,5 +611,5 @@ pub fn draft_flow<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Sc
         timeout = tcp::open(&mut scratch.draft.flow, &scratch.segment);
     }
     scratch.draft.flow.created = now;
-    refresh(tables, scratch.place, &scratch.draft.flow, timeout, now);
+    refresh(tables, scratch.place(), &scratch.draft.flow, timeout, now);
 }

@@ -2,15 +2,18 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse};
-use super::conntrack::{track, track_stranger};
-use super::header::{Icmp, Part};
+use super::conntrack::{find, read_segment, track, track_stranger};
+use super::forward::forward;
+use super::header::{Icmp, Part, protocol};
 use super::ingress::is_for_this_host;
 use super::packet::Packet;
 use super::scratch::Scratch;
+use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
 use crate::abi::blob::BaseChain;
 use crate::abi::ct;
+use crate::abi::device::Device;
 use crate::abi::flow::FlowKey;
 use crate::abi::stat::Stat;
 
@@ -37,7 +40,16 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     }
     scratch.made_here = false;
     let family = scratch.headers.family;
-    if belongs_to_flow(tables, scratch) || !is_for_this_host(packet, tables, scratch) {
+    scratch.fast = scratch.device.flags & Device::FAST_XDP != 0;
+    let in_flow = if scratch.fast && has_ports(scratch) {
+        match packet.call::<SendOn, T>(tables, scratch, 0) {
+            SENT_ON => return Verdict::Redirect,
+            place => place == IN_FLOW,
+        }
+    } else {
+        belongs_to_flow(tables, scratch)
+    };
+    if in_flow || !is_for_this_host(packet, tables, scratch) {
         return Verdict::Pass;
     }
     if scratch.headers.icmp as u8 == Icmp::Error as u8 {
@@ -66,6 +78,46 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
         }
         _ => Verdict::Pass,
     }
+}
+
+/// Sends a packet on if the fast path can, and leaves all else to the tc programs.
+pub struct SendOn;
+
+/// Results of [`SendOn`]: the packet belongs to no flow.
+const STRANGER: u32 = 0;
+/// It belongs to one.
+const IN_FLOW: u32 = 1;
+/// The fast path has sent it on.
+const SENT_ON: u32 = 2;
+
+impl Stage for SendOn {
+    const NAME: Name = Name::SendOn;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, _: u32) -> u32 {
+        let aliases = scratch.has_nat();
+        let is_tcp = scratch.headers.key.protocol as u8 == protocol::TCP;
+        if is_tcp && !read_segment(packet, scratch) {
+            return IN_FLOW;
+        }
+        scratch.lookup.tuple.set(&scratch.headers);
+        let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) else {
+            return STRANGER;
+        };
+        if forward(packet, tables, scratch, &found) {
+            SENT_ON
+        } else {
+            IN_FLOW
+        }
+    }
+}
+
+#[inline(always)]
+fn has_ports(scratch: &Scratch) -> bool {
+    matches!(
+        scratch.headers.key.protocol as u8,
+        protocol::TCP | protocol::UDP
+    )
 }
 
 /// Whether there is a flow or an alias between these endpoints, be it over or another's.

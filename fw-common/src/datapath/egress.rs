@@ -4,17 +4,18 @@
 use super::Verdict;
 use super::classify::{Decision, traverse};
 use super::conntrack::{
-    NOTE_OPENS, NOTE_SEEN, about, attach, end_flow, follow, look_up, outside, track,
+    NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, about, attach, end_flow, follow, look_up, outside, track,
 };
+use super::forward::remember;
 use super::fragment::{Side, borrow, lend};
 use super::header::{Headers, Icmp, Part};
-use super::ingress::translate;
+use super::ingress::{LOST, PLACED, translate};
 use super::nat::{Wish, open};
 use super::packet::Packet;
 use super::rewrite::End;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
-use super::start::{Start, patterns_of, start};
+use super::start::{Start, patterns_of_arrival, start};
 use super::tables::Tables;
 use crate::abi::blob::BaseChain;
 use crate::abi::device::Device;
@@ -28,6 +29,17 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     if packet.is_of_vlan() {
         return Verdict::Pass;
     }
+    let arrival = packet.arrival_device();
+    let forwarded = arrival != 0;
+    let mut note = if forwarded { packet.note() } else { 0 };
+    if note == NOTE_SENT_ON {
+        // Ingress and this are one call on one CPU: nobody else can have left such a note.
+        if scratch.sent_on == packet.device() {
+            scratch.sent_on = 0;
+            return Verdict::Pass;
+        }
+        note = 0;
+    }
     match start(packet, tables, scratch) {
         Start::Judge => {}
         Start::NotOurs => return Verdict::Pass,
@@ -35,19 +47,17 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     }
     let family = scratch.headers.family;
 
-    let arrival = packet.arrival_device();
-    let forwarded = arrival != 0;
     scratch.made_here = !forwarded;
-    let note = if forwarded { packet.note() } else { 0 };
+    scratch.fast = false;
     let looping = scratch.device.flags & Device::LOOPBACK != 0;
     scratch.aliases = scratch.has_nat() && scratch.made_here;
-    if packet.call::<PlaceOut, T>(tables, scratch, note as u32) == 0 {
+    if packet.call::<PlaceOut, T>(tables, scratch, note as u32) == LOST {
         return Verdict::Drop(Stat::FragmentWithoutFirst);
     }
     if looping {
         packet.set_note(scratch.tracked.note());
     }
-    let in_patterns = patterns_of(tables, arrival, scratch);
+    let in_patterns = patterns_of_arrival(tables, arrival, scratch);
     scratch.ask(in_patterns, scratch.patterns(&scratch.device));
 
     if scratch.meets_nat() && scratch.made_here {
@@ -71,6 +81,9 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     };
     if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
         return Verdict::Drop(stat);
+    }
+    if forwarded {
+        remember(tables, scratch, arrival, packet.device());
     }
     if scratch.tracked.opens || scratch.tracked.replayed {
         scratch.draft.wish = Wish {
@@ -176,7 +189,7 @@ impl Stage for PlaceOut {
             scratch.tracked.opens &= note & NOTE_OPENS != 0;
         }
         lend(tables, scratch, Side::Egress);
-        1
+        PLACED
     }
 }
 

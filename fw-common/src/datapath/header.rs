@@ -149,7 +149,8 @@ pub fn parse<P: Packet, T: Tables>(
 const ETHERNET: usize = 14;
 /// Where the transport header is behind an Ethernet header and an IPv4 header without options.
 pub const L4_V4: usize = ETHERNET + 20;
-const L4_V6: usize = ETHERNET + 40;
+/// The same behind an IPv6 header without extension headers.
+pub const L4_V6: usize = ETHERNET + 40;
 
 /// The usual packet: on Ethernet, without IP options, extension headers and fragments, TCP or UDP,
 /// with its headers where they can be read in place. Whatever is unusual about a packet, or wrong,

@@ -2,7 +2,7 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse};
-use super::conntrack::{NOTE_SEEN, follow, track};
+use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
 use super::fragment::{Side, borrow, lend};
 use super::header::Part;
 use super::nat::{Wish, open};
@@ -40,16 +40,22 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         Start::Over(verdict) => return verdict,
     }
     scratch.made_here = false;
+    scratch.fast = scratch.device.flags & Device::FAST != 0;
     let family = scratch.headers.family;
 
     // On loopback every packet has been through egress just now: its label came along, it is in
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
     let looped = scratch.device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
     let note = if looped { note } else { 0 };
-    if packet.call::<PlaceIn, T>(tables, scratch, note as u32) == 0 {
+    match packet.call::<PlaceIn, T>(tables, scratch, note as u32) {
         // The stack cannot complete a datagram of this host's without its first fragment, which
         // will be judged. A forwarded one is dropped at egress.
-        return Verdict::Pass;
+        LOST => return Verdict::Pass,
+        SENT_ON => {
+            packet.set_note(NOTE_SENT_ON);
+            return Verdict::Redirect;
+        }
+        _ => {}
     }
     scratch.ask(scratch.patterns(&scratch.device), 1);
 
@@ -129,9 +135,15 @@ fn translate_source<P: Packet, T: Tables>(
     Verdict::Pass
 }
 
-/// Finds the packet's place in its flow, with the help of the note that its argument is; its result
-/// is 0 for a fragment whose first one was not seen.
+/// Finds the packet's place in its flow, with the help of the note that its argument is.
 pub struct PlaceIn;
+
+/// Results of [`PlaceIn`] and [`super::egress::PlaceOut`]: a fragment whose first one was not seen.
+pub(super) const LOST: u32 = 0;
+/// The place is found.
+pub(super) const PLACED: u32 = 1;
+/// The fast path has sent the packet on.
+const SENT_ON: u32 = 2;
 
 impl Stage for PlaceIn {
     const NAME: Name = Name::PlaceIn;
@@ -154,11 +166,11 @@ impl Stage for PlaceIn {
         }
         if note != 0 {
             scratch.tracked.set_note(note);
-        } else {
-            track(packet, tables, scratch, aliases);
+        } else if track(packet, tables, scratch, aliases) {
+            return SENT_ON;
         }
         lend(tables, scratch, Side::Ingress);
-        1
+        PLACED
     }
 }
 

@@ -7,6 +7,7 @@
 pub mod checksum;
 pub mod classify;
 pub mod conntrack;
+pub mod forward;
 pub mod header;
 pub mod nat;
 pub mod packet;
@@ -18,7 +19,7 @@ pub mod tables;
 pub mod tcp;
 pub mod tuple;
 
-mod early;
+pub mod early;
 pub mod egress;
 mod fragment;
 pub mod ingress;
@@ -36,6 +37,8 @@ use crate::abi::stat::Stat;
 pub enum Verdict {
     /// On with it.
     Pass,
+    /// Sent on by the fast path, to [`forward::Sending::route`].
+    Redirect,
     /// Dropped, and why.
     Drop(Stat),
 }

@@ -3,6 +3,7 @@
 use super::scratch::Scratch;
 use super::stage::Stage;
 use super::tables::Tables;
+use crate::abi::flow::Flow;
 use crate::abi::{Addr, Family};
 
 /// What decides a packet's way.
@@ -14,6 +15,37 @@ pub struct Destination {
     pub source: Addr,
     /// Destination address, after translation.
     pub destination: Addr,
+}
+
+/// What the routing table is asked about a packet on its way through.
+#[derive(Clone, Copy, Debug)]
+pub struct Way {
+    /// IP version.
+    pub family: Family,
+    /// Source address, before translation.
+    pub source: Addr,
+    /// Destination address, after translation.
+    pub destination: Addr,
+    /// Protocol number.
+    pub protocol: u8,
+    /// Ports, source in the high half.
+    pub ports: u32,
+    /// Type of service or traffic class.
+    pub tos: u8,
+    /// Length of the packet, or of all that an offload will make of it together.
+    pub bytes: u32,
+}
+
+/// The next hop.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Route {
+    /// Index of the interface.
+    pub device: u32,
+    /// The interface's link-layer address.
+    pub source: [u8; 6],
+    /// The neighbour's.
+    pub destination: [u8; 6],
 }
 
 /// A packet at a hook. The BPF programs implement it over an skb or an XDP frame, user space over
@@ -73,11 +105,30 @@ pub trait Packet {
     /// that it is for this host or cannot be delivered; `bpf_fib_lookup` does not tell these apart.
     fn is_forwardable(&self, destination: &Destination) -> bool;
 
+    /// The next hop of a packet that the kernel would forward, if its neighbour is known, the packet
+    /// fits the way, and this hook can send it there; false if not.
+    fn route(&self, way: &Way, route: &mut Route) -> bool;
+
     /// The note that ingress left for egress on this packet (the skb's `tc_index`); 0 if none.
     fn note(&self) -> u16;
 
     /// Leaves the note.
     fn set_note(&mut self, note: u16);
+
+    /// [`super::forward::send`].
+    #[inline(always)]
+    fn forward<T: Tables>(
+        &mut self,
+        tables: &T,
+        scratch: &mut Scratch,
+        flow: &Flow,
+        reply: bool,
+    ) -> bool
+    where
+        Self: Sized,
+    {
+        super::forward::send(self, tables, scratch, flow, reply)
+    }
 
     /// Runs a stage.
     #[inline(always)]

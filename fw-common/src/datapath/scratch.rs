@@ -2,6 +2,7 @@
 
 use super::classify::{Query, Walk};
 use super::conntrack::{NO_FLOW, Tracked, outside};
+use super::forward::Sending;
 use super::header::Headers;
 use super::nat::Draft;
 use super::quoted::Quoted;
@@ -13,6 +14,7 @@ use crate::abi::blob::{Filter, Header, HeaderFields};
 use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::flow::Flow;
+use crate::abi::maps::place_of;
 use crate::abi::stat::Stat;
 
 /// Lent by the caller for one packet: in the kernel, the value of a per-CPU map.
@@ -30,12 +32,20 @@ pub struct Scratch {
     pub tracked: Tracked,
     /// [`HeaderFields::features`] of the running policy.
     pub features: u32,
-    /// Where the policy is that judges the packet.
-    pub place: u32,
+    /// The word in `ACTIVE` that says which policy judges the packet.
+    pub active: u32,
     /// Its generation's number is odd.
     pub odd: bool,
     /// Why a stage had the packet dropped.
     pub reason: Stat,
+    /// Its way through FORWARD may be cached, or is and may be taken.
+    pub fast: bool,
+    /// [`Device::flags`] of the interface that it arrived by.
+    pub arrival_flags: u32,
+    /// How it is sent on by the fast path.
+    pub sending: Sending,
+    /// The interface that the fast path just sent a packet out of; 0 once it was seen there.
+    pub sent_on: u32,
     /// The packet was made on this host.
     pub made_here: bool,
     /// Replies to translated flows may come here.
@@ -60,6 +70,8 @@ pub struct Scratch {
     pub walk: Walk,
     /// The flow that the packet opens.
     pub draft: Draft,
+    /// TCP flags that rules asked about.
+    pub flags_asked: MapCell<u32>,
     /// See [`Scratch::forget`].
     pub cell: MapCell<u32>,
 }
@@ -70,6 +82,12 @@ impl Scratch {
     pub fn begin(&mut self, header: Header<'_>) {
         self.features = header.features();
         self.odd = header.generation() & 1 != 0;
+    }
+
+    /// The place of the policy that judges the packet.
+    #[inline(always)]
+    pub fn place(&self) -> u32 {
+        place_of(self.active)
     }
 
     /// Whether the packet's family has a nat table.
@@ -130,6 +148,12 @@ impl Scratch {
             self.tracked.endpoint = outside(flow);
             self.tracked.translated = true;
         }
+    }
+
+    /// Notes that a rule asks about TCP flags.
+    #[inline(always)]
+    pub fn ask_flags(&self, mask: u32) {
+        self.flags_asked.set(self.flags_asked.get() | mask & 0xff);
     }
 
     /// The same number, of which the verifier knows nothing any more.

@@ -36,6 +36,8 @@ pub enum Name {
     Traverse,
     /// [`super::nat::Open`].
     Open,
+    /// [`super::early::SendOn`].
+    SendOn,
     /// [`super::ingress::Translate`].
     Translate,
 }

@@ -45,8 +45,8 @@ impl Stage for Begin {
 
     #[inline(always)]
     fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, _: u32) -> u32 {
-        scratch.place = tables.active();
-        let Some(generation) = tables.generation(scratch.place) else {
+        scratch.active = tables.active();
+        let Some(generation) = tables.generation(scratch.place()) else {
             return NO_POLICY;
         };
         let Some(header) = tables.cell(generation, HEADER) else {
@@ -81,11 +81,18 @@ fn take_device<T: Tables>(tables: &T, index: u32, device: &mut Device) -> bool {
     }
 }
 
-/// The patterns that an interface fits; of one without a record, only "any".
+/// The patterns that the interface fits by which a packet arrived; of one without a record, only
+/// "any".
 #[inline(never)]
-pub fn patterns_of<T: Tables>(tables: &T, index: u32, scratch: &Scratch) -> u64 {
+pub fn patterns_of_arrival<T: Tables>(tables: &T, index: u32, scratch: &mut Scratch) -> u64 {
     match tables.device(index) {
-        Some(device) => scratch.patterns(device),
-        None => 1,
+        Some(device) => {
+            scratch.arrival_flags = device.flags;
+            scratch.patterns(device)
+        }
+        None => {
+            scratch.arrival_flags = 0;
+            1
+        }
     }
 }

@@ -15,7 +15,7 @@ pub trait Tables {
     /// A handle of one policy, held for a whole packet so that it is judged by one generation.
     type Generation: Copy;
 
-    /// The place of the policy that runs now.
+    /// Which policy runs now: the word in `ACTIVE`.
     fn active(&self) -> u32;
 
     /// The policy in a place; nothing before the first load. User space leaves what was active

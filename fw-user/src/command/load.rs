@@ -16,6 +16,7 @@ use crate::cli::Load;
 use crate::compile::{Draft, Meta, Slots};
 use crate::host::Host;
 use crate::kernel::attach::{self, Attachment, Via, XdpMode, attach_all};
+use crate::kernel::fast_path::Places;
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::probe;
 use crate::kernel::state::{Fact, Lock, StateDir};
@@ -125,6 +126,8 @@ fn enforce_locked(
             .context("the new policy is in force, but not everywhere")?
     };
     state.set_fact(Fact::Xdp, options.xdp.name())?;
+    state.set_fact(Fact::FastPath, options.fast_path.name())?;
+    Places::make(state, &host, options.fast_path, via)?.apply(&mut maps)?;
 
     let fits = |pattern: &&InterfacePattern| {
         !host

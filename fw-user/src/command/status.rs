@@ -3,6 +3,7 @@
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Result;
+use fw_common::abi::device::Device;
 use serde::Serialize;
 
 use super::Failure;
@@ -10,6 +11,7 @@ use super::output::Output;
 use super::running::Running;
 use crate::host::{Host, Interface};
 use crate::kernel::attach::Via;
+use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::flows::{FlowTable, count};
 use crate::kernel::state::{Fact, StateDir, current_netns};
 use crate::kernel::{probe, read};
@@ -40,6 +42,8 @@ pub struct Status {
     pub cells: usize,
     /// The `--xdp` of the last load.
     pub xdp: String,
+    /// The `--fast-path` of the last load.
+    pub fast_path: String,
     /// The interfaces.
     pub interfaces: Vec<InterfaceStatus>,
     /// The flow tables.
@@ -65,6 +69,10 @@ pub struct InterfaceStatus {
     pub hooks: Vec<String>,
     /// Which way the firewall's XDP program runs: `native`, in the driver, or `generic`.
     pub xdp: Option<&'static str>,
+    /// Where the fast path begins: `tc`, `xdp`.
+    pub fast_path: Vec<&'static str>,
+    /// Why it does not, or not at XDP.
+    pub fast_path_why_not: Option<String>,
     /// Whether layer 3 does not see it: it is the port of this interface.
     pub port_of: Option<String>,
 }
@@ -104,7 +112,7 @@ pub fn run(state: &StateDir, output: &mut Output) -> Result<(), Failure> {
 
 /// Gathers the status.
 pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status> {
-    let interfaces = interfaces(state, host)?;
+    let interfaces = interfaces(state, running, host)?;
     let stats = read::stats(&running.maps)?;
     let (drops, events): (Vec<_>, Vec<_>) = stats.into_iter().partition(|(stat, _)| stat.is_drop());
     let event = |(stat, count): (fw_common::abi::stat::Stat, u64)| EventStatus {
@@ -122,6 +130,7 @@ pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status
         loaded_by: running.meta.version.clone(),
         files: running.meta.policy.files.clone(),
         cells: running.tables.cells.len(),
+        fast_path: mode_name(state),
         xdp: state.fact(Fact::Xdp).unwrap_or_else(|| "auto".into()),
         degraded: degraded(state, running, host, &interfaces, &features),
         features,
@@ -141,8 +150,18 @@ pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status
     })
 }
 
-fn interfaces(state: &StateDir, host: &Host) -> Result<Vec<InterfaceStatus>> {
+fn mode_name(state: &StateDir) -> String {
+    let mode = FastPath::from_name(&state.fact(Fact::FastPath).unwrap_or_default());
+    mode.name().into()
+}
+
+fn interfaces(state: &StateDir, running: &Running, host: &Host) -> Result<Vec<InterfaceStatus>> {
     let links = state.links()?;
+    let mode = FastPath::from_name(&state.fact(Fact::FastPath).unwrap_or_default());
+    let plan = match Via::of(state)? {
+        Some(via) => Places::make(state, host, mode, via)?,
+        None => Places::default(),
+    };
     let layer3: Vec<u32> = host.layer3().map(|interface| interface.index).collect();
     let name_of = |index: u32| {
         host.interfaces
@@ -163,7 +182,17 @@ fn interfaces(state: &StateDir, host: &Host) -> Result<Vec<InterfaceStatus>> {
                 .xdp
                 .filter(|_| hooks.iter().any(|hook| hook == XDP))
                 .map(|xdp| if xdp.native { "native" } else { "generic" });
+            let record = running.maps.devices.get(&interface.index, 0);
+            let flags = record.map_or(0, |device| device.flags);
+            let fast_path = [(Device::FAST, "tc"), (Device::FAST_XDP, "xdp")]
+                .into_iter()
+                .filter(|(flag, _)| flags & flag != 0)
+                .map(|(_, name)| name)
+                .collect();
+            let place = plan.interfaces.get(&interface.index);
             InterfaceStatus {
+                fast_path,
+                fast_path_why_not: place.and_then(|place| place.why_not.clone()),
                 name: interface.name.clone(),
                 index: interface.index,
                 up: interface.up,
@@ -250,13 +279,14 @@ fn print(status: &Status, output: &mut Output) -> Result<(), Failure> {
     let loaded =
         humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(status.loaded_at));
     output.line(format_args!(
-        "Generation {} of {}, loaded {loaded} by fwbpf {} ({} cells), kernel {}, --xdp {}",
+        "Generation {} of {}, loaded {loaded} by fwbpf {} ({} cells), kernel {}, --xdp {}, --fast-path {}",
         status.generation,
         status.files.join(", "),
         status.loaded_by,
         status.cells,
         status.kernel,
         status.xdp,
+        status.fast_path,
     ))?;
 
     output.line("")?;
@@ -270,9 +300,12 @@ fn print(status: &Status, output: &mut Output) -> Result<(), Failure> {
                 None if interface.hooks.is_empty() => "not filtered".into(),
                 None => hooks(interface),
             },
+            interface.fast_path.join(", "),
+            interface.fast_path_why_not.clone().unwrap_or_default(),
         ]
     });
-    output.table(&["interface", "", "hooks"], rows, &[])?;
+    let columns = ["interface", "", "hooks", "fast path", "why not"];
+    output.table(&columns, rows, &[])?;
 
     output.line("")?;
     output.heading("Connection tracking")?;

@@ -10,6 +10,7 @@ use fw_common::abi::flow::Flow;
 use crate::command::running::Running;
 use crate::host::Host;
 use crate::kernel::attach::{Hook, Via, XdpMode, attach_all};
+use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::flows::{FlowTable, Slices};
 use crate::kernel::load::{Programs, check_owner};
 use crate::kernel::state::{Fact, StateDir};
@@ -57,6 +58,8 @@ impl Follower {
         let mut programs = Programs::open(&self.state)?;
         let attachments = attach_all(&self.state, &host, &mut programs, via, xdp)?;
         prune_devices(maps, &host)?;
+        let fast = FastPath::from_name(&self.state.fact(Fact::FastPath).unwrap_or_default());
+        Places::make(&self.state, &host, fast, via)?.apply(maps)?;
 
         let mut said: Vec<String> = attachments
             .iter()

@@ -418,7 +418,7 @@ impl<'m> Walk<'m> {
     fn conclude(mut self, verdict: PacketVerdict) -> Explanation {
         let (verdict, reason, decided_by) = match verdict {
             // nat's chains translate; whether a packet passes is the filter table's decision.
-            PacketVerdict::Pass => {
+            PacketVerdict::Pass | PacketVerdict::Redirect => {
                 let is_filter = |hit: &Decider| hit.table == TableName::Filter;
                 let decider = self.hits.iter().rposition(is_filter);
                 let decider = decider.map(|place| self.hits.swap_remove(place));

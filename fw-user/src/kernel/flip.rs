@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use aya::maps::IterableMap;
-use fw_common::abi::maps::POLICY_PLACES;
+use fw_common::abi::maps::{POLICY_PLACES, next_active, place_of};
 use rustix::process::{getpid, getppid};
 use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -27,7 +27,8 @@ pub fn flip(maps: &mut Maps, place: u32, policy: BorrowedFd<'_>, settled: &Settl
     let active = IterableMap::map(&maps.active).fd().as_fd();
     // Before the flip, so that it is waited for whatever becomes of this process.
     settle(places, active, place, settled).context("cannot start a process")?;
-    maps.active.set(0, place, 0)?;
+    let word = maps.active.get(&0, 0)?;
+    maps.active.set(0, next_active(word, place), 0)?;
     Ok(())
 }
 
@@ -63,7 +64,7 @@ fn settle(
     let unused = (place + 1) % POLICY_PLACES;
     let kept = [places, active, settled.as_fd()];
     sys::in_child(kept, move |[places, active, _settled]| {
-        while getppid() == Some(parent) && sys::word(active, 0)? != Some(place) {
+        while getppid() == Some(parent) && sys::word(active, 0)?.map(place_of) != Some(place) {
             std::thread::sleep(LOOK);
         }
         if sys::take_out(places, unused).is_err() {

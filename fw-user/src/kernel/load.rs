@@ -8,7 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use aya_obj::programs::XdpAttachType;
@@ -25,8 +25,9 @@ use super::sys;
 /// The BPF object that this binary carries; empty when it was built without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 
-const MAPS: [&str; 12] = [
+const MAPS: [&str; 13] = [
     maps::ACTIVE,
+    maps::XDP_DEVICES,
     maps::POLICY,
     maps::COUNTERS,
     maps::DEVICES,
@@ -64,6 +65,8 @@ pub struct Maps {
     pub devices: HashMap<MapData, u32, Device>,
     /// The same for small indexes.
     pub near_devices: Array<MapData, Device>,
+    /// Interfaces that XDP may send frames out of.
+    pub xdp_devices: DevMapHash<MapData>,
     /// Addresses of this host.
     pub local: LpmTrie<MapData, [u8; 16], u32>,
     /// Confirmed flows, IPv4.
@@ -135,6 +138,7 @@ impl Maps {
             counters: typed(state, maps::COUNTERS)?,
             devices: typed(state, maps::DEVICES)?,
             near_devices: typed(state, maps::NEAR_DEVICES)?,
+            xdp_devices: typed(state, maps::XDP_DEVICES)?,
             local: typed(state, maps::LOCAL)?,
             flows4: typed(state, maps::FLOWS4)?,
             flows6: typed(state, maps::FLOWS6)?,
@@ -148,11 +152,11 @@ impl Maps {
 
     /// The running policy; nothing before the first flip.
     pub fn running(&self) -> Result<Option<Blob>> {
-        let place = self
+        let active = self
             .active
             .get(&0, 0)
             .context("cannot read which policy runs")?;
-        let policy = self.policy.get(place);
+        let policy = self.policy.get(maps::place_of(active));
         policy.context("cannot open the running policy")
     }
 }

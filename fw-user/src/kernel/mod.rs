@@ -4,6 +4,8 @@
 //! directory of a bpffs (see [`state`]), so that no process has to stay alive for it.
 
 pub mod attach;
+mod bypassed;
+pub mod fast_path;
 mod flip;
 pub mod flows;
 pub mod load;

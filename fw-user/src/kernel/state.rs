@@ -39,16 +39,19 @@ pub enum Fact {
     Netns,
     /// The `--xdp` that the last load asked for.
     Xdp,
+    /// The `--fast-path` that the last load asked for.
+    FastPath,
 }
 
 impl Fact {
-    const ALL: [Self; 3] = [Self::Object, Self::Netns, Self::Xdp];
+    const ALL: [Self; 4] = [Self::Object, Self::Netns, Self::Xdp, Self::FastPath];
 
     fn name(self) -> &'static str {
         match self {
             Self::Object => "@object",
             Self::Netns => "@netns",
             Self::Xdp => "@xdp",
+            Self::FastPath => "@fast_path",
         }
     }
 }
@@ -285,6 +288,7 @@ fn is_ours(name: &str) -> bool {
     use fw_common::abi::maps;
     let map = [
         maps::ACTIVE,
+        maps::XDP_DEVICES,
         maps::POLICY,
         maps::COUNTERS,
         maps::DEVICES,

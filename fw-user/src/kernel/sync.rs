@@ -16,7 +16,7 @@ use aya::maps::{IterableMap, MapError};
 use aya::util::nr_cpus;
 use fw_common::abi::blob::{Cell, PAGE_CELLS};
 use fw_common::abi::device::Device;
-use fw_common::abi::maps::{NEAR_DEVICES_MAX, POLICY_PLACES};
+use fw_common::abi::maps::{NEAR_DEVICES_MAX, POLICY_PLACES, next_active, place_of};
 
 use super::flip::flip;
 use super::load::Maps;
@@ -71,6 +71,17 @@ pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>, settled: Settled) 
     .context("cannot switch to the new policy")
 }
 
+/// Makes every cached verdict void.
+pub fn touch(maps: &mut Maps) -> Result<()> {
+    let word = maps
+        .active
+        .get(&0, 0)
+        .context("cannot read which policy runs")?;
+    maps.active
+        .set(0, next_active(word, place_of(word)), 0)
+        .context("cannot say that verdicts may have changed")
+}
+
 /// Sets counters: all of each on the first CPU.
 fn set_counters(maps: &Maps, starts: &[(u32, [u64; 2])]) -> Result<()> {
     /// What is written at once, on big machines.
@@ -104,6 +115,7 @@ pub fn write_devices(
     generation: u32,
     patterns: &[InterfacePattern],
 ) -> Result<()> {
+    let mut changed = false;
     for interface in host.layer3() {
         let Some(l2_len) = interface.l2_len() else {
             continue;
@@ -125,12 +137,16 @@ pub fn write_devices(
             pattern_bits(patterns, &interface.name),
         );
         if old != Some(device) {
+            changed = true;
             maps.devices
                 .insert(interface.index, device, 0)
                 .with_context(|| format!("cannot write the record of {}", interface.name))?;
         }
         write_near(maps, interface.index, &device)
             .with_context(|| format!("cannot write the near record of {}", interface.name))?;
+    }
+    if changed {
+        touch(maps)?;
     }
     Ok(())
 }
@@ -158,7 +174,7 @@ pub fn prune_devices(maps: &mut Maps, host: &Host) -> Result<()> {
 }
 
 /// The copy of a record that programs find first, if the interface's index is small enough.
-fn write_near(maps: &mut Maps, index: u32, device: &Device) -> Result<(), MapError> {
+pub fn write_near(maps: &mut Maps, index: u32, device: &Device) -> Result<(), MapError> {
     if index < NEAR_DEVICES_MAX && maps.near_devices.get(&index, 0)? != *device {
         maps.near_devices.set(index, device, 0)?;
     }
@@ -174,6 +190,7 @@ pub fn write_local(maps: &mut Maps, host: &Host) -> Result<()> {
         let key = key.context("cannot list the local addresses")?;
         present.insert((key.prefix_len(), key.data()));
     }
+    let changed = wanted != present;
     for (prefix_len, address) in wanted.difference(&present) {
         maps.local
             .insert(&Key::new(*prefix_len, *address), 1, 0)
@@ -184,6 +201,9 @@ pub fn write_local(maps: &mut Maps, host: &Host) -> Result<()> {
             Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(error) => return Err(error).context("cannot remove a local address"),
         }
+    }
+    if changed {
+        touch(maps)?;
     }
     Ok(())
 }
@@ -217,7 +237,9 @@ fn record(
         flags: if interface.is_loopback() {
             Device::PRESENT | Device::LOOPBACK
         } else {
-            Device::PRESENT
+            // Where the fast path is on is `kernel::fast_path`'s business.
+            let fast = Device::FAST | Device::FAST_XDP;
+            Device::PRESENT | old.map_or(0, |old| old.flags & fast)
         },
         reserved: 0,
         own4: own(interface, |address| match address {

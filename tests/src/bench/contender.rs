@@ -124,7 +124,7 @@ impl Loaded {
                     "off"
                 };
                 let mut command = fwbpf.command();
-                command.args(["load", "--xdp", xdp]);
+                command.args(["load", "--xdp", xdp, "--fast-path", "on"]);
                 for (family, text) in &policy.save {
                     command.arg(self.write(extension(*family), text)?);
                 }

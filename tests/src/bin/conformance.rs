@@ -44,6 +44,9 @@ struct Arguments {
     /// Try fwbpf's datapath in the simulator instead of in the kernel.
     #[arg(long, conflicts_with_all = ["fwbpf", "self_check"])]
     simulate: bool,
+    /// An option of every `fwbpf load`, such as `--load-option=--fast-path=off`. Repeatable.
+    #[arg(long = "load-option", allow_hyphen_values = true)]
+    load_options: Vec<String>,
     /// Give one side other rules: proves that a difference is found. Succeeds if it is.
     #[arg(long)]
     sabotage: Option<SabotageName>,
@@ -122,6 +125,7 @@ fn compare(arguments: &Arguments) -> Result<bool> {
             SabotageName::Rule => Sabotage::Rule,
             SabotageName::Policy => Sabotage::Policy,
         }),
+        load_options: arguments.load_options.clone(),
         interrupted: &INTERRUPTED,
     })?;
     if outcome.draws > 0 {
@@ -129,6 +133,9 @@ fn compare(arguments: &Arguments) -> Result<bool> {
             "{} rulesets differed with one draw of random ports and not with others",
             outcome.draws
         );
+    }
+    if outcome.fast_path > 0 {
+        println!("the fast path sent {} packets on", outcome.fast_path);
     }
     println!(
         "compared {} rulesets, {} packets: {} divergences",

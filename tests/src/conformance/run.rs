@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use fw_common::abi::stat::Stat;
 use fw_user::policy::model::Family;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -41,6 +42,8 @@ pub struct Options {
     pub only: Option<usize>,
     /// Whether the rules of the firewall under test are falsified.
     pub sabotage: Option<Sabotage>,
+    /// Options of every `fwbpf load`.
+    pub load_options: Vec<String>,
     /// Ends the test at the next packet when set, so that the labs are removed.
     pub interrupted: &'static AtomicBool,
 }
@@ -76,6 +79,8 @@ pub struct Outcome {
     pub divergences: usize,
     /// Rule sets that made one only with one draw of random ports.
     pub draws: usize,
+    /// Packets that took the fast path, minimisation included.
+    pub fast_path: u64,
 }
 
 /// Runs the test. Reports go to standard output, progress to standard error.
@@ -119,6 +124,8 @@ fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
     loop {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         if number >= shared.total {
+            let sent_on = fast_path(options, &pair)?;
+            shared.outcome.lock().expect("no worker panicked").fast_path += sent_on;
             return Ok(());
         }
         if options.only.is_some_and(|only| only != number) {
@@ -132,6 +139,19 @@ fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
             report(options, shared, &mut pair, number, &trial, &difference)?;
         }
     }
+}
+
+/// How many packets fwbpf's fast path has sent on.
+fn fast_path(options: &Options, pair: &Pair) -> Result<u64> {
+    if !matches!(options.tested, Tested::Fwbpf(_)) {
+        return Ok(0);
+    }
+    let status: serde_json::Value = serde_json::from_str(&pair.tested.firewall.status()?)?;
+    let events = status["events"].as_array().into_iter().flatten();
+    Ok(events
+        .filter(|event| event["name"] == Stat::FastPath.name())
+        .filter_map(|event| event["count"].as_u64())
+        .sum())
 }
 
 /// Runs a trial; again with other random ports if a draw may have made the difference.
@@ -173,7 +193,9 @@ fn pair(options: &Options, job: usize) -> Result<Pair> {
     let tested = match &options.tested {
         Tested::Simulated => Side::simulated(&name)?,
         Tested::Fwbpf(binary) => Side::new(&name, |server| {
-            Ok(Box::new(Fwbpf::new(server, binary.clone())?))
+            let options: Vec<&str> = options.load_options.iter().map(String::as_str).collect();
+            let fwbpf = Fwbpf::new(server, binary.clone())?.with_load_options(&options);
+            Ok(Box::new(fwbpf))
         })?,
         Tested::Iptables => {
             let side = Side::new(&name, iptables)?;
@@ -181,6 +203,13 @@ fn pair(options: &Options, job: usize) -> Result<Pair> {
             side
         }
     };
+    if options
+        .load_options
+        .iter()
+        .any(|option| option == "--fast-path=on")
+    {
+        tested.take_redirected()?;
+    }
     Ok(Pair {
         reference,
         tested,

@@ -47,7 +47,7 @@ pub struct Side {
     random_ports: RandomPorts,
     draws: bool,
     _silent: Vec<Socket>,
-    _lab: ServerLab,
+    lab: ServerLab,
 }
 
 struct Wire {
@@ -129,10 +129,15 @@ impl Side {
             random_ports: RandomPorts::default(),
             draws: false,
             _silent: lab.server.enter(silent_listeners)??,
-            _lab: lab,
+            lab,
         };
         side.wait_for_silence()?;
         Ok(side)
+    }
+
+    /// Has the lab's wires take frames that XDP redirects to them.
+    pub fn take_redirected(&self) -> Result<()> {
+        self.lab.take_redirected()
     }
 
     /// The same with fwbpf's datapath simulated at the wires.

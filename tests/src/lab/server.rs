@@ -126,6 +126,16 @@ impl ServerLab {
         Ok(lab)
     }
 
+    /// Has the hosts' interfaces take frames that XDP redirects to them: GRO switches NAPI on in
+    /// veth, without which it takes none (`veth_xdp_xmit`, drivers/net/veth.c).
+    pub fn take_redirected(&self) -> Result<()> {
+        for namespace in [&self.outside, &self.other] {
+            let mut command = namespace.command("ethtool");
+            super::namespace::run(command.args(["-K", "wire0", "gro", "on"]))?;
+        }
+        Ok(())
+    }
+
     /// Stops all that would speak unasked, so that counters hold nothing but the test's packets.
     fn quiet(&self, peers: Peers) -> Result<()> {
         for namespace in [

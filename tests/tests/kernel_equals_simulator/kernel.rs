@@ -72,6 +72,7 @@ impl Kernel {
             counters: take(&mut object, maps::COUNTERS)?,
             devices: take(&mut object, maps::DEVICES)?,
             near_devices: take(&mut object, maps::NEAR_DEVICES)?,
+            xdp_devices: take(&mut object, maps::XDP_DEVICES)?,
             local: take(&mut object, maps::LOCAL)?,
             flows4: take(&mut object, maps::FLOWS4)?,
             flows6: take(&mut object, maps::FLOWS6)?,

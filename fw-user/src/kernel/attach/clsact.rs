@@ -195,7 +195,7 @@ fn keep(link: SchedClassifierLink) {
 }
 
 /// Priority and number of every filter in that direction; none if there is no such qdisc.
-fn filters(interface: &Interface, direction: TcAttachType) -> Result<Vec<(u16, u32)>> {
+pub fn filters(interface: &Interface, direction: TcAttachType) -> Result<Vec<(u16, u32)>> {
     let index = interface.index as i32;
     let messages: Vec<TcMessage> = netlink(async |handle| {
         let mut handle = handle.traffic_filter(index);

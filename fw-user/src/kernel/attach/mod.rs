@@ -14,7 +14,7 @@ use std::os::fd::AsFd as _;
 use std::path::Path;
 
 use anyhow::{Context as _, Error, Result, bail};
-use aya::programs::TcAttachType;
+use aya::programs::{SchedClassifier, TcAttachType};
 use serde::{Deserialize, Serialize};
 
 use super::load::Programs;
@@ -72,7 +72,8 @@ pub struct Attachment {
 
 const INGRESS: &str = "ingress";
 const EGRESS: &str = "egress";
-const XDP: &str = "xdp";
+/// How pins spell the XDP hook.
+pub const XDP: &str = "xdp";
 
 impl XdpMode {
     /// As `--xdp` spells it.
@@ -174,6 +175,21 @@ pub fn detach_all(state: &StateDir, host: &Host) -> Result<()> {
         detach(host, index, &hook, &path)?;
     }
     Ok(())
+}
+
+/// Whether somebody else's program comes after the firewall's at an interface's ingress.
+pub fn is_followed(interface: &Interface, via: Via) -> Result<bool> {
+    let own = match via {
+        Via::Tcx => {
+            let (_, programs) = SchedClassifier::query_tcx(&interface.name, TcAttachType::Ingress)?;
+            if programs.len() > 1 {
+                return Ok(true);
+            }
+            0
+        }
+        Via::Clsact => 1,
+    };
+    Ok(clsact::filters(interface, TcAttachType::Ingress)?.len() > own)
 }
 
 /// The hooks that are pinned for an interface: `ingress`, `egress`, `xdp`.

@@ -1,0 +1,127 @@
+//! What the stack has between ingress and egress that the fast path would bypass.
+
+use std::io;
+
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_XFRM};
+use netlink_sys::{Socket, SocketAddr};
+
+/// Why no packet may bypass the stack in this network namespace, if there is a reason. What cannot
+/// be asked, because the kernel was built without it, is not there.
+pub fn obstacle() -> Option<String> {
+    for (family, name) in [(libc::AF_INET, "IPv4"), (libc::AF_INET6, "IPv6")] {
+        for (hook, place) in [(0, "PREROUTING"), (2, "FORWARD"), (4, "POSTROUTING")] {
+            if has_netfilter_hook(family as u8, hook).unwrap_or(false) {
+                return Some(format!(
+                    "netfilter has hooks in {name} {place}, which it would bypass (`nft list hooks` \
+                     shows them)"
+                ));
+            }
+        }
+    }
+    has_ipsec_policy().unwrap_or(false).then(|| {
+        "there are IPsec policies, which it would bypass (`ip xfrm policy` shows them)".to_owned()
+    })
+}
+
+/// `NLM_F_REQUEST` and `NLM_F_REQUEST | NLM_F_DUMP`.
+const REQUEST: u16 = 1;
+const DUMP: u16 = 0x301;
+
+/// Asks nfnetlink_hook (include/uapi/linux/netfilter/nfnetlink_hook.h) for the functions at a hook.
+fn has_netfilter_hook(family: u8, hook: u32) -> io::Result<bool> {
+    const SUBSYSTEM: u16 = 12;
+    const GET: u16 = SUBSYSTEM << 8;
+    const HOOKNUM: u16 = 1;
+    let mut payload = vec![family, 0, 0, 0];
+    payload.extend(8u16.to_ne_bytes());
+    payload.extend(HOOKNUM.to_ne_bytes());
+    payload.extend(hook.to_be_bytes());
+    let answers = ask(NETLINK_NETFILTER, GET, DUMP, &payload)?;
+    Ok(answers.iter().any(|(kind, _)| *kind == GET))
+}
+
+/// Asks for the numbers of IPsec policies (`XFRM_MSG_GETSPDINFO`, include/uapi/linux/xfrm.h).
+fn has_ipsec_policy() -> io::Result<bool> {
+    const GET: u16 = 0x10 + 0x15;
+    const NEW: u16 = 0x10 + 0x14;
+    const INFO: u16 = 1;
+    let answers = ask(NETLINK_XFRM, GET, REQUEST, &u32::MAX.to_ne_bytes())?;
+    let Some((_, body)) = answers.iter().find(|(kind, _)| *kind == NEW) else {
+        return Ok(false);
+    };
+    // The flags that were sent, then attributes; the one looked for has six counts: in, out and
+    // forward, then the same for per-socket ones.
+    let attributes = body.get(4..).unwrap_or_default();
+    let is_info = attributes.get(2..4) == Some(&INFO.to_ne_bytes());
+    let counts = attributes.get(4..28).unwrap_or_default();
+    Ok(is_info && counts.iter().any(|byte| *byte != 0))
+}
+
+/// Sends one request and returns the type and body of each answer.
+fn ask(protocol: isize, kind: u16, flags: u16, payload: &[u8]) -> io::Result<Vec<(u16, Vec<u8>)>> {
+    const HEADER: usize = 16;
+    const NLMSG_ERROR: u16 = 2;
+    const NLMSG_DONE: u16 = 3;
+    let mut socket = Socket::new(protocol)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    let length = (HEADER + payload.len()) as u32;
+    let mut request = Vec::with_capacity(length as usize);
+    request.extend(length.to_ne_bytes());
+    request.extend(kind.to_ne_bytes());
+    request.extend(flags.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend(payload);
+    socket.send(&request, 0)?;
+
+    let mut answers = Vec::new();
+    loop {
+        let (datagram, _) = socket.recv_from_full()?;
+        let mut rest = datagram.as_slice();
+        while let Some((length, kind)) = header(rest) {
+            let body = rest.get(HEADER..length).unwrap_or_default().to_vec();
+            match kind {
+                NLMSG_DONE => return Ok(answers),
+                NLMSG_ERROR => {
+                    let code = body
+                        .first_chunk()
+                        .map_or(0, |code| i32::from_ne_bytes(*code));
+                    return if code == 0 {
+                        Ok(answers)
+                    } else {
+                        Err(io::Error::from_raw_os_error(-code))
+                    };
+                }
+                _ => answers.push((kind, body)),
+            }
+            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        }
+        if flags == REQUEST {
+            return Ok(answers);
+        }
+    }
+}
+
+/// Length and type of the message that begins here.
+fn header(bytes: &[u8]) -> Option<(usize, u16)> {
+    let length = u32::from_ne_bytes(*bytes.first_chunk()?) as usize;
+    let kind = u16::from_ne_bytes(*bytes.get(4..)?.first_chunk()?);
+    (length >= 16 && length <= bytes.len()).then_some((length, kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::header;
+
+    #[test]
+    fn a_message_is_no_longer_than_what_came() {
+        let mut bytes = [0; 20];
+        bytes[0] = 20;
+        bytes[4] = 3;
+        assert_eq!(header(&bytes), Some((20, 3)));
+        assert_eq!(header(&bytes[..16]), None);
+        assert_eq!(header(&bytes[..3]), None);
+        bytes[0] = 4;
+        assert_eq!(header(&bytes), None);
+    }
+}
