@@ -1,6 +1,7 @@
 //! What the stack has between ingress and egress that the fast path would bypass.
 
 use std::io;
+use std::path::Path;
 
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_XFRM};
 use netlink_sys::{Socket, SocketAddr};
@@ -8,15 +9,9 @@ use netlink_sys::{Socket, SocketAddr};
 /// Why no packet may bypass the stack in this network namespace, if there is a reason. What cannot
 /// be asked, because the kernel was built without it, is not there.
 pub fn obstacle() -> Option<String> {
-    for (family, name) in [(libc::AF_INET, "IPv4"), (libc::AF_INET6, "IPv6")] {
-        for (hook, place) in [(0, "PREROUTING"), (2, "FORWARD"), (4, "POSTROUTING")] {
-            if has_netfilter_hook(family as u8, hook).unwrap_or(false) {
-                return Some(format!(
-                    "netfilter has hooks in {name} {place}, which it would bypass (`nft list hooks` \
-                     shows them)"
-                ));
-            }
-        }
+    let netfilter = netfilter_hooks().unwrap_or_else(|_| netfilter_tables());
+    if let Some(found) = netfilter {
+        return Some(format!("netfilter has {found}, which it would bypass"));
     }
     has_ipsec_policy().unwrap_or(false).then(|| {
         "there are IPsec policies, which it would bypass (`ip xfrm policy` shows them)".to_owned()
@@ -26,6 +21,45 @@ pub fn obstacle() -> Option<String> {
 /// `NLM_F_REQUEST` and `NLM_F_REQUEST | NLM_F_DUMP`.
 const REQUEST: u16 = 1;
 const DUMP: u16 = 0x301;
+
+/// The first place on the way of a forwarded packet that netfilter hooks are at.
+fn netfilter_hooks() -> io::Result<Option<String>> {
+    for (family, name) in [(libc::AF_INET, "IPv4"), (libc::AF_INET6, "IPv6")] {
+        for (hook, place) in [(0, "PREROUTING"), (2, "FORWARD"), (4, "POSTROUTING")] {
+            if has_netfilter_hook(family as u8, hook)? {
+                return Ok(Some(format!(
+                    "hooks in {name} {place} (see `nft list hooks`)"
+                )));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// For kernels that do not tell the hooks: tables, whose chains have some as a rule.
+fn netfilter_tables() -> Option<String> {
+    for (file, restore) in [
+        ("ip_tables_names", "iptables"),
+        ("ip6_tables_names", "ip6tables"),
+    ] {
+        let names = std::fs::read_to_string(Path::new("/proc/net").join(file)).unwrap_or_default();
+        if let Some(table) = names.lines().next() {
+            return Some(format!("the table {table} of {restore}-legacy"));
+        }
+    }
+    has_nftables_table()
+        .unwrap_or(false)
+        .then(|| "tables of nftables (see `nft list tables`)".to_owned())
+}
+
+/// Asks nf_tables (include/uapi/linux/netfilter/nf_tables.h) for its tables.
+fn has_nftables_table() -> io::Result<bool> {
+    const SUBSYSTEM: u16 = 10;
+    const NEW: u16 = SUBSYSTEM << 8;
+    const GET: u16 = NEW + 1;
+    let answers = ask(NETLINK_NETFILTER, GET, DUMP, &[0; 4])?;
+    Ok(answers.iter().any(|(kind, _)| *kind == NEW))
+}
 
 /// Asks nfnetlink_hook (include/uapi/linux/netfilter/nfnetlink_hook.h) for the functions at a hook.
 fn has_netfilter_hook(family: u8, hook: u32) -> io::Result<bool> {
