@@ -189,17 +189,14 @@ fn xdp_forwards_if_it_is_told_to() {
         fwbpf.load_with(&["--xdp", "native", "--fast-path", "on"], &rules)?;
         ensure!(places(fwbpf, "eth0")? == ["tc", "xdp"], "eth0");
         ensure!(places(fwbpf, "eth1")? == ["tc", "xdp"], "eth1");
-        for version in 0..2 {
-            // A datagram of a veth's peer has its checksum only if nothing is left to an offload.
-            run(lab
-                .other
+        // A datagram of a veth's peer has its checksum only if nothing is left to an offload.
+        for namespace in [&lab.other, &lab.outside] {
+            run(namespace
                 .command("ethtool")
                 .args(["-K", "wire0", "tx", "off"]))?;
-            run(lab
-                .outside
-                .command("ethtool")
-                .args(["-K", "wire0", "tx", "off"]))?;
-            exchange(&lab.other, OTHER[version], lab, version)?;
+        }
+        for (version, own) in OTHER.iter().enumerate() {
+            exchange(&lab.other, own, lab, version)?;
         }
         let sent_on = event(&fwbpf.json(&["status"])?, "fast_path")?;
         let expected = 2 * (2 * ROUNDS - SLOW);
