@@ -4,9 +4,12 @@
 //! `fwbpf_object` is then set. Plain `cargo check`, `clippy` and `test` have neither the BPF
 //! toolchain nor that variable: they get an empty file, so that everything which does not load
 //! programs still compiles and runs. Either way `FWBPF_OBJECT_FILE` is a path that
-//! `include_bytes!` can take.
+//! `include_bytes!` can take. Its hash is in `FWBPF_OBJECT_HASH`: a load compares it with that of
+//! the running programs, and would spend a millisecond on hashing.
 
 use std::{env, fs, path::PathBuf};
+
+use sha2::{Digest as _, Sha256};
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");
@@ -32,4 +35,10 @@ fn main() {
         None => fs::write(&embedded, []).expect("OUT_DIR is writable"),
     }
     println!("cargo::rustc-env=FWBPF_OBJECT_FILE={}", embedded.display());
+    let bytes = fs::read(&embedded).expect("it was just written");
+    let hash: String = Sha256::digest(bytes)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    println!("cargo::rustc-env=FWBPF_OBJECT_HASH={hash}");
 }

@@ -1,9 +1,10 @@
 //! `fwbpf load`: everything that can be refused is refused before anything is touched; the last
 //! step is the flip.
 
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use aya::util::nr_cpus;
 use rustc_hash::FxHashSet;
 use serde::Serialize;
@@ -13,17 +14,17 @@ use super::output::Output;
 use super::running::Predecessor;
 use super::source;
 use crate::cli::Load;
-use crate::compile::{Draft, Meta, Slots};
+use crate::compile::{Draft, Meta, Slots, TableSet};
 use crate::host::Host;
 use crate::kernel::attach::{self, Attachment, Via, XdpMode, attach_all};
 use crate::kernel::fast_path::Places;
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::probe;
 use crate::kernel::state::{Fact, Lock, StateDir};
-use crate::kernel::sync::{Next, prune_devices, replace};
-use crate::policy::lint::CUTS_SSH;
+use crate::kernel::sync::{Next, prune_devices, replace, set_counters};
+use crate::policy::SshSession;
+use crate::policy::lint::cuts_ssh;
 use crate::policy::model::{InterfacePattern, Policy};
-use crate::policy::{LintContext, SshSession, lint};
 
 /// What a load did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -58,11 +59,8 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
         }
     };
     // Afterwards may be too late to read it.
-    let session = LintContext {
-        ssh: SshSession::of_environment(),
-    };
-    for warning in lint(&policy, &session) {
-        if warning.code == CUTS_SSH {
+    if let Some(session) = SshSession::of_environment() {
+        for warning in cuts_ssh(&policy, &session) {
             output.say(warning);
         }
     }
@@ -103,17 +101,26 @@ fn enforce_locked(
         || Slots::to_make(draft.counters(), nr_cpus().unwrap_or(1)),
         |old| old.slots,
     );
-    let plan = Plan::new(policy, draft, old.as_ref(), options.counters, slots)?;
+    let plan = Plan::new(policy, old.as_ref(), options.counters, slots)?;
+    let generation = plan.generation;
     let (mut maps, mut programs) = prepare(state, lock, slots)?;
     let via = Via::choose(state, options.hook)?;
     let host = Host::read()?;
-    let next = Next {
-        generation: plan.generation,
-        cells: &plan.cells,
-        patterns: &plan.patterns,
-        fresh_slots: &plan.fresh_slots,
-    };
     let settled = state.settled(lock)?;
+    // The kernel takes about as long to set the counters as the rest takes to compile.
+    let tables = thread::scope(|scope| {
+        let counters = scope.spawn(|| set_counters(&maps, &plan.fresh_slots));
+        let tables = plan.compile(policy, draft);
+        counters
+            .join()
+            .map_err(|_| anyhow!("setting the counters panicked"))?
+            .map(|()| tables)
+    })?;
+    let next = Next {
+        generation,
+        cells: &tables.cells,
+        patterns: &tables.patterns,
+    };
     let interfaces = if old.is_none() {
         // The programs let everything pass while there is no policy, so that they can be on every
         // interface before the first one takes effect, on all of them at once.
@@ -137,10 +144,10 @@ fn enforce_locked(
     };
     Ok(Outcome {
         generation: plan.generation,
-        counters: plan.counters,
-        counters_kept: plan.counters - plan.fresh_slots.len(),
-        cells: plan.cells.len(),
-        missing: plan.patterns.iter().filter(fits).cloned().collect(),
+        counters: plan.slots.of.len(),
+        counters_kept: plan.slots.of.len() - plan.fresh_slots.len(),
+        cells: tables.cells.len(),
+        missing: tables.patterns.iter().filter(fits).cloned().collect(),
         hook: via,
         lacking: probe::lacking(),
         interfaces,
@@ -160,19 +167,18 @@ fn attach_later(
     Ok(interfaces)
 }
 
-/// The next generation, ready to be written.
+/// The next generation's number and counters.
 struct Plan {
     generation: u32,
-    cells: Vec<fw_common::abi::blob::Cell>,
-    patterns: Vec<InterfacePattern>,
-    counters: usize,
+    identities: Vec<u128>,
+    slots: Slots,
+    /// Slots that the running generation does not use, with their first packets and bytes.
     fresh_slots: Vec<(u32, [u64; 2])>,
 }
 
 impl Plan {
     fn new(
         policy: &Policy,
-        draft: Draft,
         old: Option<&Predecessor>,
         written_counters: bool,
         available: u32,
@@ -195,20 +201,23 @@ impl Plan {
             (!in_use.contains(slot)).then_some((*slot, start))
         };
         let fresh_slots = slots.of.iter().enumerate().filter_map(fresh).collect();
-        let generation = old.map_or(1, |old| old.generation.wrapping_add(1).max(1));
+        Ok(Self {
+            generation: old.map_or(1, |old| old.generation.wrapping_add(1).max(1)),
+            identities,
+            slots,
+            fresh_slots,
+        })
+    }
+
+    /// The cells, the description of the policy among them.
+    fn compile(&self, policy: &Policy, draft: Draft) -> TableSet {
         let loaded_at = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_secs());
-        let counters = identities.into_iter().zip(slots.of.iter().copied());
+        let identities = self.identities.iter().copied();
+        let counters = identities.zip(self.slots.of.iter().copied());
         let meta = Meta::encode_parts(policy, counters, loaded_at, env!("CARGO_PKG_VERSION"));
-        let tables = draft.finish(&slots, generation, &meta);
-        Ok(Self {
-            generation,
-            cells: tables.cells,
-            patterns: tables.patterns,
-            counters: slots.of.len(),
-            fresh_slots,
-        })
+        draft.finish(&self.slots, self.generation, &meta)
     }
 }
 

@@ -41,7 +41,7 @@ pub fn parse(
         .iter()
         .map(|path| {
             let (name, bytes) = contents(path)?;
-            Ok(SourceFile::new(name, &bytes, family))
+            Ok(SourceFile::new(name, bytes, family))
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(load(&sources, LoadOptions { strict }))

@@ -9,6 +9,8 @@
 use fw_common::abi::Addr;
 use fw_common::abi::blob::{Bucket, Cell, HashKey, RuleFields, Table, TableFields};
 use indexmap::IndexMap;
+use indexmap::map::Entry;
+use rustc_hash::FxBuildHasher;
 
 use super::stride;
 use super::table_set::align;
@@ -16,32 +18,65 @@ use crate::policy::model::Family;
 
 /// Appends the chain's table cells, buckets and rules. Returns the number of tables.
 pub(super) fn place(rules: &[RuleFields], family: Family, cells: &mut Vec<Cell>) -> u32 {
-    let mut tables = group(rules, family);
+    let Groups { mut tables, next } = Groups::of(rules, family);
     tables.sort_by_key(MaskedTable::min_index);
+    let chain = Chain {
+        rules,
+        next: &next,
+        family,
+    };
     let first = cells.len();
     cells.resize(first + tables.len(), Cell::default());
     for (number, table) in tables.iter().enumerate() {
-        cells[first + number] = table.place(rules, family, cells).encode();
+        cells[first + number] = table.place(&chain, cells).encode();
     }
     tables.len() as u32
 }
 
 /// Lists are kept shorter than this where another table can help it.
-const LIST_MAX: usize = 8;
+const LIST_MAX: u32 = 8;
 
-/// Puts every rule into the first table that can hold it and has room in its list, else into a new
-/// table of a tuple a little wider than the rule's own, so that similar rules will fit as well.
-fn group(rules: &[RuleFields], family: Family) -> Vec<MaskedTable> {
-    let mut tables: Vec<MaskedTable> = Vec::new();
-    for rule in rules {
+/// The rules of a chain, and for each the next one of its list.
+struct Chain<'a> {
+    rules: &'a [RuleFields],
+    next: &'a [u32],
+    family: Family,
+}
+
+/// The end of a list.
+const END: u32 = u32::MAX;
+
+/// The rules of a chain, distributed over tables.
+struct Groups {
+    tables: Vec<MaskedTable>,
+    /// The next rule of the same list, by rule.
+    next: Vec<u32>,
+}
+
+impl Groups {
+    /// Puts every rule into the first table that can hold it and has room in its list, else into a
+    /// new table of a tuple a little wider than the rule's own, so that similar rules will fit as
+    /// well.
+    fn of(rules: &[RuleFields], family: Family) -> Self {
+        let mut groups = Self {
+            tables: Vec::new(),
+            next: vec![END; rules.len()],
+        };
+        for rule in rules {
+            groups.put(rule, family);
+        }
+        groups
+    }
+
+    fn put(&mut self, rule: &RuleFields, family: Family) {
         let own = Tuple::of(rule, family);
-        let roomy = tables.iter_mut().find_map(|table| {
-            let list = table.tuple.covers(&own).then(|| table.list(rule))?;
-            (list.len() < LIST_MAX).then_some(list)
+        let Self { tables, next } = self;
+        let roomy = tables.iter_mut().any(|table| {
+            let fits = table.tuple.covers(&own);
+            fits && table.append(rule, LIST_MAX, next)
         });
-        if let Some(list) = roomy {
-            list.push(rule.index);
-            continue;
+        if roomy {
+            return;
         }
         let wide = own.relaxed(family);
         let tuple = if tables.iter().any(|table| table.tuple == wide) {
@@ -49,20 +84,15 @@ fn group(rules: &[RuleFields], family: Family) -> Vec<MaskedTable> {
         } else {
             wide
         };
-        let table = match tables.iter().position(|table| table.tuple == tuple) {
+        let place = tables.iter().position(|table| table.tuple == tuple);
+        let table = match place {
             // Even the rule's own tuple has a full list: these rules are alike in all that can be
             // hashed, and nothing but a longer list is left.
             Some(place) => &mut tables[place],
-            None => {
-                tables.push(MaskedTable::new(tuple, family));
-                // Just pushed.
-                let last = tables.len() - 1;
-                &mut tables[last]
-            }
+            None => tables.push_mut(MaskedTable::new(tuple, family)),
         };
-        table.list(rule).push(rule.index);
+        table.append(rule, u32::MAX, next);
     }
-    tables
 }
 
 /// How many leading bits of each field a table looks at.
@@ -137,8 +167,15 @@ impl Tuple {
 struct MaskedTable {
     tuple: Tuple,
     fields: TableFields,
-    /// Rule indices by masked key, in the order of their first rule.
-    lists: IndexMap<HashKey, Vec<u32>>,
+    /// Lists of rules by masked key, in the order of their first rule.
+    lists: IndexMap<HashKey, List, FxBuildHasher>,
+}
+
+/// The rules of a list ascend, as they come in order; each leads to the next ([`Groups::next`]).
+struct List {
+    first: u32,
+    last: u32,
+    length: u32,
 }
 
 impl MaskedTable {
@@ -146,31 +183,52 @@ impl MaskedTable {
         Self {
             tuple,
             fields: tuple.fields(family),
-            lists: IndexMap::new(),
+            lists: IndexMap::default(),
         }
     }
 
-    /// The list for a rule, ascending, as rules come in order.
-    fn list(&mut self, rule: &RuleFields) -> &mut Vec<u32> {
+    /// Appends a rule to its list, unless that has so many already.
+    fn append(&mut self, rule: &RuleFields, most: u32, next: &mut [u32]) -> bool {
+        let index = rule.index;
+        let list = match self.lists.entry(self.key(rule)) {
+            Entry::Vacant(entry) => {
+                entry.insert(List {
+                    first: index,
+                    last: index,
+                    length: 1,
+                });
+                return true;
+            }
+            Entry::Occupied(entry) => entry.into_mut(),
+        };
+        if list.length >= most {
+            return false;
+        }
+        next[list.last as usize] = index;
+        list.last = index;
+        list.length += 1;
+        true
+    }
+
+    fn key(&self, rule: &RuleFields) -> HashKey {
         let fields = &self.fields;
-        let key = HashKey {
+        HashKey {
             source: and(rule.source, fields.source_mask),
             destination: and(rule.destination, fields.destination_mask),
             ports: ((rule.source_ports.0 as u32) << 16 | rule.destination_ports.0 as u32)
                 & fields.ports_mask,
             protocol: rule.protocol.unwrap_or(0) as u32 & fields.protocol_mask,
-        };
-        self.lists.entry(key).or_default()
+        }
     }
 
     fn min_index(&self) -> u32 {
-        let first_of = |list: &Vec<u32>| list.first().copied();
-        self.lists.values().filter_map(first_of).min().unwrap_or(0)
+        // Lists are in the order of their first rule.
+        self.lists.values().next().map_or(0, |list| list.first)
     }
 
     /// Appends the buckets and then the rules, list by list.
-    fn place(&self, rules: &[RuleFields], family: Family, cells: &mut Vec<Cell>) -> TableFields {
-        let Placement { seed, buckets } = Placement::find(&self.lists, family);
+    fn place(&self, chain: &Chain<'_>, cells: &mut Vec<Cell>) -> TableFields {
+        let Placement { seed, buckets } = Placement::find(&self.lists, chain.family);
         let fields = TableFields {
             buckets: cells.len() as u32,
             bucket_mask: buckets.len() as u32 - 1,
@@ -179,34 +237,37 @@ impl MaskedTable {
             ..self.fields
         };
         let start = cells.len();
-        cells.resize(start + buckets.len(), Cell::default());
-        let firsts = self.place_lists(rules, family, cells);
-        for (bucket, ways) in buckets.iter().enumerate() {
-            for (way, (tag, list)) in ways.iter().enumerate() {
-                cells[start + bucket].w[way] = *tag;
-                cells[start + bucket].w[Bucket::WAYS + way] = firsts[*list];
+        cells.extend(buckets);
+        let end = cells.len();
+        let firsts = self.place_lists(chain, cells);
+        for bucket in &mut cells[start..end] {
+            let (tags, lists) = bucket.w.split_at_mut(Bucket::WAYS);
+            for (_, list) in tags.iter().zip(lists).filter(|(tag, _)| **tag != 0) {
+                *list = firsts[*list as usize];
             }
         }
         fields
     }
 
     /// Appends the rules. Returns the first cell of each list.
-    fn place_lists(&self, rules: &[RuleFields], family: Family, cells: &mut Vec<Cell>) -> Vec<u32> {
-        let stride = stride(family);
-        align(cells, family);
-        let place_list = |list: &Vec<u32>| {
+    fn place_lists(&self, chain: &Chain<'_>, cells: &mut Vec<Cell>) -> Vec<u32> {
+        let stride = stride(chain.family);
+        align(cells, chain.family);
+        let place_list = |list: &List| {
             let first = cells.len() as u32;
-            for (place, index) in list.iter().enumerate() {
-                let is_last = place + 1 == list.len();
+            let mut index = list.first;
+            while index != END {
+                let next = chain.next[index as usize];
                 let rule = RuleFields {
-                    next: if is_last {
+                    next: if next == END {
                         0
                     } else {
                         cells.len() as u32 + stride
                     },
-                    ..rules[*index as usize]
+                    ..chain.rules[index as usize]
                 };
-                cells.extend(&rule.encode()[..stride as usize]);
+                cells.extend_from_slice(&rule.encode()[..stride as usize]);
+                index = next;
             }
             first
         };
@@ -214,44 +275,42 @@ impl MaskedTable {
     }
 }
 
-/// A seed with which every key has a way in its bucket, and the ways: tag and list number.
+/// A seed with which every key has a way in its bucket, and the buckets, with the lists' numbers
+/// where the lists' cells will be. Tags are odd: a way without one is free.
 struct Placement {
     seed: u32,
-    buckets: Vec<Vec<(u32, usize)>>,
+    buckets: Vec<Cell>,
 }
 
 impl Placement {
     /// Tries seeds, and after a few of them twice the buckets, until no bucket overflows and the
     /// tags within each differ. Ends: any two keys part under almost every seed.
-    fn find(lists: &IndexMap<HashKey, Vec<u32>>, family: Family) -> Self {
+    fn find(lists: &IndexMap<HashKey, List, FxBuildHasher>, family: Family) -> Self {
         const SEEDS_PER_SIZE: u32 = 4;
-        const KEYS_PER_BUCKET: usize = 4;
-        let mut size = lists.len().div_ceil(KEYS_PER_BUCKET).next_power_of_two();
+        let mut buckets = vec![Cell::default(); enough_buckets(lists.len())];
         let mut seed = 1;
-        loop {
-            if let Some(buckets) = Self::try_seed(lists, family, size, seed) {
-                return Self { seed, buckets };
-            }
+        while !Self::try_seed(lists, family, &mut buckets, seed) {
+            buckets.fill(Cell::default());
             if seed % SEEDS_PER_SIZE == 0 {
-                size *= 2;
+                buckets.resize(buckets.len() * 2, Cell::default());
             }
             seed += 1;
         }
+        Self { seed, buckets }
     }
 
     fn try_seed(
-        lists: &IndexMap<HashKey, Vec<u32>>,
+        lists: &IndexMap<HashKey, List, FxBuildHasher>,
         family: Family,
-        size: usize,
+        buckets: &mut [Cell],
         seed: u32,
-    ) -> Option<Vec<Vec<(u32, usize)>>> {
-        let mut buckets = vec![Vec::new(); size];
+    ) -> bool {
         let probe = TableFields {
             source_mask: [u32::MAX; 4],
             destination_mask: [u32::MAX; 4],
             ports_mask: u32::MAX,
             protocol_mask: u32::MAX,
-            bucket_mask: size as u32 - 1,
+            bucket_mask: buckets.len() as u32 - 1,
             seed,
             ..TableFields::default()
         }
@@ -259,14 +318,39 @@ impl Placement {
         for (list, key) in lists.keys().enumerate() {
             // The datapath's own look-up, on keys that are masked already.
             let (bucket, tag) = Table(&probe).locate(key, family == Family::Ipv6);
-            let ways: &mut Vec<(u32, usize)> = &mut buckets[bucket as usize];
-            if ways.len() == Bucket::WAYS || ways.iter().any(|(taken, _)| *taken == tag) {
-                return None;
+            let (tags, numbers) = buckets[bucket as usize].w.split_at_mut(Bucket::WAYS);
+            let taken = |way: &u32| *way == tag || *way == 0;
+            match tags.iter().position(taken) {
+                Some(way) if tags[way] == 0 => {
+                    tags[way] = tag;
+                    numbers[way] = list as u32;
+                }
+                // Full, or the same tag twice.
+                _ => return false,
             }
-            ways.push((tag, list));
         }
-        Some(buckets)
+        true
     }
+}
+
+/// So many that half of all seeds or so will do: keys fall into buckets like drops of rain, with
+/// Poisson's probabilities.
+fn enough_buckets(keys: usize) -> usize {
+    let overflows = |buckets: usize| {
+        let mean = keys as f64 / buckets as f64;
+        let mut exactly = (-mean).exp();
+        let mut fits = exactly;
+        for ways in 1..=Bucket::WAYS {
+            exactly *= mean / ways as f64;
+            fits += exactly;
+        }
+        (1.0 - fits) * buckets as f64
+    };
+    let mut buckets = keys.div_ceil(Bucket::WAYS).next_power_of_two();
+    while overflows(buckets) > 0.7 {
+        buckets *= 2;
+    }
+    buckets
 }
 
 fn and(address: Addr, mask: Addr) -> Addr {

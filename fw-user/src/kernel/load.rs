@@ -6,6 +6,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
+use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
@@ -16,14 +17,15 @@ use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{FLOW_WORDS, FlowKey, FlowKey4, Fragment, FragmentKey};
 use fw_common::abi::maps;
-use sha2::{Digest as _, Sha256};
 
 use super::probe;
-use super::state::{Fact, Lock, StateDir, current_netns, hex, remove_if_present};
+use super::state::{Fact, Lock, StateDir, current_netns, remove_if_present};
 use super::sys;
 
 /// The BPF object that this binary carries; empty when it was built without one.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
+/// Its SHA-256.
+const OBJECT_HASH: &str = env!("FWBPF_OBJECT_HASH");
 
 const MAPS: [&str; 13] = [
     maps::ACTIVE,
@@ -191,14 +193,13 @@ pub fn prepare(state: &StateDir, _lock: &Lock, counters: u32) -> Result<(Maps, P
     // What is pinned already must have the layout that this binary expects.
     Maps::open(state)?;
 
-    let hash = hex(&Sha256::digest(OBJECT));
     let pinned = PROGRAMS.iter().all(|name| state.program(name).exists());
-    if !pinned || state.fact(Fact::Object).as_deref() != Some(&hash) {
+    if !pinned || state.fact(Fact::Object).as_deref() != Some(OBJECT_HASH) {
         probe::require()?;
         // While the pins are a mixture of two objects, no hash may vouch for them.
         state.forget_fact(Fact::Object)?;
         load_object(state, counters)?;
-        state.set_fact(Fact::Object, &hash)?;
+        state.set_fact(Fact::Object, OBJECT_HASH)?;
     }
     let maps = Maps::open(state)?.ok_or_else(|| {
         anyhow!(
@@ -251,17 +252,34 @@ fn load_object(state: &StateDir, counters: u32) -> Result<()> {
         bail!("the BPF object has no map {missing}; rebuild it with `cargo xtask build`");
     }
     // All must pass the verifier before the first one replaces its predecessor.
-    for name in PROGRAMS {
-        load_program(&mut object, name)?;
-    }
+    load_programs(&mut object)?;
     for name in PROGRAMS {
         pin_program(&mut object, name, &state.program(name))?;
     }
     Ok(())
 }
 
-fn load_program(object: &mut Ebpf, name: &str) -> Result<()> {
-    let loaded = match program(object, name)? {
+/// Side by side: the verifier takes most of a first load's time.
+fn load_programs(object: &mut Ebpf) -> Result<()> {
+    for name in PROGRAMS {
+        program(object, name)?;
+    }
+    let ours = object
+        .programs_mut()
+        .filter(|(name, _)| PROGRAMS.contains(name));
+    thread::scope(|scope| {
+        let loads: Vec<_> = ours
+            .map(|(name, program)| scope.spawn(move || load_program(program, name)))
+            .collect();
+        loads.into_iter().try_for_each(|load| {
+            load.join()
+                .map_err(|_| anyhow!("loading a program panicked"))?
+        })
+    })
+}
+
+fn load_program(program: &mut Program, name: &str) -> Result<()> {
+    let loaded = match program {
         Program::SchedClassifier(program) => program.load(),
         Program::Xdp(program) => program.load(),
         _ => bail!("the BPF object's program {name} is of an unexpected type"),

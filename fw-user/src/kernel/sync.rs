@@ -34,16 +34,15 @@ pub struct Next<'a> {
     pub cells: &'a [Cell],
     /// The interface patterns; the bit of pattern `i` is `i + 1`.
     pub patterns: &'a [InterfacePattern],
-    /// Counter slots that the running generation does not use, and their first packets and bytes.
-    pub fresh_slots: &'a [(u32, [u64; 2])],
 }
 
 /// Writes all that belongs to the next generation and flips to it.
 ///
-/// `settled` says that no program runs under the policy before the last one, whose counters and
-/// words are about to be used again.
+/// `settled` says that no program runs under the policy before the running one, whose words are
+/// about to be used again.
+///
+/// [`set_counters`] comes before.
 pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>, settled: Settled) -> Result<()> {
-    set_counters(maps, next.fresh_slots)?;
     write_devices(maps, host, next.generation, next.patterns)?;
     write_local(maps, host)?;
 
@@ -82,8 +81,9 @@ pub fn touch(maps: &mut Maps) -> Result<()> {
         .context("cannot say that verdicts may have changed")
 }
 
-/// Sets counters: all of each on the first CPU.
-fn set_counters(maps: &Maps, starts: &[(u32, [u64; 2])]) -> Result<()> {
+/// Sets counters that the running generation does not use to their first packets and bytes: all of
+/// each on the first CPU.
+pub fn set_counters(maps: &Maps, starts: &[(u32, [u64; 2])]) -> Result<()> {
     /// What is written at once, on big machines.
     const BYTES: usize = 1 << 20;
     let cpus = nr_cpus().map_err(|(path, error)| {

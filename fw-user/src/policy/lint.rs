@@ -6,7 +6,7 @@ mod families;
 mod reach;
 mod ssh;
 
-pub use ssh::{CUTS_SSH, SshSession};
+pub use ssh::SshSession;
 
 use std::collections::HashSet;
 
@@ -39,6 +39,17 @@ pub fn lint(policy: &Policy, context: &LintContext) -> Vec<Warning> {
     // Stable; what is about no line in particular comes first.
     warnings.sort_by_key(line);
     warnings
+}
+
+/// The warnings about the SSH connection alone.
+pub fn cuts_ssh(policy: &Policy, session: &SshSession) -> Vec<Warning> {
+    let mut findings = Findings {
+        policy,
+        warnings: Vec::new(),
+        said: HashSet::new(),
+    };
+    ssh::lint(&mut findings, session);
+    findings.warnings
 }
 
 /// The warnings found so far.

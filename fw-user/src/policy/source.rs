@@ -19,14 +19,12 @@ pub struct SourceFile {
 impl SourceFile {
     /// A file from its bytes. Bytes that are not UTF-8 become U+FFFD: they can only matter in a
     /// comment, where iptables takes any bytes.
-    pub fn new(name: impl Into<String>, bytes: &[u8], family: Option<Family>) -> Self {
+    pub fn new(name: impl Into<String>, bytes: impl Into<Vec<u8>>, family: Option<Family>) -> Self {
         Self {
             name: name.into(),
-            // The common case first: it is checked several letters at a time.
-            text: match std::str::from_utf8(bytes) {
-                Ok(text) => text.to_owned(),
-                Err(_) => String::from_utf8_lossy(bytes).into_owned(),
-            },
+            // The common case first: nothing is copied.
+            text: String::from_utf8(bytes.into())
+                .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
             family,
         }
     }

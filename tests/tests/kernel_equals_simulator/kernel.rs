@@ -130,11 +130,11 @@ impl Kernel {
             generation: self.generation,
             cells: &policy.cells,
             patterns: &policy.patterns,
-            fresh_slots: &fresh_slots,
         };
         // Another open file each time: a lock belongs to the opening.
         let file = File::open(self.flips.path())?;
         file.lock()?;
+        sync::set_counters(&self.maps, &fresh_slots)?;
         sync::replace(&mut self.maps, host, &next, Settled::by(file))
     }
 

@@ -11,7 +11,7 @@ use crate::policy::names::TCP;
 use crate::policy::save::called;
 
 /// The code of the warning that the policy cuts the SSH connection in use.
-pub const CUTS_SSH: &str = "cuts-ssh";
+const CUTS_SSH: &str = "cuts-ssh";
 
 /// An SSH connection, as the server's side sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,13 +22,19 @@ pub(crate) struct TableBuilder {
 
 struct ChainBuilder {
     policy: Option<ChainPolicy>,
-    rules: Vec<Built>,
+    rules: Vec<Rule>,
+    /// For each rule, the place that errors found later point to.
+    targets: Vec<Span>,
 }
 
-/// A rule and the places that errors found later point to.
-struct Built {
-    rule: Rule,
-    target: Span,
+impl ChainBuilder {
+    fn new(policy: Option<ChainPolicy>) -> Self {
+        Self {
+            policy,
+            rules: Vec::new(),
+            targets: Vec::new(),
+        }
+    }
 }
 
 impl TableBuilder {
@@ -40,10 +46,7 @@ impl TableBuilder {
             origin: None,
         };
         let chain = |name: &&str| {
-            let chain = ChainBuilder {
-                policy: Some(policy.clone()),
-                rules: Vec::new(),
-            };
+            let chain = ChainBuilder::new(Some(policy.clone()));
             ((*name).to_owned(), chain)
         };
         Self {
@@ -75,11 +78,7 @@ impl TableBuilder {
 
     /// Adds a user-defined chain that does not exist yet.
     pub fn add_chain(&mut self, name: &str) {
-        let chain = ChainBuilder {
-            policy: None,
-            rules: Vec::new(),
-        };
-        self.chains.insert(name.to_owned(), chain);
+        self.chains.insert(name.to_owned(), ChainBuilder::new(None));
     }
 
     /// Sets a built-in chain's policy.
@@ -94,6 +93,7 @@ impl TableBuilder {
         for (own, chain) in &mut self.chains {
             if name.is_none_or(|name| own == name) {
                 chain.rules.clear();
+                chain.targets.clear();
             }
         }
     }
@@ -127,9 +127,7 @@ impl TableBuilder {
 
     fn is_referenced(&self, name: &str) -> bool {
         let rules = self.chains.values().flat_map(|chain| &chain.rules);
-        rules
-            .into_iter()
-            .any(|built| called(&built.rule) == Some(name))
+        rules.into_iter().any(|rule| called(rule) == Some(name))
     }
 
     /// How many rules a chain has.
@@ -151,12 +149,18 @@ impl TableBuilder {
             return;
         };
         expand(draft, report.origin(line), |rule| {
-            let built = Built { rule, target };
+            // iptables inserts the rules of a list one by one at the same place, which turns their
+            // order around.
             match at {
-                None => chain.rules.push(built),
-                // iptables inserts the rules of a list one by one at the same place, which
-                // turns their order around.
-                Some(index) => chain.rules.insert(index.min(chain.rules.len()), built),
+                None => {
+                    chain.rules.push(rule);
+                    chain.targets.push(target);
+                }
+                Some(at) => {
+                    let at = at.min(chain.rules.len());
+                    chain.rules.insert(at, rule);
+                    chain.targets.insert(at, target);
+                }
             }
         });
     }
@@ -167,7 +171,7 @@ impl TableBuilder {
         let finished = |(name, chain): (String, ChainBuilder)| Chain {
             name,
             policy: chain.policy,
-            rules: chain.rules.into_iter().map(|built| built.rule).collect(),
+            rules: chain.rules,
         };
         let mut chains: Vec<Chain> = self.chains.into_iter().map(finished).collect();
         // Stable, so that the built-in chains keep the kernel's order.
@@ -192,31 +196,31 @@ impl TableBuilder {
             visited[index] = true;
             while let Some((chain, next)) = path.last_mut() {
                 let chain_index = *chain;
-                let Some(built) = self.chains[chain_index].rules.get(*next) else {
+                let ChainBuilder { rules, targets, .. } = &self.chains[chain_index];
+                let (Some(rule), Some(target)) = (rules.get(*next), targets.get(*next)) else {
                     path.pop();
                     continue;
                 };
                 *next += 1;
                 let misplaced =
-                    matches!(built.rule.target, Target::Masquerade(_)) && start != "POSTROUTING";
-                if misplaced && !reported.contains(&built.target) {
-                    reported.push(built.target);
-                    report.error(Problem::wrong("wrong-chain", built.target, format!("MASQUERADE can be reached from {start}"))
+                    matches!(rule.target, Target::Masquerade(_)) && start != "POSTROUTING";
+                if misplaced && !reported.contains(target) {
+                    reported.push(*target);
+                    report.error(Problem::wrong("wrong-chain", *target, format!("MASQUERADE can be reached from {start}"))
                         .expected("a place that only POSTROUTING reaches")
                         .help("put the rule into POSTROUTING, or into a chain that only POSTROUTING calls"));
                 }
-                if always_ends(&built.rule) {
+                if always_ends(rule) {
                     path.pop();
                     continue;
                 }
-                let Some(callee) =
-                    called(&built.rule).and_then(|name| self.chains.get_index_of(name))
+                let Some(callee) = called(rule).and_then(|name| self.chains.get_index_of(name))
                 else {
                     continue;
                 };
                 if path.iter().any(|(chain, _)| *chain == callee) {
-                    if !reported.contains(&built.target) {
-                        reported.push(built.target);
+                    if !reported.contains(target) {
+                        reported.push(*target);
                         let ring: Vec<_> = path
                             .iter()
                             .skip_while(|(chain, _)| *chain != callee)
@@ -226,7 +230,7 @@ impl TableBuilder {
                         report.error(
                             Problem::wrong(
                                 "loop",
-                                built.target,
+                                *target,
                                 format!(
                                     "the chain `{name}` reaches itself: {} -> {name}",
                                     ring.join(" -> ")

@@ -29,7 +29,8 @@ impl<'a> Reader<'a, '_, '_> {
         let repeatable = matches!(core, Core::Match | Core::Ipv4 | Core::Ipv6);
         // -j and -g exclude each other.
         let slot = if core == Core::Goto { Core::Jump } else { core };
-        if !repeatable && self.seen.contains(&slot) {
+        let bit = 1 << slot as u32;
+        if !repeatable && self.seen & bit != 0 {
             self.error(
                 Problem::wrong(
                     "given-twice",
@@ -39,7 +40,7 @@ impl<'a> Reader<'a, '_, '_> {
                 .expected("only one"),
             );
         }
-        self.seen.push(slot);
+        self.seen |= bit;
         match core {
             // Of the rule's own IP version: lines of the other are not read at all.
             Core::Ipv4 | Core::Ipv6 => {}
@@ -243,8 +244,7 @@ impl<'a> Reader<'a, '_, '_> {
             word.is_some_and(|word| !word.text.starts_with('-') && word.text != "!")
         };
         if !optional || is_operand(self.words.get(self.next)) {
-            let chain = self.argument(word).cloned();
-            self.operands.extend(chain);
+            self.operand(word);
         }
         let second = match core {
             Core::Insert => is_operand(self.words.get(self.next)),
@@ -252,8 +252,14 @@ impl<'a> Reader<'a, '_, '_> {
             _ => false,
         };
         if second && !self.operands.is_empty() {
-            let operand = self.argument(word).cloned();
-            self.operands.extend(operand);
+            self.operand(word);
         }
+    }
+
+    /// Takes the next word for the command.
+    fn operand(&mut self, command: &Word<'_>) {
+        let first = self.next - self.operands.len();
+        self.argument(command);
+        self.operands = &self.words[first..self.next];
     }
 }

@@ -22,7 +22,7 @@ pub(crate) struct Line<'a> {
     /// The command; `None` if there was none or it could not be read.
     pub command: Option<(Core, Span)>,
     /// The words after the command: the chain, and for `-I` a number, for `-P` the policy.
-    pub operands: Vec<Word<'a>>,
+    pub operands: &'a [Word<'a>],
     pub rule: RuleDraft,
     /// False if anything was reported as an error.
     pub sound: bool,
@@ -70,8 +70,8 @@ pub(crate) fn read_line<'a>(
         report,
         not: None,
         command: None,
-        operands: Vec::new(),
-        seen: Vec::new(),
+        operands: &[],
+        seen: 0,
         rule: RuleDraft::default(),
         matches: Vec::new(),
         implicit_used: false,
@@ -113,8 +113,9 @@ struct Reader<'a, 'r, 'f> {
     /// Where a `!` stands that waits for its option.
     not: Option<Span>,
     command: Option<(Core, Span)>,
-    operands: Vec<Word<'a>>,
-    seen: Vec<Core>,
+    operands: &'a [Word<'a>],
+    /// The options so far, a bit each.
+    seen: u32,
     rule: RuleDraft,
     matches: Vec<LoadedMatch>,
     implicit_used: bool,
