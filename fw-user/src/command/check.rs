@@ -6,7 +6,7 @@ use super::Failure;
 use super::output::Output;
 use super::source::parse;
 use crate::cli::Check;
-use crate::compile::{Slots, compile};
+use crate::compile::Draft;
 use crate::policy::{LintContext, PolicyErrors, SshSession, Warning, lint};
 
 /// What `--json` prints.
@@ -24,12 +24,16 @@ pub fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure> {
     let files = &arguments.policy;
     let report = match parse(&files.files, files.family.chosen(), files.strict)? {
         Ok(loaded) => {
-            let limit = compile(&loaded.policy, &Slots::fresh(&loaded.policy), 1, &[]).err();
+            let draft = Draft::of(&loaded.policy);
             let context = LintContext {
                 ssh: SshSession::of_environment(),
             };
             let mut warnings = loaded.warnings;
             warnings.extend(lint(&loaded.policy, &context));
+            if let Ok(draft) = &draft {
+                warnings.extend(draft.costs(&loaded.policy));
+            }
+            let limit = draft.err();
             Report {
                 accepted: limit.is_none(),
                 errors: None,

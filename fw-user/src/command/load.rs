@@ -58,6 +58,9 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
             return Err(Failure::Refused);
         }
     };
+    for warning in draft.costs(&policy) {
+        output.say(warning);
+    }
     // Afterwards may be too late to read it.
     if let Some(session) = SshSession::of_environment() {
         for warning in cuts_ssh(&policy, &session) {

@@ -29,7 +29,18 @@ pub(super) const fn abi_family(family: Family) -> AbiFamily {
 /// Every chain's place in the directory.
 pub(super) struct Layout<'a> {
     tables: Vec<PlacedTable<'a>>,
+    walks: Vec<Walk>,
     directory_len: usize,
+}
+
+/// The longest way that a packet might take from a base chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Walk {
+    pub family: Family,
+    pub table: TableName,
+    pub chain: String,
+    /// Rules on it that match without deciding: they jump, or only count.
+    pub steps: u64,
 }
 
 struct PlacedTable<'a> {
@@ -52,6 +63,7 @@ impl<'a> Layout<'a> {
     pub fn of(policy: &'a Policy) -> Result<Self, Limits> {
         let mut next = FIRST_USER_CHAIN;
         let mut placed = Vec::new();
+        let mut walks = Vec::new();
         for (family, name, table) in tables(policy) {
             let mut ids = BTreeMap::new();
             for chain in &table.chains {
@@ -63,11 +75,19 @@ impl<'a> Layout<'a> {
                 ids.insert(chain.name.as_str(), id);
             }
             let nest = Nest { policy, table };
-            nest.check()?;
+            for (chain, steps) in nest.check()? {
+                walks.push(Walk {
+                    family,
+                    table: name,
+                    chain: chain.to_owned(),
+                    steps,
+                });
+            }
             placed.push(PlacedTable { family, table, ids });
         }
         Ok(Self {
             tables: placed,
+            walks,
             directory_len: next as usize,
         })
     }
@@ -82,6 +102,11 @@ impl<'a> Layout<'a> {
                 ids: &placed.ids,
             })
         })
+    }
+
+    /// How far packets may have to go, by base chain.
+    pub fn walks(&self) -> Vec<Walk> {
+        self.walks.clone()
     }
 
     /// Chain cells.
@@ -117,8 +142,9 @@ enum Mark {
     Unseen,
     /// On the way from a base chain to the chain looked at.
     Open,
-    /// Left for good: return addresses that it needs on the stack.
-    Done(u32),
+    /// Left for good: return addresses that it needs on the stack, and rules that a packet might
+    /// match in it and behind it without being decided on.
+    Done(u32, u64),
 }
 
 /// A chain on the way, and how far its rules have been looked at.
@@ -127,13 +153,17 @@ struct Visit {
     rule: usize,
     /// Return addresses needed so far.
     depth: u32,
+    /// Rules so far that may match without deciding, and what is behind them.
+    steps: u64,
 }
 
 impl<'a> Nest<'a> {
     /// Follows every jump from the base chains, as the kernel does when it loads a table
     /// (`mark_source_chains`, net/ipv4/netfilter/ip_tables.c): chains that nothing reaches may
     /// loop. Without recursion, as a file may hold a chain of any number of gotos.
-    fn check(&self) -> Result<(), Limits> {
+    ///
+    /// Returns the base chains with the number of rules that a packet might have to pass.
+    fn check(&self) -> Result<Vec<(&'a str, u64)>, Limits> {
         let names: BTreeMap<&str, usize> = self
             .table
             .chains
@@ -152,12 +182,16 @@ impl<'a> Nest<'a> {
             }
         }
         let mut marks = vec![Mark::Unseen; self.table.chains.len()];
+        let mut steps = Vec::new();
         for (base, chain) in self.table.chains.iter().enumerate() {
             if chain.policy.is_some() {
                 self.visit(base, &names, &mut marks)?;
+                if let Mark::Done(_, most) = marks[base] {
+                    steps.push((chain.name.as_str(), most));
+                }
             }
         }
-        Ok(())
+        Ok(steps)
     }
 
     fn visit(
@@ -170,17 +204,19 @@ impl<'a> Nest<'a> {
             chain,
             rule: 0,
             depth: 0,
+            steps: 0,
         };
         marks[base] = Mark::Open;
         let mut way = vec![open(base)];
         while let Some(here) = way.last_mut() {
             let Some(rule) = self.table.chains[here.chain].rules.get(here.rule) else {
-                marks[here.chain] = Mark::Done(here.depth);
+                marks[here.chain] = Mark::Done(here.depth, here.steps);
                 way.pop();
                 continue;
             };
             let Some((name, frames)) = jump(rule) else {
                 here.rule += 1;
+                here.steps += u64::from(rule.target == Target::Continue);
                 continue;
             };
             match marks[names[name]] {
@@ -194,7 +230,8 @@ impl<'a> Nest<'a> {
                         chain: name.to_owned(),
                     });
                 }
-                Mark::Done(depth) => {
+                Mark::Done(depth, steps) => {
+                    here.steps = here.steps.saturating_add(steps).saturating_add(1);
                     here.depth = here.depth.max(depth + frames);
                     here.rule += 1;
                     if here.depth > MAX_DEPTH {

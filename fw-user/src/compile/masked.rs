@@ -17,12 +17,16 @@ use super::table_set::align;
 use crate::policy::model::Family;
 
 /// Appends the chain's table cells, buckets and rules. Returns the number of tables.
-pub(super) fn place(rules: &[RuleFields], family: Family, cells: &mut Vec<Cell>) -> u32 {
-    let Groups { mut tables, next } = Groups::of(rules, family);
-    tables.sort_by_key(MaskedTable::min_index);
+pub(super) fn place(
+    rules: &[RuleFields],
+    groups: &Groups,
+    family: Family,
+    cells: &mut Vec<Cell>,
+) -> u32 {
+    let Groups { tables, next } = groups;
     let chain = Chain {
         rules,
-        next: &next,
+        next,
         family,
     };
     let first = cells.len();
@@ -47,7 +51,8 @@ struct Chain<'a> {
 const END: u32 = u32::MAX;
 
 /// The rules of a chain, distributed over tables.
-struct Groups {
+pub(super) struct Groups {
+    /// Ascending by smallest rule index.
     tables: Vec<MaskedTable>,
     /// The next rule of the same list, by rule.
     next: Vec<u32>,
@@ -57,7 +62,7 @@ impl Groups {
     /// Puts every rule into the first table that can hold it and has room in its list, else into a
     /// new table of a tuple a little wider than the rule's own, so that similar rules will fit as
     /// well.
-    fn of(rules: &[RuleFields], family: Family) -> Self {
+    pub fn of(rules: &[RuleFields], family: Family) -> Self {
         let mut groups = Self {
             tables: Vec::new(),
             next: vec![END; rules.len()],
@@ -65,7 +70,21 @@ impl Groups {
         for rule in rules {
             groups.put(rule, family);
         }
+        groups.tables.sort_by_key(MaskedTable::min_index);
         groups
+    }
+
+    /// The number of tables, each of which every packet may have to be looked for in.
+    pub fn tables(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// The length of the longest list, with each of whose rules a packet may have to be compared,
+    /// and the index of its first rule.
+    pub fn longest(&self) -> (u32, u32) {
+        let lists = self.tables.iter().flat_map(|table| table.lists.values());
+        let longest = lists.max_by_key(|list| list.length);
+        longest.map_or((0, 0), |list| (list.length, list.first))
     }
 
     fn put(&mut self, rule: &RuleFields, family: Family) {

@@ -65,7 +65,7 @@ fn assert_findable(rules: &[RuleFields], family: Family, cells: &[Cell], first: 
 
 fn placed(rules: &[RuleFields], family: Family) -> (Vec<Cell>, u32) {
     let mut cells = vec![Cell::default()];
-    let count = place(rules, family, &mut cells);
+    let count = place(rules, &Groups::of(rules, family), family, &mut cells);
     (cells, count)
 }
 

@@ -4,6 +4,7 @@
 //! a record, `masked` groups the rules of a long chain into masked-hash tables.
 
 mod chains;
+mod cost;
 mod dump;
 mod limits;
 mod lower;
@@ -26,8 +27,9 @@ use fw_common::abi::blob::{
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
 use crate::policy::model::{Family, Policy, Ruleset};
-use chains::{Layout, PlacedChain};
+use chains::{Layout, PlacedChain, Walk};
 use lower::{Lowered, Scope};
+use masked::Groups;
 use patterns::Patterns;
 
 /// Compiles a policy into the cells of one generation.
@@ -57,6 +59,7 @@ pub struct Draft {
     directory_len: usize,
     features: u32,
     patterns: Patterns,
+    walks: Vec<Walk>,
 }
 
 impl Draft {
@@ -73,6 +76,7 @@ impl Draft {
             directory_len,
             features: features(policy),
             patterns,
+            walks: layout.walks(),
         })
     }
 
@@ -99,6 +103,7 @@ impl Draft {
             directory_len,
             features,
             patterns,
+            walks: _,
         } = self;
         // Nearly all that is still to come: a cell or two for each rule, buckets, and the meta.
         cells.reserve(slots.of.len() * 2 + meta.len() / size_of::<Cell>());
@@ -147,6 +152,8 @@ struct ReadyChain {
     family: Family,
     fields: ChainFields,
     rules: Vec<RuleFields>,
+    /// Of a chain that is not stored rule by rule.
+    groups: Option<Groups>,
 }
 
 impl ReadyChain {
@@ -209,6 +216,7 @@ fn lower_chains(
                 stride: stride(family),
                 ..ChainFields::default()
             },
+            groups: (rules.len() > LINEAR_MAX as usize).then(|| Groups::of(&rules, family)),
             rules,
         });
     }
@@ -216,9 +224,9 @@ fn lower_chains(
 }
 
 fn place_rules(chain: &ReadyChain, cells: &mut Vec<Cell>) -> ChainFields {
-    if chain.rules.len() > LINEAR_MAX as usize {
+    if let Some(groups) = &chain.groups {
         let first = cells.len() as u32;
-        let count = masked::place(&chain.rules, chain.family, cells);
+        let count = masked::place(&chain.rules, groups, chain.family, cells);
         return ChainFields {
             kind: chain_kind::TABLES,
             first,

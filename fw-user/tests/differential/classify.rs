@@ -79,14 +79,14 @@ proptest! {
 }
 
 /// Slots in an order of their own, so that a slot taken for an index shows.
-fn scattered_slots(policy: &Policy) -> Slots {
+pub fn scattered_slots(policy: &Policy) -> Slots {
     let needed = Slots::needed_by(policy) as u32;
     Slots {
         of: (0..needed).rev().map(|slot| slot * 3 + 5).collect(),
     }
 }
 
-fn host() -> Host {
+pub fn host() -> Host {
     let device = |(index, name): (usize, &&str)| HostDevice::ethernet(index as u32 + 1, name);
     Host {
         devices: generate::INTERFACES
@@ -98,7 +98,7 @@ fn host() -> Host {
     }
 }
 
-fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Seen) -> Decision {
+pub fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Seen) -> Decision {
     let family = match seen.family {
         Family::Ipv4 => AbiFamily::V4,
         Family::Ipv6 => AbiFamily::V6,
@@ -151,7 +151,7 @@ fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Seen) 
     traverse(&mut packet, tables, base.id(family), &mut scratch)
 }
 
-fn as_decision(outcome: &Outcome) -> Decision {
+pub fn as_decision(outcome: &Outcome) -> Decision {
     match outcome {
         Outcome::Accept => Decision::Accept,
         Outcome::Drop => Decision::Drop(fw_common::abi::stat::Stat::Policy),

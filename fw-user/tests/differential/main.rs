@@ -1,6 +1,7 @@
 //! Random policies and packets: the compiled policy against the model's own meaning, and
 //! properties of the whole datapath.
 
+mod adversarial;
 mod classify;
 mod datapath;
 mod generate;
