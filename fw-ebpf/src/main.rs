@@ -2,6 +2,11 @@
 //! action. All logic is in `fw_common::datapath`.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![allow(
+    internal_features,
+    reason = "the target has no `core::sync::atomic`, so compare-and-exchange is the intrinsic"
+)]
 #![allow(
     missing_docs,
     reason = "the program macros make undocumented functions beside the documented ones"

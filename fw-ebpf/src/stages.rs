@@ -11,6 +11,7 @@ use fw_common::datapath::early::SendOn;
 use fw_common::datapath::egress::PlaceOut;
 use fw_common::datapath::forward::send;
 use fw_common::datapath::ingress::{PlaceIn, Translate};
+use fw_common::datapath::limit;
 use fw_common::datapath::nat::Open;
 use fw_common::datapath::packet::Packet;
 use fw_common::datapath::scratch::Scratch;
@@ -101,6 +102,17 @@ pub extern "C" fn fwbpf_advance_tcp(
     match unsafe { (flow.as_ref(), segment.as_ref()) } {
         (Some(flow), Some(segment)) => tcp::advance(flow, segment, reply != 0),
         _ => tcp::INVALID,
+    }
+}
+
+/// [`limit::deferred_hold`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fwbpf_deferred(scratch: *mut Scratch) -> u32 {
+    // SAFETY: the pointer outlives the call, and the caller lends its own scratch space.
+    match unsafe { scratch.as_mut() } {
+        Some(scratch) => limit::deferred_hold(&BpfTables, scratch),
+        None => limit::LATER,
     }
 }
 

@@ -5,17 +5,20 @@
 )]
 
 use core::ffi::c_void;
+use core::intrinsics::AtomicOrdering;
 
 use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use aya_ebpf::maps::lpm_trie::Key;
 use fw_common::MapCell;
-use fw_common::abi::blob::{MAX_DEPTH, Page};
+use fw_common::abi::blob::{Cell, MAX_DEPTH, PAGE_CELLS, Page, place};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::Recorder;
+use fw_common::datapath::limit::LATER;
+use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 
@@ -24,6 +27,7 @@ use crate::maps::{
     NEAR_DEVICES, PATH_SLOTS, POLICY, Policy, STATS, path,
 };
 use crate::stages::fwbpf_advance_tcp;
+use crate::stages::fwbpf_deferred;
 
 /// One generation: its inner map. The kernel keeps it alive while a program that looked it up runs.
 #[derive(Clone, Copy)]
@@ -206,6 +210,36 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn limit(&self, generation: Generation, cell: u32) -> u64 {
+        match limit_state(generation, cell) {
+            // SAFETY: within the cell, and aligned; programs on other CPUs may write it at any time.
+            Some(state) => unsafe { state.read_volatile() },
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn replace_limit(&self, generation: Generation, cell: u32, old: u64, new: u64) -> bool {
+        match limit_state(generation, cell) {
+            // SAFETY: as in `limit`.
+            Some(state) => unsafe {
+                core::intrinsics::atomic_cxchg::<
+                    u64,
+                    { AtomicOrdering::SeqCst },
+                    { AtomicOrdering::SeqCst },
+                >(state, old, new)
+                .1
+            },
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
+        fwbpf_deferred(scratch)
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: no argument, no side effect.
         unsafe { bpf_ktime_get_coarse_ns() }
@@ -238,6 +272,19 @@ impl Tables for BpfTables {
                 0,
             );
         }
+    }
+}
+
+/// The state of a limit: the last two words of its cell.
+#[inline(always)]
+fn limit_state(generation: Generation, cell: u32) -> Option<*mut u64> {
+    let (number, at) = place(cell);
+    // SAFETY: as in `page`.
+    let page = unsafe { &*generation.0 }.get_ptr_mut(number)?;
+    // SAFETY: `place` returns a place within a page.
+    unsafe {
+        let cell = page.cast::<Cell>().add(at % PAGE_CELLS);
+        Some((&raw mut (*cell).w[14]).cast::<u64>())
     }
 }
 
@@ -373,6 +420,19 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn frame(&self, depth: u32) -> Option<&MapCell<u64>> {
         FRAMES.get(depth)
+    }
+    #[inline(always)]
+    fn limit(&self, generation: Generation, cell: u32) -> u64 {
+        BpfTables.limit(generation, cell)
+    }
+    #[inline(always)]
+    fn replace_limit(&self, _: Generation, _: u32, _: u64, _: u64) -> bool {
+        false
+    }
+    /// Whether the packet ends here is not certain yet: nothing may be taken from a limit.
+    #[inline(always)]
+    fn deferred_hold(&self, _scratch: &mut Scratch) -> u32 {
+        LATER
     }
     #[inline(always)]
     fn now(&self) -> u64 {

@@ -251,8 +251,8 @@ pub struct Fragment {
     pub direction: u8,
     /// Bit 0: the first fragment traversed the nat chains. Bit 1: it was dropped.
     pub flags: u8,
-    /// Zero.
-    pub reserved: u32,
+    /// What limits said to the first fragment, the first answer in the lowest bit.
+    pub limits: u32,
 }
 
 pod! {

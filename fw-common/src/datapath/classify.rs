@@ -3,6 +3,7 @@
 
 use core::ops::ControlFlow;
 
+use super::limit;
 use super::packet::Packet;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
@@ -53,8 +54,10 @@ pub struct Walk {
     /// The list cell to be looked at.
     at: u32,
     /// First predicate of the rule at hand, and whether all held so far.
-    predicates: u32,
-    hold: u32,
+    pub(super) predicates: u32,
+    pub(super) hold: u32,
+    /// How many of the rule's predicates were put off.
+    pub(super) deferred: u32,
     /// How many rules and policies were counted, and the first of them.
     pub hits: u32,
     /// See `hits`; the last word is never read.
@@ -210,6 +213,13 @@ impl<T: Tables> Steps<'_, T> {
         if chain.kind() == chain_kind::LINEAR && !self.search().predicates_hold(rule) {
             return ControlFlow::Continue(());
         }
+        if rule.deferred_count() != 0 {
+            match self.deferred_hold(rule) {
+                limit::HOLD => {}
+                limit::FAIL => return ControlFlow::Continue(()),
+                _ => return ControlFlow::Break(()),
+            }
+        }
         self.count(rule.slot());
         let walk = &mut self.scratch.walk;
         match rule.target() {
@@ -241,6 +251,16 @@ impl<T: Tables> Steps<'_, T> {
             generation: self.generation,
             scratch: self.scratch,
         }
+    }
+
+    /// Asks the predicates that change when they are asked.
+    #[inline(never)]
+    fn deferred_hold(&mut self, rule: Rule<'_>) -> u32 {
+        let walk = &mut self.scratch.walk;
+        walk.uncacheable = true;
+        walk.predicates = rule.predicates().wrapping_add(rule.predicate_count());
+        walk.deferred = rule.deferred_count();
+        self.tables.deferred_hold(self.scratch)
     }
 
     /// Finds the first rule of a short chain, at or after the cursor, whose fields match. Whether
@@ -529,7 +549,7 @@ impl<T: Tables> Step for All<'_, T> {
 }
 
 #[inline(always)]
-fn holds(predicate: Predicate<'_>, scratch: &Scratch) -> bool {
+pub(super) fn holds(predicate: Predicate<'_>, scratch: &Scratch) -> bool {
     let w = &predicate.0.w;
     let query = &scratch.query;
     let headers = &scratch.headers;

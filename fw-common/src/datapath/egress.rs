@@ -162,7 +162,12 @@ impl Stage for PlaceOut {
     ) -> u32 {
         let note = note as u16;
         if scratch.headers.part as u8 == Part::Later as u8 {
-            let first = borrow(tables, &mut scratch.headers, Side::Egress);
+            let first = borrow(
+                tables,
+                &mut scratch.headers,
+                &mut scratch.outcomes,
+                Side::Egress,
+            );
             if first.found {
                 follow(tables, scratch, false, first);
             }

@@ -56,7 +56,12 @@ pub struct Borrowed {
 
 /// Completes a later fragment's headers from the first's.
 #[inline(never)]
-pub fn borrow<T: Tables>(tables: &T, headers: &mut Headers, side: Side) -> Borrowed {
+pub fn borrow<T: Tables>(
+    tables: &T,
+    headers: &mut Headers,
+    limits: &mut Outcomes,
+    side: Side,
+) -> Borrowed {
     let mut borrowed = Borrowed {
         found: false,
         opened: false,
@@ -69,6 +74,8 @@ pub fn borrow<T: Tables>(tables: &T, headers: &mut Headers, side: Side) -> Borro
         headers.key.ports = fragment.ports;
         headers.flow_ports = fragment.flow_ports;
         headers.tcp_flags = fragment.tcp_flags;
+        limits.begin(side);
+        limits.word = fragment.limits;
         borrowed.found = true;
         borrowed.opened = fragment.flags & OPENED != 0;
         borrowed.ct = fragment.ct;
@@ -79,9 +86,59 @@ pub fn borrow<T: Tables>(tables: &T, headers: &mut Headers, side: Side) -> Borro
 
 /// Keeps what later fragments will need, if the packet is a first fragment.
 #[inline(always)]
-pub fn lend<T: Tables>(tables: &T, scratch: &Scratch, side: Side) {
+pub fn lend<T: Tables>(tables: &T, scratch: &mut Scratch, side: Side) {
     if scratch.headers.part as u8 == Part::First as u8 {
+        scratch.outcomes.begin(side);
         store(tables, scratch, side);
+    }
+}
+
+/// What limits said to a datagram's first fragment: its later ones get the same answers, for
+/// netfilter asks once a datagram.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Outcomes {
+    /// The answers, the first in the lowest bit.
+    word: u32,
+    /// How many there are, or were given again.
+    count: u32,
+    at_egress: bool,
+}
+
+impl Outcomes {
+    #[inline(always)]
+    fn begin(&mut self, side: Side) {
+        self.word = 0;
+        self.count = 0;
+        self.at_egress = side as u8 == Side::Egress as u8;
+    }
+
+    /// The next answer that the first fragment got. The word has room for 32: what is asked more
+    /// often fails.
+    #[inline(always)]
+    pub fn next(&mut self) -> bool {
+        let count = self.count;
+        self.count = count.wrapping_add(1);
+        count < 32 && self.word >> (count & 31) & 1 != 0
+    }
+}
+
+/// Keeps an answer that the packet got, if it is a first fragment.
+#[inline(always)]
+pub fn note_outcome<T: Tables>(tables: &T, scratch: &mut Scratch, held: bool) {
+    if scratch.headers.part as u8 != Part::First as u8 {
+        return;
+    }
+    let outcomes = &mut scratch.outcomes;
+    let count = outcomes.count;
+    outcomes.count = count.wrapping_add(1);
+    if !held || count >= 32 {
+        return;
+    }
+    outcomes.word |= 1 << (count & 31);
+    if outcomes.at_egress {
+        store(tables, scratch, Side::Egress);
+    } else {
+        store(tables, scratch, Side::Ingress);
     }
 }
 
@@ -96,7 +153,7 @@ fn store<T: Tables>(tables: &T, scratch: &Scratch, side: Side) {
         ct: tracked.ct,
         direction: tracked.direction,
         flags: if tracked.opens { OPENED } else { 0 },
-        reserved: 0,
+        limits: scratch.outcomes.word,
     };
     tables.insert_fragment(&key(headers, side), &fragment);
 }

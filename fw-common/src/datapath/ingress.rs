@@ -158,7 +158,12 @@ impl Stage for PlaceIn {
         let note = note as u16;
         let aliases = scratch.has_nat();
         if scratch.headers.part as u8 == Part::Later as u8 {
-            let first = borrow(tables, &mut scratch.headers, Side::Ingress);
+            let first = borrow(
+                tables,
+                &mut scratch.headers,
+                &mut scratch.outcomes,
+                Side::Ingress,
+            );
             if first.found {
                 follow(tables, scratch, aliases, first);
             }

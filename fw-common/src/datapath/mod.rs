@@ -9,6 +9,7 @@ pub mod classify;
 pub mod conntrack;
 pub mod forward;
 pub mod header;
+pub mod limit;
 pub mod nat;
 pub mod packet;
 pub mod quoted;

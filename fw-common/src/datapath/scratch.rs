@@ -3,7 +3,9 @@
 use super::classify::{Query, Walk};
 use super::conntrack::{NO_FLOW, Tracked, outside};
 use super::forward::Sending;
+use super::fragment::Outcomes;
 use super::header::Headers;
+use super::limit::Asked;
 use super::nat::Draft;
 use super::quoted::Quoted;
 use super::rewrite::Endpoint;
@@ -68,6 +70,10 @@ pub struct Scratch {
     pub query: Query,
     /// Where the walk through the chains is.
     pub walk: Walk,
+    /// What limits said to the datagram.
+    pub outcomes: Outcomes,
+    /// The limit that a rule asks.
+    pub limit: Asked,
     /// The flow that the packet opens.
     pub draft: Draft,
     /// TCP flags that rules asked about.

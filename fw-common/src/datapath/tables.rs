@@ -2,6 +2,7 @@
 
 use core::ops::ControlFlow;
 
+use super::scratch::Scratch;
 use super::tcp::{self, Segment};
 use crate::MapCell;
 use crate::abi::blob::{Cell, Page, place};
@@ -11,7 +12,7 @@ use crate::abi::stat::Stat;
 use crate::abi::{Addr, Family};
 
 /// The datapath's state: BPF maps in the kernel, collections in the simulator.
-pub trait Tables {
+pub trait Tables: Sized {
     /// A handle of one policy, held for a whole packet so that it is judged by one generation.
     type Generation: Copy;
 
@@ -65,6 +66,20 @@ pub trait Tables {
 
     /// One of [`crate::abi::blob::MAX_DEPTH`] return addresses of the chain interpreter.
     fn frame(&self, depth: u32) -> Option<&MapCell<u64>>;
+
+    /// The state of the limit in a cell, see [`super::limit`].
+    fn limit(&self, generation: Self::Generation, cell: u32) -> u64;
+
+    /// Replaces a limit's state; false if it is not what it was any more.
+    fn replace_limit(&self, generation: Self::Generation, cell: u32, old: u64, new: u64) -> bool;
+
+    /// Asks a rule's predicates that change when they are asked: [`super::limit::deferred_hold`],
+    /// which a BPF program calls as a global function. [`super::limit::LATER`] where nothing may
+    /// change yet.
+    #[inline(always)]
+    fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
+        super::limit::deferred_hold(self, scratch)
+    }
 
     /// The coarse monotonic clock, nanoseconds.
     fn now(&self) -> u64;

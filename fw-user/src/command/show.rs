@@ -128,7 +128,8 @@ pub fn comment(rule: &Rule) -> Option<&str> {
         | Match::Icmp(_)
         | Match::Multiport(_)
         | Match::State(_)
-        | Match::Conntrack(_) => None,
+        | Match::Conntrack(_)
+        | Match::Limit(_) => None,
     })
 }
 

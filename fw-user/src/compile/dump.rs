@@ -167,7 +167,7 @@ impl Dump<'_> {
                 write!(f, " {name} bit {bit}")?;
             }
         }
-        for place in 0..rule.predicate_count() {
+        for place in 0..rule.predicate_count() + rule.deferred_count() {
             match self.cell(rule.predicates() + place) {
                 Some(cell) => self.predicate(cell, f)?,
                 None => write!(f, " [predicate beyond the end]")?,
@@ -209,6 +209,7 @@ impl Dump<'_> {
             condition::CT_STATE => write!(f, "ct {:#04x}", w[1])?,
             condition::CT_DIRECTION => write!(f, "direction {} without flow {}", w[1], w[2])?,
             condition::ICMP => write!(f, "icmp {} codes {}-{}", w[1], w[2], w[3])?,
+            condition::LIMIT => write!(f, "limit cost {} cap {}", w[2], w[4])?,
             other => write!(f, "unknown condition {other}")?,
         }
         f.write_char(']')

@@ -64,6 +64,16 @@ pub enum Limits {
         /// The slots that there are.
         slots: u32,
     },
+    /// A limit that the kernel refuses, too.
+    #[error(
+        "{place}: `--limit-burst {burst}` is too much for so slow a limit, as it is for iptables; write a smaller burst, or a faster limit"
+    )]
+    Rate {
+        /// The rule.
+        place: Place,
+        /// The burst.
+        burst: u32,
+    },
     /// A port list longer than iptables' own.
     #[error(
         "{place}: the port list has {ranges} separate ranges, and `-m multiport` takes 15; write the rule twice, with half of the list each"

@@ -50,25 +50,44 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
         Some(Negatable { not: true, value }) => out.predicate(true, Condition::Protocol(value)),
         None => {}
     }
+    // A limit is asked only if all before it holds, and what stands behind it only if it holds.
+    let mut deferred: Vec<Lowered> = Vec::new();
     for condition in &rule.matches {
+        let part = deferred.last_mut().unwrap_or(&mut out);
         match condition {
-            Match::Tcp(tcp) => out.tcp(tcp),
+            Match::Tcp(tcp) => part.tcp(tcp),
             Match::Udp(ports) => {
-                out.require_protocol(UDP);
-                out.ports(ports);
+                part.require_protocol(UDP);
+                part.ports(ports);
             }
-            Match::Icmp(kind) => out.icmp(*kind, scope.family),
+            Match::Icmp(kind) => part.icmp(*kind, scope.family),
             Match::Multiport(multiport) => {
-                out.multiport(multiport)
+                part.multiport(multiport)
                     .map_err(|ranges| Limits::PortList {
                         place: Place::of(scope.policy, rule.origin),
                         ranges,
                     })?;
             }
-            Match::State(states) => out.states(states.not, states.value.0),
-            Match::Conntrack(conntrack) => out.conntrack(conntrack),
+            Match::State(states) => part.states(states.not, states.value.0),
+            Match::Conntrack(conntrack) => part.conntrack(conntrack),
+            Match::Limit(limit) => {
+                let Some((cost, cap)) = limit.credits() else {
+                    return Err(Limits::Rate {
+                        place: Place::of(scope.policy, rule.origin),
+                        burst: limit.burst,
+                    });
+                };
+                let mut next = Lowered::default();
+                next.predicate(false, Condition::Limit { cost, cap });
+                deferred.push(next);
+            }
             Match::Comment(_) => {}
         }
+    }
+    for part in deferred {
+        let before = out.predicates.len();
+        part.into_predicates(&mut out.predicates);
+        out.fields.deferred_count += (out.predicates.len() - before) as u32;
     }
     out.target(rule, scope)?;
     Ok(out)
@@ -91,6 +110,36 @@ enum Side {
 impl Lowered {
     fn predicate(&mut self, not: bool, condition: Condition) {
         self.predicates.push(PredicateFields { not, condition });
+    }
+
+    /// Has predicates for what the fields say.
+    fn into_predicates(self, predicates: &mut Vec<PredicateFields>) {
+        predicates.extend(self.predicates);
+        let mut add = |condition| {
+            predicates.push(PredicateFields {
+                not: false,
+                condition,
+            });
+        };
+        let fields = self.fields;
+        if let Some(number) = fields.protocol {
+            add(Condition::Protocol(number));
+        }
+        let sides = [(1, fields.source_ports), (2, fields.destination_ports)];
+        for (which, range) in sides {
+            if range != (0, u16::MAX) {
+                let mut ranges = [(1, 0); PORT_RANGES];
+                ranges[0] = range;
+                add(Condition::Ports { which, ranges });
+            }
+        }
+        if fields.tcp_mask != 0 {
+            let (mask, set) = (fields.tcp_mask, fields.tcp_set);
+            add(Condition::TcpFlags { mask, set });
+        }
+        if fields.ct_mask != ANY_STATE {
+            add(Condition::CtState(fields.ct_mask));
+        }
     }
 
     /// The rule can match nothing: every packet has a connection state.

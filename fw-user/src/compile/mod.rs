@@ -198,7 +198,7 @@ fn lower_chains(
             rules.push(RuleFields {
                 index: index as u32,
                 predicates: cells.len() as u32,
-                predicate_count: predicates.len() as u32,
+                predicate_count: predicates.len() as u32 - fields.deferred_count,
                 ..fields
             });
             cells.extend(predicates.iter().map(PredicateFields::encode));

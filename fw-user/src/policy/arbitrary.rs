@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use super::ids::TableName;
 use super::model::{
     Chain, ChainPolicy, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType,
-    InterfacePattern, Masquerade, Match, Multiport, Negatable, Origin, Policy, PortRange, Ports,
-    Prefix, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+    InterfacePattern, Limit, Masquerade, Match, Multiport, Negatable, Origin, Policy, PortRange,
+    Ports, Prefix, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use super::names::{TCP, UDP};
 
@@ -240,6 +240,7 @@ fn general_match() -> impl Strategy<Value = Match> {
                 .then_some(Match::Conntrack(Conntrack { states, direction }))
         }),
         comment().prop_map(Match::Comment),
+        limit().prop_map(Match::Limit),
     ]
 }
 
@@ -251,6 +252,17 @@ fn comment() -> impl Strategy<Value = String> {
         "[\"'\\\\ #!-]{0,8}",
         "\\PC{0,20}"
     ]
+}
+
+/// Rates as iptables reads them; what it prints is read back as the same.
+fn limit() -> impl Strategy<Value = Limit> {
+    let unit = prop_oneof![Just(1), Just(60), Just(3_600), Just(86_400_u32)];
+    let burst = prop_oneof![Just(Limit::BURST), 1..=10_000_u32];
+    (unit, 1..=10_000_u32, burst).prop_filter_map("the kernel takes it", |(unit, count, burst)| {
+        let period = Limit::SECOND * unit / count;
+        let limit = Limit { period, burst };
+        limit.credits().map(|_| limit)
+    })
 }
 
 fn states(of: u8) -> impl Strategy<Value = CtStates> {

@@ -160,6 +160,8 @@ pub enum Match {
     State(Negatable<CtStates>),
     /// `-m conntrack`.
     Conntrack(Conntrack),
+    /// `-m limit`.
+    Limit(Limit),
     /// `-m comment --comment`.
     Comment(String),
 }
@@ -236,6 +238,40 @@ pub struct Conntrack {
     pub states: Option<Negatable<CtStates>>,
     /// `--ctdir`.
     pub direction: Option<CtDirection>,
+}
+
+/// `-m limit`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Limit {
+    /// `--limit`: ten-thousandths of a second between packets, as the kernel keeps it; never 0.
+    pub period: u32,
+    /// `--limit-burst`: from 1 to 10,000.
+    pub burst: u32,
+}
+
+impl Limit {
+    /// [`Limit::period`] of one packet a second (`XT_LIMIT_SCALE`, linux/netfilter/xt_limit.h).
+    pub const SECOND: u32 = 10_000;
+    /// The burst of a rule that names none.
+    pub const BURST: u32 = 5;
+
+    /// What a packet costs and the most credit there can be, or nothing if the numbers are too big
+    /// for the kernel (`limit_mt_check`, net/netfilter/xt_limit.c).
+    pub fn credits(self) -> Option<(u32, u32)> {
+        let cap = credits_of(self.period.wrapping_mul(self.burst));
+        let cost = credits_of(self.period);
+        (self.period != 0 && self.burst != 0 && cap >= cost).then_some((cost, cap))
+    }
+}
+
+/// `user2credits` of net/netfilter/xt_limit.c, which wraps.
+fn credits_of(period: u32) -> u32 {
+    use fw_common::datapath::limit::PER_SECOND;
+    if period > u32::MAX / PER_SECOND {
+        (period / Limit::SECOND).wrapping_mul(PER_SECOND)
+    } else {
+        period * PER_SECOND / Limit::SECOND
+    }
 }
 
 /// A set of connection states, bits from [`CtStates::NEW`] and its siblings.

@@ -9,7 +9,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use super::ids::{CounterId, TableName};
 use super::model::{
-    Chain, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType, InterfacePattern,
+    Chain, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType, InterfacePattern, Limit,
     Masquerade, Match, Multiport, Negatable, Policy, PortRange, Ports, Prefix, Rule, Table, Target,
     Tcp, TcpFlags, WhichPort,
 };
@@ -214,6 +214,13 @@ impl Words {
                     None => {}
                 }
             }
+            Match::Limit(limit) => {
+                self.pair("-m", "limit");
+                self.pair("--limit", limit);
+                if limit.burst != Limit::BURST {
+                    self.pair("--limit-burst", limit.burst);
+                }
+            }
             Match::Comment(text) => {
                 self.pair("-m", "comment");
                 let bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
@@ -332,6 +339,24 @@ impl fmt::Display for IcmpType {
             Some(kind) if self.codes == (0, u8::MAX) => write!(f, "{kind}"),
             Some(kind) => write!(f, "{kind}/{}", self.codes.0),
         }
+    }
+}
+
+/// `5/min`: the largest unit in which the rate is nearly whole, as `print_rate` finds it
+/// (extensions/libxt_limit.c).
+impl fmt::Display for Limit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const UNITS: [(&str, u32); 4] = [
+            ("day", 86_400 * Limit::SECOND),
+            ("hour", 3_600 * Limit::SECOND),
+            ("min", 60 * Limit::SECOND),
+            ("sec", Limit::SECOND),
+        ];
+        let period = self.period.max(1);
+        let coarse = |(_, unit): &&(&str, u32)| period > *unit || unit / period < unit % period;
+        let whole = UNITS[1..].iter().position(|unit| coarse(&unit));
+        let (name, unit) = UNITS[whole.unwrap_or(UNITS.len() - 1)];
+        write!(f, "{}/{name}", unit / period)
     }
 }
 

@@ -9,6 +9,8 @@ use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::Recorder;
+use fw_common::datapath::limit::LATER;
+use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 
 /// Tables whose hits are held back.
@@ -103,6 +105,18 @@ impl<T: Tables> Tables for Held<'_, T> {
 
     fn frame(&self, depth: u32) -> Option<&MapCell<u64>> {
         self.tables.frame(depth)
+    }
+
+    fn limit(&self, generation: Self::Generation, cell: u32) -> u64 {
+        self.tables.limit(generation, cell)
+    }
+
+    fn replace_limit(&self, generation: Self::Generation, cell: u32, old: u64, new: u64) -> bool {
+        self.tables.replace_limit(generation, cell, old, new)
+    }
+
+    fn deferred_hold(&self, _scratch: &mut Scratch) -> u32 {
+        LATER
     }
 
     fn now(&self) -> u64 {

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 
 use elsa::FrozenVec;
 use fw_common::MapCell;
-use fw_common::abi::blob::{MAX_DEPTH, Page};
+use fw_common::abi::blob::{Cell, MAX_DEPTH, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::maps;
@@ -60,6 +60,8 @@ pub struct HostTables {
     fragments: RefCell<LruCache<FragmentKey, Fragment>>,
     fragments_max: usize,
     frames: Vec<MapCell<u64>>,
+    /// States of limits by cell, where packets have changed them.
+    limits: RefCell<BTreeMap<u32, u64>>,
     counters: RefCell<BTreeMap<u32, [u64; 2]>>,
     stats: RefCell<BTreeMap<u32, u64>>,
     now: StdCell<u64>,
@@ -100,6 +102,7 @@ impl HostTables {
             fragments: RefCell::new(LruCache::unbounded()),
             fragments_max: capacities.fragments,
             frames: (0..MAX_DEPTH).map(|_| MapCell::new(0)).collect(),
+            limits: RefCell::default(),
             counters: RefCell::default(),
             stats: RefCell::default(),
             now: StdCell::new(1_000_000_000),
@@ -120,6 +123,7 @@ impl HostTables {
     /// Replaces the policy; flows and counters stay.
     pub fn load(&mut self, policy: TableSet) {
         self.policy = Some(policy);
+        self.limits.take();
         self.devices = self.device_records();
     }
 
@@ -215,6 +219,7 @@ impl HostTables {
         if let Some(policy) = &self.policy {
             fork.load(policy.clone());
         }
+        fork.limits.clone_from(&self.limits);
         fork.set_now(self.now.get());
         fork.set_seed(self.random.get());
         for (key, FlowState { embryo, flow }) in &self.state().flows {
@@ -348,6 +353,23 @@ impl Tables for HostTables {
         self.frames.get(depth as usize)
     }
 
+    fn limit(&self, (): (), cell: u32) -> u64 {
+        let written = || {
+            let cell = Tables::cell(self, (), cell)?;
+            Some(limit_state(cell))
+        };
+        let changed = self.limits.borrow().get(&cell).copied();
+        changed.or_else(written).unwrap_or_default()
+    }
+
+    fn replace_limit(&self, (): (), cell: u32, old: u64, new: u64) -> bool {
+        if self.limit((), cell) != old {
+            return false;
+        }
+        self.limits.borrow_mut().insert(cell, new);
+        true
+    }
+
     fn now(&self) -> u64 {
         self.now.get()
     }
@@ -371,6 +393,11 @@ impl Tables for HostTables {
             }
         }
     }
+}
+
+/// The state of a limit as its cell holds it: the last two words.
+fn limit_state(cell: &Cell) -> u64 {
+    u64::from(cell.w[15]) << 32 | u64::from(cell.w[14])
 }
 
 /// Puts an entry in, and the least recently used one out if there is no room.

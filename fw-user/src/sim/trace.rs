@@ -9,6 +9,7 @@ use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
+use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 
 use crate::addr;
@@ -186,6 +187,19 @@ impl<T: Tables> Tables for Traced<'_, T> {
 
     fn frame(&self, depth: u32) -> Option<&MapCell<u64>> {
         self.tables.frame(depth)
+    }
+
+    fn limit(&self, generation: Self::Generation, cell: u32) -> u64 {
+        self.tables.limit(generation, cell)
+    }
+
+    fn replace_limit(&self, generation: Self::Generation, cell: u32, old: u64, new: u64) -> bool {
+        self.tables.replace_limit(generation, cell, old, new)
+    }
+
+    fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
+        // Not through this, which would lead nowhere else.
+        self.tables.deferred_hold(scratch)
     }
 
     fn now(&self) -> u64 {

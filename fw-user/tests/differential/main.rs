@@ -5,4 +5,5 @@ mod adversarial;
 mod classify;
 mod datapath;
 mod generate;
+mod limit;
 mod model;

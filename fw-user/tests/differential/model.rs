@@ -225,7 +225,8 @@ fn fulfils(condition: &Match, seen: &Seen) -> bool {
         }
         Match::State(states) => (states.value.0 & seen.states.0 != 0) != states.not,
         Match::Conntrack(conntrack) => conntrack_mt(conntrack, seen),
-        Match::Comment(_) => true,
+        // Limits depend on time, which is not here: the generator has none.
+        Match::Limit(_) | Match::Comment(_) => true,
     }
 }
 

@@ -275,6 +275,15 @@ impl<R: Rng> Writer<'_, R> {
         if self.chance(0.35) {
             words.push(self.state());
         }
+        if self.chance(0.1) {
+            // Before or behind the other matches, which decides when it takes from its bucket.
+            let first = words
+                .iter()
+                .position(|word| word.starts_with("-m ") || word.starts_with("-p "));
+            let after = first.map_or(words.len(), |first| first + 1);
+            let at = self.random.random_range(after..=words.len());
+            words.insert(at, super::extensions::limit(self.random));
+        }
         if self.chance(0.15) {
             words.push(self.comment());
         }

@@ -7,6 +7,7 @@
 mod compare;
 mod counters;
 mod differences;
+mod extensions;
 pub mod grammar;
 mod minimise;
 mod run;

@@ -58,6 +58,13 @@ pub enum Condition {
         /// The codes.
         codes: (u8, u8),
     },
+    /// There is credit left, which this takes ([`crate::datapath::limit`]).
+    Limit {
+        /// What a packet costs.
+        cost: u32,
+        /// The most credit there can be.
+        cap: u32,
+    },
 }
 
 /// The conditions' numbers, the first word's low byte.
@@ -82,6 +89,9 @@ pub mod condition {
     pub const CT_DIRECTION: u32 = 9;
     /// [`super::Condition::Icmp`].
     pub const ICMP: u32 = 10;
+    /// [`super::Condition::Limit`]: the cell's last two words are the limit's state, which the
+    /// programs write.
+    pub const LIMIT: u32 = 11;
 }
 
 impl PredicateFields {
@@ -139,6 +149,12 @@ impl PredicateFields {
                 cell.w[2] = codes.0 as u32;
                 cell.w[3] = codes.1 as u32;
                 condition::ICMP
+            }
+            Condition::Limit { cost, cap } => {
+                // Not next to each other: they would be read, and kept, as one word out of place.
+                cell.w[2] = cost;
+                cell.w[4] = cap;
+                condition::LIMIT
             }
         };
         cell.w[0] = kind | (self.not as u32) << 8;

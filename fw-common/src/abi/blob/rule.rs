@@ -63,8 +63,11 @@ pub struct RuleFields {
     pub slot: u32,
     /// First predicate cell.
     pub predicates: u32,
-    /// Number of predicate cells.
+    /// Number of predicate cells that may be looked at in any order and number.
     pub predicate_count: u32,
+    /// Number of predicate cells after these that are looked at once all else matches, and only for
+    /// the first rule that does: a limit, and what stands behind it in the rule.
+    pub deferred_count: u32,
 }
 
 impl Default for RuleFields {
@@ -90,6 +93,7 @@ impl Default for RuleFields {
             slot: 0,
             predicates: 0,
             predicate_count: 0,
+            deferred_count: 0,
         }
     }
 }
@@ -127,7 +131,7 @@ impl RuleFields {
                 self.predicates,
                 self.predicate_count,
                 self.argument,
-                0,
+                self.deferred_count,
             ],
         };
         let second = Cell {
@@ -179,6 +183,11 @@ impl Rule<'_> {
     #[inline(always)]
     pub fn predicate_count(&self) -> u32 {
         self.0.w[13]
+    }
+    /// See [`RuleFields::deferred_count`].
+    #[inline(always)]
+    pub fn deferred_count(&self) -> u32 {
+        self.0.w[15]
     }
     /// See [`RuleFields::argument`].
     #[inline(always)]

@@ -179,10 +179,10 @@ impl Packet<'_> {
             && rule
                 .protocol
                 .is_none_or(|protocol| (protocol.value == TCP) != protocol.not)
-            && rule.matches.iter().all(|each| self.fulfils(each))
+            && rule.matches.iter().all(|each| self.fulfils(rule, each))
     }
 
-    fn fulfils(&self, each: &Match) -> bool {
+    fn fulfils(&self, rule: &Rule, each: &Match) -> bool {
         let SshSession {
             client_port,
             server_port,
@@ -225,6 +225,8 @@ impl Packet<'_> {
             }
             Match::State(states) => state(*states),
             Match::Conntrack(conntrack) => conntrack.states.is_none_or(state),
+            // Only what the limit lets through matches.
+            Match::Limit(_) => !matches!(rule.target, Target::Drop),
             Match::Comment(_) => true,
         }
     }

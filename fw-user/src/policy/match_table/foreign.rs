@@ -43,7 +43,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[
     no("ipv6header", ONLY_V6, "IPv6's extension headers are skipped, not matched: match the final header with `-p`."),
     no("ipvs", BOTH, "IPVS is not known: match ports or addresses."),
     no("length", BOTH, "Lengths are not looked at: leave the match out."),
-    no("limit", BOTH, "Rates are not limited: leave `-m limit` out, which lets the rule match every packet, or limit in the service."),
     no("mac", BOTH, "Ethernet addresses are not looked at: match the interface with `-i` or the address with `-s`."),
     no("mark", BOTH, "Packets' marks are not looked at: match interfaces or addresses."),
     no("mh", ONLY_V6, "Types of mobility headers are not looked at: match `-p mh`."),

@@ -4,11 +4,12 @@ use super::{
     Argument, BOTH, MatchReading, MatchRow, ONLY_V4, ONLY_V6, OptionRow, ReadOption, Support,
 };
 use crate::policy::model::{
-    Conntrack, CtDirection, CtStates, IcmpType, Match, Multiport, Negatable, PortRange, Ports, Tcp,
-    TcpFlags, WhichPort,
+    Conntrack, CtDirection, CtStates, IcmpType, Limit, Match, Multiport, Negatable, PortRange,
+    Ports, Tcp, TcpFlags, WhichPort,
 };
 use crate::policy::names::{DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
 use crate::policy::save::{Value, values};
+use crate::policy::source::Span;
 
 /// A match while its options are being read.
 #[derive(Clone, Debug)]
@@ -19,13 +20,31 @@ pub(crate) enum MatchDraft {
     Multiport(Option<Multiport>),
     State(Option<Negatable<CtStates>>),
     Conntrack(Conntrack),
+    Limit(LimitDraft),
     Comment(Option<String>),
+}
+
+/// `-m limit` while its options are being read.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LimitDraft {
+    period: Option<u32>,
+    burst: Option<u32>,
+    /// Where the last option is that says how much.
+    at: Option<Span>,
+}
+
+/// Why a match is not finished.
+pub(crate) enum Unfinished {
+    /// An option is missing: this one.
+    Says(&'static str),
+    /// Its options do not go together.
+    Wrong(Box<super::Problem>),
 }
 
 impl MatchDraft {
     /// The finished match, or the option that it cannot be without.
-    pub fn finish(self) -> Result<Match, &'static str> {
-        match self {
+    pub fn finish(self) -> Result<Match, Unfinished> {
+        let whole = match self {
             Self::Tcp(tcp) => Ok(Match::Tcp(tcp)),
             Self::Udp(ports) => Ok(Match::Udp(ports)),
             Self::Icmp(None) => Err("--icmp-type (in IPv6 --icmpv6-type)"),
@@ -39,8 +58,31 @@ impl MatchDraft {
                 direction: None,
             }) => Err("--ctstate or --ctdir"),
             Self::Conntrack(conntrack) => Ok(Match::Conntrack(conntrack)),
+            Self::Limit(limit) => return limit.finish(),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
+        };
+        whole.map_err(Unfinished::Says)
+    }
+}
+
+impl LimitDraft {
+    /// Three an hour is what iptables takes where nothing is said (libxt_limit.c).
+    fn finish(self) -> Result<Match, Unfinished> {
+        let limit = Limit {
+            period: self.period.unwrap_or(3600 * Limit::SECOND / 3),
+            burst: self.burst.unwrap_or(Limit::BURST),
+        };
+        if limit.credits().is_some() {
+            return Ok(Match::Limit(limit));
         }
+        let message = format!(
+            "a burst of {} is too much for a limit of {limit}",
+            limit.burst
+        );
+        let problem = super::Problem::wrong("bad-limit", self.at.unwrap_or_default(), message)
+            .expected("numbers whose product the kernel can count with")
+            .help("write a smaller `--limit-burst`, which is 5 where none is written");
+        Err(Unfinished::Wrong(Box::new(problem)))
     }
 }
 
@@ -283,6 +325,43 @@ pub(crate) const MATCHES: &[MatchRow] = &[
                 ct_unsupported(&["ctrepldstport"], CT_ADDRESSES),
                 ct_unsupported(&["ctstatus"], "match the state with --ctstate"),
                 ct_unsupported(&["ctexpire"], "match the state with --ctstate"),
+            ],
+        }),
+    },
+    MatchRow {
+        name: "limit",
+        aliases: &[],
+        families: BOTH,
+        support: Support::Yes,
+        note: "xt_limit's arithmetic, one bucket for all CPUs. A load fills every bucket, as iptables-restore does.",
+        reading: Some(MatchReading {
+            start: || MatchDraft::Limit(LimitDraft::default()),
+            protocols: &[],
+            options: &[
+                OptionRow {
+                    names: &["limit"],
+                    arguments: 1,
+                    negatable: false,
+                    read: ReadOption::Into(|draft, argument| {
+                        let (MatchDraft::Limit(limit), [word]) = (draft, argument.words) else {
+                            return Ok(());
+                        };
+                        limit.at = Some(word.span);
+                        argument.once(&mut limit.period, values::rate(word)?)
+                    }),
+                },
+                OptionRow {
+                    names: &["limit-burst"],
+                    arguments: 1,
+                    negatable: false,
+                    read: ReadOption::Into(|draft, argument| {
+                        let (MatchDraft::Limit(limit), [word]) = (draft, argument.words) else {
+                            return Ok(());
+                        };
+                        limit.at = Some(word.span);
+                        argument.once(&mut limit.burst, values::burst(word)?)
+                    }),
+                },
             ],
         }),
     },

@@ -6,7 +6,7 @@ mod matches;
 mod support;
 mod targets;
 
-pub(crate) use matches::{MATCHES, MatchDraft};
+pub(crate) use matches::{MATCHES, MatchDraft, Unfinished};
 pub use support::support_document;
 pub(crate) use targets::{TARGETS, TargetDraft};
 

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use super::lexer::Word;
 use crate::policy::error::{Problem, nearest};
 use crate::policy::model::{
-    CtStates, Family, IcmpType, InterfacePattern, PortRange, Prefix, TcpFlags,
+    CtStates, Family, IcmpType, InterfacePattern, Limit, PortRange, Prefix, TcpFlags,
 };
 use crate::policy::names::{
     ANY_V4, Named, icmp_names, icmp_type, protocol_names, protocol_number, service_names,
@@ -385,6 +385,60 @@ pub(crate) fn nat_ports(word: &Word<'_>) -> Value<PortRange> {
         return Err(backwards(word.span, &word.text, first, last, '-'));
     }
     Ok(PortRange { first, last })
+}
+
+/// `--limit`: `5/minute`, where any beginning of a unit's name will do. What comes back is a period,
+/// [`Limit::period`].
+pub(crate) fn rate(word: &Word) -> Value<u32> {
+    const UNITS: [(&str, u32); 4] = [
+        ("second", 1),
+        ("minute", 60),
+        ("hour", 3_600),
+        ("day", 86_400),
+    ];
+    let bad = || {
+        let message = format!("`{}` is not a rate", word.text);
+        Problem::wrong("bad-limit", word.span, message)
+            .expected("a number, and a unit such as `5/minute`: second, minute, hour or day")
+    };
+    let (count, unit) = match word.text.split_once('/') {
+        Some((count, unit)) => (count, unit),
+        None => (&word.text[..], "second"),
+    };
+    let named = |(name, _): &&(&str, u32)| {
+        let beginning = name.get(..unit.len());
+        !unit.is_empty() && beginning.is_some_and(|name| name.eq_ignore_ascii_case(unit))
+    };
+    let (_, seconds) = UNITS.iter().find(named).ok_or_else(bad)?;
+    let decimal = !count.is_empty() && count.bytes().all(|byte| byte.is_ascii_digit());
+    let count: u32 = decimal
+        .then(|| count.parse().ok())
+        .flatten()
+        .ok_or_else(bad)?;
+    if count == 0 {
+        return Err(bad());
+    }
+    let period = Limit::SECOND * seconds / count;
+    if period == 0 {
+        let message = format!("the rate `{}` is too fast", word.text);
+        return Err(
+            Problem::wrong("bad-limit", word.span, message).expected("at most 10000 a second")
+        );
+    }
+    Ok(period)
+}
+
+/// `--limit-burst`.
+pub(crate) fn burst(word: &Word) -> Value<u32> {
+    // libxt_limit.c takes no more.
+    const MOST: u32 = 10_000;
+    number(&word.text, MOST)
+        .filter(|burst| *burst > 0)
+        .ok_or_else(|| {
+            let message = format!("`{}` is not a burst", word.text);
+            Problem::wrong("bad-limit", word.span, message)
+                .expected(format!("a number from 1 to {MOST}"))
+        })
 }
 
 /// `--icmp-type`, `--icmpv6-type`: a name, or a number with or without `/code`.

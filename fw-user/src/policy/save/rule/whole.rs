@@ -2,7 +2,9 @@
 
 use super::{Line, LoadedMatch, Orphan, Reader};
 use crate::policy::error::Problem;
-use crate::policy::match_table::{Argument, OptionRow, ReadOption, TargetDraft, find_match};
+use crate::policy::match_table::{
+    Argument, OptionRow, ReadOption, TargetDraft, Unfinished, find_match,
+};
 use crate::policy::model::{Match, Negatable, PortRange, Ports, Target};
 use crate::policy::names::{TCP, UDP, protocol_name};
 use crate::policy::source::Span;
@@ -15,7 +17,8 @@ impl<'a> Reader<'a, '_, '_> {
             match loaded.draft.finish() {
                 Ok(finished) => self.rule.matches.push(normal(finished)),
                 Err(_) if self.errors_before < self.report.errors.len() => {}
-                Err(missing) => {
+                Err(Unfinished::Wrong(problem)) => self.error(*problem),
+                Err(Unfinished::Says(missing)) => {
                     let message = format!("`-m {}` says nothing", loaded.name);
                     self.error(
                         Problem::wrong("missing-option", loaded.span, message).expected(missing),

@@ -1,0 +1,167 @@
+//! The match `limit`: a token bucket for each rule, shared by all CPUs.
+//!
+//! The arithmetic is `limit_mt`'s (net/netfilter/xt_limit.c): credit grows by [`PER_MILLISECOND`], up
+//! to a cap, and a packet that finds its cost there takes it. The clock ticks with the kernel's
+//! jiffies, since it is the coarse one.
+//!
+//! The state is in the predicate's own cell, so that it begins anew with each generation, as with
+//! each `iptables-restore`: the time of the last packet in the high half, in milliseconds, and in the
+//! low half how much credit is missing. A fresh cell is zero: full.
+
+use core::ops::ControlFlow;
+
+use super::classify::holds;
+use super::fragment::note_outcome;
+use super::header::Part;
+use super::scratch::Scratch;
+use super::tables::{Step, Tables};
+use crate::abi::blob::{Predicate, condition};
+
+/// All of a rule's deferred predicates hold.
+pub const HOLD: u32 = 1;
+/// One does not.
+pub const FAIL: u32 = 0;
+/// They must not be asked here, or cannot.
+pub const LATER: u32 = 2;
+
+/// Credit that comes with time: `CREDITS_PER_JIFFY` for 1000 jiffies a second, and a quarter of it for
+/// 250, which are 32,000 a second both.
+pub const PER_MILLISECOND: u32 = 32;
+
+/// Credit of a second.
+pub const PER_SECOND: u32 = 1000 * PER_MILLISECOND;
+
+/// How often the state is tried to be replaced before other CPUs. A packet that comes off so badly
+/// meets the limit; without contention, the first try succeeds.
+const TRIES: u32 = 64;
+
+/// Asks the predicates that [`super::classify`] put off, in the order of the rule, until one fails.
+#[inline(always)]
+pub fn deferred_hold<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
+    let Some(generation) = tables.generation(scratch.place()) else {
+        return LATER;
+    };
+    scratch.walk.hold = HOLD;
+    let count = scratch.walk.deferred;
+    tables.run(
+        count,
+        &mut All {
+            tables,
+            generation,
+            scratch,
+        },
+    );
+    scratch.walk.hold
+}
+
+struct All<'a, T: Tables> {
+    tables: &'a T,
+    generation: T::Generation,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: Tables> Step for All<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, turn: u32) -> ControlFlow<()> {
+        let at = self.scratch.walk.predicates.wrapping_add(turn);
+        let hold = match self.tables.cell(self.generation, at) {
+            Some(cell) => {
+                let predicate = Predicate(cell);
+                if predicate.kind() == condition::LIMIT {
+                    let asked = &mut self.scratch.limit;
+                    asked.cell = at;
+                    asked.cost = cell.w[2];
+                    asked.cap = cell.w[4];
+                    self.take()
+                } else {
+                    holds(predicate, self.scratch) != predicate.not()
+                }
+            }
+            None => false,
+        };
+        if hold {
+            return ControlFlow::Continue(());
+        }
+        self.scratch.walk.hold = FAIL;
+        ControlFlow::Break(())
+    }
+}
+
+impl<T: Tables> All<'_, T> {
+    /// Takes what a packet costs, if it is there.
+    #[inline(always)]
+    fn take(&mut self) -> bool {
+        if self.scratch.headers.part as u8 == Part::Later as u8 {
+            return self.scratch.outcomes.next();
+        }
+        self.scratch.limit.now = (self.tables.now() / 1_000_000) as u32;
+        self.scratch.limit.taken = 0;
+        let tables = self.tables;
+        tables.run(
+            TRIES,
+            &mut Taking {
+                tables,
+                generation: self.generation,
+                scratch: self.scratch,
+            },
+        );
+        let taken = self.scratch.limit.taken != 0;
+        note_outcome(tables, self.scratch, taken);
+        taken
+    }
+}
+
+/// The limit being asked.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Asked {
+    cell: u32,
+    cost: u32,
+    cap: u32,
+    now: u32,
+    taken: u32,
+}
+
+struct Taking<'a, T: Tables> {
+    tables: &'a T,
+    generation: T::Generation,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: Tables> Step for Taking<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, _turn: u32) -> ControlFlow<()> {
+        let asked = &mut self.scratch.limit;
+        let old = self.tables.limit(self.generation, asked.cell);
+        let credit = credit(old, asked.now, asked.cap);
+        let enough = credit >= asked.cost;
+        let left = if enough {
+            credit.wrapping_sub(asked.cost)
+        } else {
+            credit
+        };
+        let new = (asked.now as u64) << 32 | asked.cap.wrapping_sub(left) as u64;
+        if self
+            .tables
+            .replace_limit(self.generation, asked.cell, old, new)
+        {
+            asked.taken = enough as u32;
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// The credit at a time. Sums wrap as in the kernel: after 37 hours without a packet, an empty bucket
+/// may be found less than full there as here. A full one stays full.
+#[inline(always)]
+fn credit(state: u64, now: u32, cap: u32) -> u32 {
+    let missing = state as u32;
+    if missing == 0 {
+        return cap;
+    }
+    let passed = now.wrapping_sub((state >> 32) as u32);
+    let grown = cap
+        .wrapping_sub(missing)
+        .wrapping_add(passed.wrapping_mul(PER_MILLISECOND));
+    if grown > cap { cap } else { grown }
+}
