@@ -46,6 +46,8 @@ pub struct Status {
     pub fast_path: String,
     /// The interfaces.
     pub interfaces: Vec<InterfaceStatus>,
+    /// The counters' table.
+    pub counters: CounterStatus,
     /// The flow tables.
     pub tables: Vec<TableStatus>,
     /// Dropped packets by reason.
@@ -75,6 +77,15 @@ pub struct InterfaceStatus {
     pub fast_path_why_not: Option<String>,
     /// Whether layer 3 does not see it: it is the port of this interface.
     pub port_of: Option<String>,
+}
+
+/// How full the counters' table is. Its size is chosen at the first load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct CounterStatus {
+    /// Counters of the running policy.
+    pub used: usize,
+    /// How many the running policy and the next one may have together.
+    pub max: u32,
 }
 
 /// How full a flow table is.
@@ -135,6 +146,10 @@ pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status
         degraded: degraded(state, running, host, &interfaces, &features),
         features,
         interfaces,
+        counters: CounterStatus {
+            used: running.meta.slots.of.len(),
+            max: running.maps.counters.len(),
+        },
         tables: FlowTable::ALL
             .into_iter()
             .map(|table| {
@@ -279,11 +294,13 @@ fn print(status: &Status, output: &mut Output) -> Result<(), Failure> {
     let loaded =
         humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(status.loaded_at));
     output.line(format_args!(
-        "Generation {} of {}, loaded {loaded} by fwbpf {} ({} cells), kernel {}, --xdp {}, --fast-path {}",
+        "Generation {} of {}, loaded {loaded} by fwbpf {} ({} cells, {} of {} counters), kernel {}, --xdp {}, --fast-path {}",
         status.generation,
         status.files.join(", "),
         status.loaded_by,
         status.cells,
+        status.counters.used,
+        status.counters.max,
         status.kernel,
         status.xdp,
         status.fast_path,
