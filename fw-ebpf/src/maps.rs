@@ -18,6 +18,7 @@ use fw_common::abi::maps::{
 };
 use fw_common::abi::stat::STATS_MAX;
 use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::sources::Sources;
 
 /// A policy: `BPF_F_INNER_MAP` lets each generation have its own size, `BPF_F_MMAPABLE` lets user
 /// space fill it without a syscall for each page.
@@ -87,6 +88,10 @@ pub static FRAMES: PerCpuArray<MapCell<u64>> = PerCpuArray::with_max_entries(MAX
 #[map]
 static SCRATCH: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
+/// Room for taking a flow out of its source's list. Scratch.
+#[map]
+static LINKS: PerCpuArray<Sources> = PerCpuArray::with_max_entries(1, 0);
+
 /// Rules that XDP matched but has not counted. Scratch.
 #[map]
 static PATH: PerCpuArray<Path> = PerCpuArray::with_max_entries(1, 0);
@@ -114,6 +119,14 @@ pub fn scratch() -> Option<&'static mut Scratch> {
     // program asks for it once. It begins as zeroes, which are a value of every
     // field, and is only written as a whole type since.
     Some(unsafe { &mut *scratch })
+}
+
+/// This CPU's room for links.
+#[inline(always)]
+pub fn links() -> Option<&'static mut Sources> {
+    let links = LINKS.get_ptr_mut(0)?;
+    // SAFETY: as for `scratch`: one function asks for it, which does not call itself.
+    Some(unsafe { &mut *links })
 }
 
 /// This CPU's path.

@@ -5,7 +5,7 @@
 )]
 
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
-use fw_common::abi::flow::Flow;
+use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::datapath::classify::Traverse;
 use fw_common::datapath::early::SendOn;
 use fw_common::datapath::egress::PlaceOut;
@@ -15,10 +15,12 @@ use fw_common::datapath::limit;
 use fw_common::datapath::nat::Open;
 use fw_common::datapath::packet::Packet;
 use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::sources;
 use fw_common::datapath::stage::{Name, Stage};
 use fw_common::datapath::start::Begin;
 use fw_common::datapath::tcp::{self, Segment};
 
+use crate::maps;
 use crate::packet::{SkbPacket, XdpPacket};
 use crate::tables::{BpfTables, RecordingTables};
 
@@ -114,6 +116,19 @@ pub extern "C" fn fwbpf_deferred(scratch: *mut Scratch) -> u32 {
         Some(scratch) => limit::deferred_hold(&BpfTables, scratch),
         None => limit::LATER,
     }
+}
+
+/// [`sources::unlink`]. Its result says nothing; the verifier wants one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fwbpf_unlink(key: *const FlowKey, flow: *const Flow) -> u32 {
+    // SAFETY: both pointers outlive the call, and what changes of a flow is in cells.
+    if let (Some(key), Some(flow), Some(room)) =
+        unsafe { (key.as_ref(), flow.as_ref(), maps::links()) }
+    {
+        sources::unlink(&BpfTables, key, flow, room);
+    }
+    0
 }
 
 /// Calls a stage from a tc program.

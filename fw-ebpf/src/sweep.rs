@@ -8,7 +8,10 @@ use fw_common::abi::Family;
 use fw_common::abi::flow::FlowKey;
 use fw_common::datapath::conntrack::end_flow;
 use fw_common::datapath::packet::Packet;
+use fw_common::datapath::sources::leads_to_flow;
 use fw_common::datapath::tables::Tables;
+
+use crate::maps::links;
 
 /// What became of the candidate.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -32,8 +35,14 @@ pub fn sweep<P: Packet, T: Tables>(packet: &P, tables: &T) -> Swept {
         return Swept::Kept;
     };
     if flow.is_alias() {
-        // An alias goes with its flow; alone it is a leftover.
-        if tables.flow(&flow.other).is_some() {
+        // An alias goes with its flow, and a source's record with the last one of its list; alone
+        // they are leftovers.
+        let is_needed = if key.kind == FlowKey::SOURCE {
+            links().is_some_and(|room| leads_to_flow(tables, &key, room))
+        } else {
+            tables.flow(&flow.other).is_some()
+        };
+        if is_needed {
             return Swept::Kept;
         }
         tables.remove_flow(&key);

@@ -26,8 +26,7 @@ use crate::maps::{
     ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, FLOWS4, FLOWS6, FRAGMENTS, FRAMES, LOCAL,
     NEAR_DEVICES, PATH_SLOTS, POLICY, Policy, STATS, path,
 };
-use crate::stages::fwbpf_advance_tcp;
-use crate::stages::fwbpf_deferred;
+use crate::stages::{fwbpf_advance_tcp, fwbpf_deferred, fwbpf_unlink};
 
 /// One generation: its inner map. The kernel keeps it alive while a program that looked it up runs.
 #[derive(Clone, Copy)]
@@ -257,6 +256,11 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn unlink(&self, key: &FlowKey, flow: &Flow) {
+        fwbpf_unlink(key, flow);
+    }
+
+    #[inline(always)]
     fn run<S: Step>(&self, count: u32, step: &mut S) {
         unsafe extern "C" fn turn<S: Step>(index: u32, step: *mut c_void) -> i64 {
             // SAFETY: `step` is the pointer that `run` passed, to a value that nothing else uses
@@ -445,6 +449,10 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn advance_tcp(&self, flow: &Flow, segment: &Segment, reply: bool) -> u32 {
         BpfTables.advance_tcp(flow, segment, reply)
+    }
+    #[inline(always)]
+    fn unlink(&self, key: &FlowKey, flow: &Flow) {
+        BpfTables.unlink(key, flow);
     }
     #[inline(always)]
     fn run<S: Step>(&self, count: u32, step: &mut S) {

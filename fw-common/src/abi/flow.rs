@@ -21,7 +21,7 @@ pub struct FlowKey {
     pub high_port: u16,
     /// Protocol number.
     pub protocol: u8,
-    /// [`FlowKey::FIRST`] or [`FlowKey::SECOND`].
+    /// [`FlowKey::FIRST`], [`FlowKey::SECOND`] or [`FlowKey::SOURCE`].
     pub kind: u8,
     /// [`Family`] as a number.
     pub family: u8,
@@ -35,6 +35,9 @@ impl FlowKey {
     /// A second name of the same two endpoints. A translated flow bears different names in its two
     /// directions, so that another flow may bear the same endpoints in the other direction.
     pub const SECOND: u8 = 1;
+    /// Not a flow's, but a source's name: its endpoint is the lower one, the higher one is zero
+    /// (`datapath::sources`).
+    pub const SOURCE: u8 = 2;
 
     /// Whether this is an IPv4 flow.
     pub const fn is_v4(&self) -> bool {
@@ -115,7 +118,8 @@ pub struct Flow {
     pub last_ack: MapCell<u32>,
     /// TCP: window of the last packet noted (low half), its window scale and options (high half).
     pub last_window: MapCell<u32>,
-    /// What each side has sent: original direction, then reply.
+    /// What each side has sent: original direction, then reply. In an alias, and in the record of a
+    /// source: links of the source's list (`datapath::sources`).
     pub sent: [Sent; 2],
     /// The translated source address, if [`Flow::SNAT`].
     pub nat_source: Addr,
@@ -205,6 +209,8 @@ impl Flow {
     /// Not a flow: the other name of the translated one in [`Flow::other`], whose replies bear it.
     /// `LOW_OPENED` says which endpoint the translated source is.
     pub const ALIAS: u32 = 1 << 6;
+    /// In the list of its source's translated flows (`datapath::sources`).
+    pub const LISTED: u32 = 1 << 7;
 
     /// Whether the flow found under a name is another one's alias.
     #[inline(always)]

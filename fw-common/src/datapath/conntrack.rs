@@ -236,11 +236,14 @@ fn direction<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, from_low: bool, 
     ((status & Flow::LOW_OPENED != 0) != from_low) as u8
 }
 
-/// Removes a flow and its alias.
-#[inline(never)]
+/// Removes a flow and its alias. (Inlined, as what it calls is at the bottom of the stack.)
+#[inline(always)]
 pub fn end_flow<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
     let status = flow.status.get();
     flow.status.set(status | Flow::DYING);
+    if status & Flow::LISTED != 0 {
+        tables.unlink(key, flow);
+    }
     if status & Flow::SNAT != 0 {
         tables.remove_flow(&flow.other);
     }

@@ -115,6 +115,10 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
                 return Verdict::Drop(stat);
             }
             scratch.take_translation();
+            if scratch.device.flags & Device::LOOPBACK != 0 {
+                // INPUT sees the label with what POSTROUTING did to the flow.
+                packet.set_note(scratch.tracked.note());
+            }
         }
     }
     if !scratch.has_nat() || scratch.tracked.direction != 0 {

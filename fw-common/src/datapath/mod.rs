@@ -15,6 +15,7 @@ pub mod packet;
 pub mod quoted;
 pub mod rewrite;
 pub mod scratch;
+pub mod sources;
 pub mod stage;
 pub mod tables;
 pub mod tcp;

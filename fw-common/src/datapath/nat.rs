@@ -10,8 +10,10 @@ use super::conntrack::{draft_flow, end_flow};
 use super::header::{Headers, Icmp, protocol};
 use super::packet::Packet;
 use super::scratch::Scratch;
+use super::sources::{link, look_for_source};
 use super::stage::{Name, Stage};
 use super::tables::{InsertError, Step, Tables, Tier};
+use super::tcp::state;
 use super::tuple::Lookup;
 use crate::abi::Addr;
 use crate::abi::flow::{Flow, FlowKey};
@@ -49,6 +51,14 @@ pub struct Wish {
     pub nat: bool,
     /// An outsider opened the flow: it starts in the embryonic tier.
     pub embryo: bool,
+}
+
+impl Wish {
+    /// Whether a port is in the range that is asked for.
+    #[inline(always)]
+    pub fn takes_port(&self, port: u16) -> bool {
+        self.ports == 0 || in_range(self.ports, port)
+    }
 }
 
 /// Stores the flow that a packet opens, with its translation if it has one.
@@ -99,8 +109,7 @@ fn store<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) ->
 
     let port = (headers.flow_ports >> 16) as u16;
     let stays = draft.wish.address == headers.key.source;
-    let keep_port = !has_port(headers)
-        || !draft.wish.random && (draft.wish.ports == 0 || in_range(draft.wish.ports, port));
+    let keep_port = !has_port(headers) || !draft.wish.random && draft.wish.takes_port(port);
     if stays && keep_port && !second {
         let (status, tier) = if draft.wish.embryo {
             (opened | Flow::EMBRYO, Tier::Embryo)
@@ -117,9 +126,19 @@ fn store<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) ->
         return Err(Stat::Rewrite);
     }
 
+    // Where the packet's own address and port would do, there is nothing to choose
+    // (`get_unique_tuple` asks for the source's other flows only if not).
+    let sources = &mut scratch.sources;
+    let wanted = !(draft.wish.random || stays && keep_port);
+    look_for_source(tables, headers, draft, sources, wanted);
     let choice = &mut draft.choice;
     choice.set_candidates(headers, draft.wish.ports, port);
     choice.offset = tables.random();
+    choice.round = choice.count.min(ROUND);
+    choice.left = choice.round;
+    choice.pushes = false;
+    choice.as_before = sources.found;
+    choice.port = sources.port;
     choice.own_port = port;
     choice.own_first = keep_port && !stays;
     choice.stays = stays;
@@ -128,7 +147,7 @@ fn store<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) ->
     // What the far side will see; each candidate fills in its port.
     lookup.tuple.source = draft.wish.address;
     tables.run(
-        ATTEMPTS,
+        SPECIAL + ATTEMPTS,
         &mut Search {
             tables,
             lookup,
@@ -140,12 +159,19 @@ fn store<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) ->
     }
 
     draft.flow.other = draft.alias;
-    draft.flow.status.set(opened | Flow::SNAT);
+    let listed = draft.choice.port != port || scratch.sources.has_list();
+    let listed = if listed { Flow::LISTED } else { 0 };
+    draft.flow.status.set(opened | Flow::SNAT | listed);
     draft.flow.nat_source = draft.wish.address;
     draft.flow.nat_port = draft.choice.port;
     draft.flow.nat_device = draft.wish.device;
     match insert(tables, draft, Tier::Confirmed) {
-        Ok(()) => Ok(()),
+        Ok(()) => {
+            if draft.flow.status.get() & Flow::LISTED != 0 {
+                link(tables, draft, &mut scratch.sources, headers);
+            }
+            Ok(())
+        }
         Err(error) => {
             tables.remove_flow(&draft.alias);
             match error {
@@ -202,9 +228,22 @@ fn insert<T: Tables>(tables: &T, draft: &Draft, tier: Tier) -> Result<(), Insert
     result
 }
 
-/// As many as netfilter tries at first (`NF_NAT_MAX_ATTEMPTS`), and it gives up when they fail on
-/// a range of that size; trying more hardly ever helps on a larger one.
-const ATTEMPTS: u32 = 128;
+/// How many ports of a range are tried, from a random place on: all of a small one, else so many,
+/// and then half as many from another place, again and again (`nf_nat_l4proto_unique_tuple`).
+const ROUND: u32 = 128;
+
+/// A smaller round is the last one.
+const SMALLEST_ROUND: u32 = 16;
+
+/// The sum of all rounds.
+const ATTEMPTS: u32 = 128 + 64 + 32 + 16 + 8;
+
+/// For so many ports at a round's end, a TCP flow that is over makes way
+/// (`NF_NAT_HARDER_THRESH`).
+const PUSHED: u32 = 32;
+
+/// The ports that are tried before those of the range: the source's, and the packet's own.
+const SPECIAL: u32 = 2;
 
 /// Choosing a port.
 #[derive(Clone, Copy, Debug, Default)]
@@ -217,6 +256,13 @@ pub struct Choice {
     /// Offset of the next candidate in the range, from a random place.
     offset: u32,
     own_port: u16,
+    /// The port of another flow of this source, which waits in `port`, is tried before all.
+    as_before: bool,
+    /// Ports left in this round of tries, and in all of it.
+    left: u32,
+    round: u32,
+    /// A TCP flow that is over makes way.
+    pushes: bool,
     /// The original port is tried before the range.
     own_first: bool,
     /// The address stays the packet's own: only the port changes.
@@ -265,12 +311,31 @@ impl<T: Tables> Step for Search<'_, T> {
     #[inline(always)]
     fn step(&mut self, turn: u32) -> ControlFlow<()> {
         let choice = &mut self.draft.choice;
-        let own = choice.own_first && turn == 0;
-        if turn > choice.count {
-            return ControlFlow::Break(());
-        }
         let mut port = choice.own_port;
-        if !own && choice.count != 0 {
+        if turn == 0 {
+            // The port that the source has already.
+            if !choice.as_before {
+                return ControlFlow::Continue(());
+            }
+            port = choice.port;
+        } else if turn == 1 {
+            if !choice.own_first {
+                return ControlFlow::Continue(());
+            }
+        } else {
+            if choice.left == 0 {
+                if choice.round >= choice.count || choice.round < SMALLEST_ROUND {
+                    return ControlFlow::Break(());
+                }
+                choice.round /= 2;
+                choice.left = choice.round;
+                choice.offset = self.tables.random();
+            }
+            choice.pushes = choice.left <= PUSHED;
+            choice.left = choice.left.wrapping_sub(1);
+            if choice.count == 0 {
+                return ControlFlow::Break(());
+            }
             let place = choice.offset % choice.count;
             choice.offset = place.wrapping_add(1);
             port = choice.low.wrapping_add(place as u16);
@@ -320,11 +385,30 @@ impl<T: Tables> Search<'_, T> {
         } else {
             (key, old)
         };
-        let over = flow.status.get() & Flow::DYING != 0 || flow.expires.get() < tables.now();
+        let over = flow.status.get() & Flow::DYING != 0
+            || flow.expires.get() < tables.now()
+            || old.is_alias() && self.pushes_out(old, flow);
         if over {
             end_flow(tables, key, flow);
         }
         over
+    }
+
+    /// Whether the new flow takes a port whose flow only waits for its time to end: sequence numbers
+    /// have gone on, so that the far side takes the new flow's for later ones
+    /// (`nf_nat_used_tuple_harder`).
+    #[inline(always)]
+    fn pushes_out(&self, alias: &Flow, flow: &Flow) -> bool {
+        const TCP_STATE: u32 = 0xff;
+        let new = &self.draft.flow;
+        let same_way = (alias.status.get() ^ new.status.get()) & Flow::LOW_OPENED == 0;
+        let advanced = new.sent[0].end.get().wrapping_sub(flow.sent[0].end.get()) as i32 > 0;
+        self.draft.choice.pushes
+            && self.draft.key.protocol == protocol::TCP
+            && new.tcp.get() & TCP_STATE == state::SYN_SENT as u32
+            && flow.tcp.get() & TCP_STATE >= state::TIME_WAIT as u32
+            && same_way
+            && advanced
     }
 
     /// Takes the port if no other flow to the same place has it.

@@ -9,6 +9,7 @@ use super::limit::Asked;
 use super::nat::Draft;
 use super::quoted::Quoted;
 use super::rewrite::Endpoint;
+use super::sources::Sources;
 use super::tcp::Segment;
 use super::tuple::{Lookup, Tuple};
 use crate::MapCell;
@@ -78,6 +79,8 @@ pub struct Scratch {
     pub draft: Draft,
     /// TCP flags that rules asked about.
     pub flags_asked: MapCell<u32>,
+    /// The translations that the packet's source has.
+    pub sources: Sources,
     /// See [`Scratch::forget`].
     pub cell: MapCell<u32>,
 }
@@ -153,6 +156,7 @@ impl Scratch {
         if flow.status.get() & Flow::SNAT != 0 {
             self.tracked.endpoint = outside(flow);
             self.tracked.translated = true;
+            self.tracked.ct |= ct::SNAT;
         }
     }
 

@@ -3,6 +3,7 @@
 use core::ops::ControlFlow;
 
 use super::scratch::Scratch;
+use super::sources::{self, Sources};
 use super::tcp::{self, Segment};
 use crate::MapCell;
 use crate::abi::blob::{Cell, Page, place};
@@ -92,6 +93,16 @@ pub trait Tables: Sized {
     #[inline(always)]
     fn advance_tcp(&self, flow: &Flow, segment: &Segment, reply: bool) -> tcp::Outcome {
         tcp::advance(flow, segment, reply)
+    }
+
+    /// Takes a flow that ends out of its source's list: [`sources::unlink`], which a BPF program
+    /// calls as a global function.
+    #[inline(always)]
+    fn unlink(&self, key: &FlowKey, flow: &Flow)
+    where
+        Self: Sized,
+    {
+        sources::unlink(self, key, flow, &mut Sources::default());
     }
 
     /// Runs `step` for 0, 1, .. `count - 1` until it breaks: `bpf_loop` in the kernel, `for` on

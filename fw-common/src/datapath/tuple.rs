@@ -52,9 +52,29 @@ impl Tuple {
         self.family = headers.family;
     }
 
+    /// One direction of the flow that bears the key: from its lower endpoint, or from the other.
+    #[inline(always)]
+    pub fn set_key(&mut self, key: &FlowKey, from_low: bool) {
+        if from_low {
+            (self.source, self.destination) = (key.low, key.high);
+            self.ports = (key.low_port as u32) << 16 | key.high_port as u32;
+        } else {
+            (self.source, self.destination) = (key.high, key.low);
+            self.ports = (key.high_port as u32) << 16 | key.low_port as u32;
+        }
+        self.protocol = key.protocol;
+        self.family = if key.is_v4() { Family::V4 } else { Family::V6 };
+    }
+
     /// Writes the flow's key; true if the source is its lower endpoint.
     #[inline(never)]
     pub fn write_key(&self, kind: u8, key: &mut FlowKey) -> bool {
+        self.fill_key(kind, key)
+    }
+
+    /// [`Tuple::write_key`] where there is no room for another call: eight may be nested.
+    #[inline(always)]
+    pub fn fill_key(&self, kind: u8, key: &mut FlowKey) -> bool {
         let (source_port, destination_port) = ((self.ports >> 16) as u16, self.ports as u16);
         let from_low = precedes(
             &self.source,

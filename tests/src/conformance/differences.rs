@@ -82,6 +82,28 @@ impl RandomPorts {
         }
     }
 
+    /// An ICMP error that was sent quotes a port that came out as another: a flow drew it whose
+    /// own packet reached nobody. Way is that of the quoted packet.
+    pub fn learn_quoted(&mut self, sent: &[u8], received: &[u8], quoted: (usize, Way)) {
+        let ends = |bytes: &[u8]| {
+            let packet = bytes.get(Layers::read(bytes)?.quoted(bytes)?..)?;
+            let layers = Layers::read(packet)?;
+            let (source, destination) = layers.ports(packet)?;
+            let ends = [(layers.source, source), (layers.destination, destination)];
+            Some((layers.protocol, ends))
+        };
+        let (Some((_, before)), Some((protocol, after))) = (ends(sent), ends(received)) else {
+            return;
+        };
+        let (flow, way) = quoted;
+        for (own, peer, way) in [(0, 1, way), (1, 0, way.reversed())] {
+            let drawn = before[own].1 != after[own].1;
+            if drawn && self.stand_in(protocol, after[own], after[peer]).is_none() {
+                self.learn(protocol, after[own], after[peer], (flow, way));
+            }
+        }
+    }
+
     /// Whether no port was drawn.
     pub fn is_empty(&self) -> bool {
         self.known.is_empty()

@@ -121,16 +121,19 @@ fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
     stay_on_one_cpu(job);
     let mut pair = pair(options, job)?;
     compare::ensure_loadable(&mut pair)?;
+    let mut ran = false;
     loop {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         if number >= shared.total {
-            let sent_on = fast_path(options, &pair)?;
+            // With `only`, there may be nothing that this worker loaded.
+            let sent_on = if ran { fast_path(options, &pair)? } else { 0 };
             shared.outcome.lock().expect("no worker panicked").fast_path += sent_on;
             return Ok(());
         }
         if options.only.is_some_and(|only| only != number) {
             continue;
         }
+        ran = true;
         let trial = trial(options, number);
         let difference =
             difference_of(&mut pair, &trial, shared).with_context(|| format!("trial {number}"))?;

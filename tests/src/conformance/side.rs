@@ -280,6 +280,11 @@ impl Side {
         let flow = &traffic.flows[step.flow];
         let (here, there) = (sender(flow, step.way), sender(flow, step.way.reversed()));
         if matches!(step.what, What::Error { .. }) {
+            let sent = self.packet(flow, step).bytes();
+            for (_, bytes) in raw {
+                self.random_ports
+                    .learn_quoted(&sent, bytes, (step.flow, step.way.reversed()));
+            }
             return;
         }
         let sent_to = self.packet(flow, step).destination;
