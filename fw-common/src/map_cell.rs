@@ -37,6 +37,12 @@ impl<T: Copy> MapCell<T> {
         // SAFETY: as in `get`; writing through `UnsafeCell` is what it is for.
         unsafe { self.0.get().write_volatile(value) }
     }
+
+    /// Where the word is, for what only the machine can do at once.
+    #[inline(always)]
+    pub const fn as_ptr(&self) -> *mut T {
+        self.0.get()
+    }
 }
 
 impl<T: Copy> Clone for MapCell<T> {

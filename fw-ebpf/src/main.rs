@@ -2,7 +2,7 @@
 //! action. All logic is in `fw_common::datapath`.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(
     internal_features,
     reason = "the target has no `core::sync::atomic`, so compare-and-exchange is the intrinsic"

@@ -9,12 +9,12 @@ use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
 use fw_common::MapCell;
-use fw_common::abi::blob::{MAX_DEPTH, Page};
+use fw_common::abi::blob::{self, MAX_DEPTH, Page};
 use fw_common::abi::device::Device;
-use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey};
+use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
 use fw_common::abi::maps::{
-    COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX, LOCAL_MAX,
-    NEAR_DEVICES_MAX, POLICY_PLACES, XDP_DEVICES_MAX,
+    COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX, HINTS_MAX,
+    LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, XDP_DEVICES_MAX,
 };
 use fw_common::abi::stat::STATS_MAX;
 use fw_common::datapath::scratch::Scratch;
@@ -29,6 +29,11 @@ pub type Policy = btf_maps::Array<Page, 1, 0x1400>;
 #[btf_map]
 pub static POLICY: btf_maps::ArrayOfMaps<Policy, { POLICY_PLACES as usize }> =
     btf_maps::ArrayOfMaps::new();
+
+/// The first pages of each policy once more. The look-up in an inner map is a call into the kernel
+/// and an indirect one from there, in a plain array it is a few instructions. User space writes.
+#[map]
+pub static NEAR_PAGES: Array<[Page; blob::NEAR_PAGES]> = Array::with_max_entries(POLICY_PLACES, 0);
 
 /// Which place of [`POLICY`] judges packets. User space writes it, which is the flip.
 #[map]
@@ -70,6 +75,10 @@ pub static EMBRYOS4: LruHashMap<FlowKey4, Flow> = LruHashMap::with_max_entries(E
 /// See [`EMBRYOS4`].
 #[map]
 pub static EMBRYOS6: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(EMBRYOS_MAX, 0);
+
+/// Where flows may be found. Programs write.
+#[map]
+pub static HINTS: Array<Hint> = Array::with_max_entries(HINTS_MAX, 0);
 
 /// First fragments. Programs write.
 #[map]

@@ -4,16 +4,20 @@
     reason = "map values are reached through the pointers that helpers return"
 )]
 
+use core::arch::asm;
 use core::ffi::c_void;
+use core::hint::black_box;
 use core::intrinsics::AtomicOrdering;
 
-use aya_ebpf::bindings::BPF_NOEXIST;
+use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
 use aya_ebpf::maps::lpm_trie::Key;
 use fw_common::MapCell;
-use fw_common::abi::blob::{Cell, MAX_DEPTH, PAGE_CELLS, Page, place};
+use fw_common::abi::blob::{
+    Cell, MAGIC, MAX_DEPTH, NEAR_PAGES as NEAR_PAGES_LEN, PAGE_CELLS, Page, place,
+};
 use fw_common::abi::device::Device;
-use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey};
+use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::Recorder;
@@ -23,15 +27,16 @@ use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 
 use crate::maps::{
-    ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, FLOWS4, FLOWS6, FRAGMENTS, FRAMES, LOCAL,
-    NEAR_DEVICES, PATH_SLOTS, POLICY, Policy, STATS, path,
+    ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, FLOWS4, FLOWS6, FRAGMENTS, FRAMES, HINTS, LOCAL,
+    NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, STATS, path,
 };
 use crate::stages::{fwbpf_advance_tcp, fwbpf_deferred, fwbpf_unlink};
 
-/// One generation: its inner map. The kernel keeps it alive while a program that looked it up runs.
+/// One generation: its place. User space leaves a place alone while a program may be running that
+/// has found it active.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-pub struct Generation(*const Policy);
+pub struct Generation(u32);
 
 /// The maps. Of size zero: there is one set of maps.
 #[derive(Clone, Copy)]
@@ -51,14 +56,19 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn generation(&self, place: u32) -> Option<Generation> {
-        POLICY.get(place).map(|policy| Generation(policy))
+        let near = NEAR_PAGES.get(place)?;
+        (near[0][0].w[0] == MAGIC).then_some(Generation(place))
     }
 
     #[inline(always)]
     fn page(&self, generation: Generation, number: u32) -> Option<&Page> {
-        // SAFETY: the pointer is what the look-up in POLICY returned for this packet; RCU keeps
-        // the map for as long as the program runs.
-        unsafe { &*generation.0 }.get(number)
+        if number < NEAR_PAGES_LEN as u32 {
+            let near = NEAR_PAGES.get(generation.0)?;
+            // LLVM must not add the offset before the check of null.
+            let number = black_box(number) as usize % NEAR_PAGES_LEN;
+            return Some(&near[number]);
+        }
+        POLICY.get(generation.0)?.get(number)
     }
 
     #[inline(always)]
@@ -121,6 +131,10 @@ impl Tables for BpfTables {
         // SAFETY: only `MapCell`s of a flow change after its insertion. An element that is deleted
         // and used again while we look at it shows another flow's words for one packet.
         unsafe {
+            let hint = HINTS.get(key.hint())?;
+            if !hint.may_have(self.now()) {
+                return None;
+            }
             if key.is_v4() {
                 let key = FlowKey4::from(key);
                 FLOWS4.get(key).or_else(|| EMBRYOS4.get(key))
@@ -137,22 +151,37 @@ impl Tables for BpfTables {
         if self.flow(key).is_some() {
             return Err(InsertError::Exists);
         }
+        let Some(hint) = HINTS.get(key.hint()) else {
+            return Err(InsertError::Full);
+        };
         if let Tier::Confirmed = tier {
+            // First the hint: nobody may miss a flow that is there.
+            add(hint, 1);
             let result = if key.is_v4() {
                 FLOWS4.insert(FlowKey4::from(key), flow, BPF_NOEXIST as u64)
             } else {
                 FLOWS6.insert(key, flow, BPF_NOEXIST as u64)
             };
+            if result.is_ok() {
+                return Ok(());
+            }
+            add(hint, u64::MAX);
             match result {
-                Ok(()) => return Ok(()),
                 Err(EXISTS) => return Err(InsertError::Exists),
-                Err(_) => self.count(Stat::FlowTableFull),
+                _ => self.count(Stat::FlowTableFull),
             }
         }
-        let result = if key.is_v4() {
-            EMBRYOS4.insert(FlowKey4::from(key), flow, BPF_NOEXIST as u64)
+        // One that is past its time, and so was not found, makes way.
+        let flags = if hint.may_have_embryo(self.now()) {
+            BPF_NOEXIST as u64
         } else {
-            EMBRYOS6.insert(key, flow, BPF_NOEXIST as u64)
+            BPF_ANY as u64
+        };
+        add(hint, hint.until(flow.expires.get()));
+        let result = if key.is_v4() {
+            EMBRYOS4.insert(FlowKey4::from(key), flow, flags)
+        } else {
+            EMBRYOS6.insert(key, flow, flags)
         };
         result.map_err(|error| match error {
             EXISTS => InsertError::Exists,
@@ -162,6 +191,10 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        let Some(hint) = HINTS.get(key.hint()) else {
+            return Err(InsertError::Full);
+        };
+        add(hint, 1);
         let (inserted, v4) = if key.is_v4() {
             let key = FlowKey4::from(key);
             (FLOWS4.insert(key, flow, BPF_NOEXIST as u64), Some(key))
@@ -169,6 +202,7 @@ impl Tables for BpfTables {
             (FLOWS6.insert(key, flow, BPF_NOEXIST as u64), None)
         };
         if inserted.is_err() {
+            add(hint, u64::MAX);
             self.count(Stat::FlowTableFull);
             return Err(InsertError::Full);
         }
@@ -180,15 +214,30 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey) {
-        if key.is_v4() {
-            let key = FlowKey4::from(key);
-            if FLOWS4.remove(key).is_err() {
-                let _ = EMBRYOS4.remove(key);
-            }
-        } else if FLOWS6.remove(key).is_err() {
-            let _ = EMBRYOS6.remove(key);
+    fn expect_embryo(&self, key: &FlowKey, expires: u64) {
+        if let Some(hint) = HINTS.get(key.hint()) {
+            add(hint, hint.until(expires));
         }
+    }
+
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) {
+        let removed = if key.is_v4() {
+            FLOWS4.remove(FlowKey4::from(key)).is_ok()
+        } else {
+            FLOWS6.remove(key).is_ok()
+        };
+        if removed {
+            if let Some(hint) = HINTS.get(key.hint()) {
+                add(hint, u64::MAX);
+            }
+            return;
+        }
+        let _ = if key.is_v4() {
+            EMBRYOS4.remove(FlowKey4::from(key))
+        } else {
+            EMBRYOS6.remove(key)
+        };
     }
 
     #[inline(always)]
@@ -283,12 +332,26 @@ impl Tables for BpfTables {
 #[inline(always)]
 fn limit_state(generation: Generation, cell: u32) -> Option<*mut u64> {
     let (number, at) = place(cell);
-    // SAFETY: as in `page`.
-    let page = unsafe { &*generation.0 }.get_ptr_mut(number)?;
+    // There is one state, though there are two copies of the first pages.
+    let page = POLICY.get(generation.0)?.get_ptr_mut(number)?;
     // SAFETY: `place` returns a place within a page.
     unsafe {
         let cell = page.cast::<Cell>().add(at % PAGE_CELLS);
         Some((&raw mut (*cell).w[14]).cast::<u64>())
+    }
+}
+
+/// Adds to a hint, all at once. Rust has no such function for this target.
+#[inline(always)]
+fn add(hint: &Hint, term: u64) {
+    // SAFETY: the word is in a map's value, for as long as the program runs, and every CPU changes
+    // it in this way only.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({word} + 0) += {term}",
+            word = in(reg) hint.word.as_ptr(),
+            term = in(reg) term,
+        );
     }
 }
 
@@ -369,8 +432,8 @@ impl Tables for RecordingTables {
     }
     #[inline(always)]
     fn page(&self, generation: Generation, number: u32) -> Option<&Page> {
-        // SAFETY: as for `BpfTables`.
-        unsafe { &*generation.0 }.get(number)
+        const MAPS: &BpfTables = &BpfTables;
+        MAPS.page(generation, number)
     }
     #[inline(always)]
     fn hit(&self, slot: u32, _packets: u32, bytes: u32) {
@@ -408,6 +471,10 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
         BpfTables.promote_flow(key, flow)
+    }
+    #[inline(always)]
+    fn expect_embryo(&self, key: &FlowKey, expires: u64) {
+        BpfTables.expect_embryo(key, expires);
     }
     #[inline(always)]
     fn remove_flow(&self, key: &FlowKey) {

@@ -219,6 +219,60 @@ impl Flow {
     }
 }
 
+/// What the keys of one hash have in the flow tables. It may say too much, never too little.
+#[repr(C)]
+#[derive(Debug, Default)]
+pub struct Hint {
+    /// Low half: how many confirmed flows and aliases there are. High half: when the last embryonic
+    /// one ends, by the coarse clock, in units of 2^30 nanoseconds: a division would cost much.
+    pub word: MapCell<u64>,
+}
+
+impl Hint {
+    /// What is to be added to the word so that it says that an embryonic flow lives until then, in
+    /// nanoseconds. When two CPUs do so at once, the sum is too late a time, and never too early.
+    #[inline(always)]
+    pub fn until(&self, expires: u64) -> u64 {
+        let (until, old) = (expires >> UNIT, self.word.get() >> 32);
+        if old < until { (until - old) << 32 } else { 0 }
+    }
+
+    /// Whether there may be a confirmed flow, or an embryonic one that is alive.
+    #[inline(always)]
+    pub fn may_have(&self, now: u64) -> bool {
+        self.word.get() as u32 != 0 || self.may_have_embryo(now)
+    }
+
+    /// Whether there may be an embryonic flow that is alive.
+    #[inline(always)]
+    pub fn may_have_embryo(&self, now: u64) -> bool {
+        self.word.get() >> 32 >= now >> UNIT
+    }
+}
+
+/// About a second.
+const UNIT: u32 = 30;
+
+impl FlowKey {
+    /// A hash of the key. It needs no secret: keys that collide only make a look-up necessary.
+    #[inline(always)]
+    pub fn hint(&self) -> u32 {
+        const A: u64 = 0x9e37_79b9_7f4a_7c15;
+        const B: u64 = 0xbf58_476d_1ce4_e5b9;
+        let ports = (self.low_port as u64) << 16 | self.high_port as u64;
+        let rest = ports << 32 | (self.protocol as u64) << 8 | self.kind as u64;
+        let mut hash = ((self.low[0] as u64) << 32 | self.high[0] as u64).wrapping_mul(A) ^ rest;
+        if !self.is_v4() {
+            for word in 1..4 {
+                let pair = (self.low[word] as u64) << 32 | self.high[word] as u64;
+                hash = (hash ^ hash >> 29 ^ pair).wrapping_mul(A);
+            }
+        }
+        hash = (hash ^ hash >> 32).wrapping_mul(B);
+        (hash >> 48) as u32
+    }
+}
+
 /// Names an IP datagram under reassembly as one hook sees it (RFC 791 3.2, RFC 8200 4.5).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]

@@ -5,6 +5,8 @@
 /// ARRAY_OF_MAPS: policies, each an array of [`super::blob::Page`]. Generation `n` is in place
 /// `n % POLICY_PLACES`.
 pub const POLICY: &str = "POLICY";
+/// ARRAY by place in [`POLICY`]: the first [`super::blob::NEAR_PAGES`] pages of that policy.
+pub const NEAR_PAGES: &str = "NEAR_PAGES";
 /// ARRAY of one u32: the place in [`POLICY`] of the running generation, in the two lowest bits.
 /// Writing it is the flip. The bits above change whenever anything changes on which the verdict
 /// about an established flow may depend, so that cached ones are void.
@@ -25,6 +27,10 @@ pub const FLOWS6: &str = "FLOWS6";
 pub const EMBRYOS4: &str = "EMBRYOS4";
 /// LRU_HASH of embryonic flows opened from outside, IPv6.
 pub const EMBRYOS6: &str = "EMBRYOS6";
+/// ARRAY of [`super::flow::Hint`] by a hash of flow keys: where a look-up in the flow tables could
+/// find anything. Missing in tables of gigabytes costs more than everything else that is done
+/// about a packet of a flood.
+pub const HINTS: &str = "HINTS";
 /// LRU_HASH of [`super::flow::FragmentKey`] -> [`super::flow::Fragment`].
 pub const FRAGMENTS: &str = "FRAGMENTS";
 /// DEVMAP_HASH: interfaces that XDP may send frames out of.
@@ -70,6 +76,8 @@ pub const FLOWS4_MAX: u32 = 262_144;
 pub const FLOWS6_MAX: u32 = 131_072;
 /// Capacity of [`EMBRYOS4`] and of [`EMBRYOS6`].
 pub const EMBRYOS_MAX: u32 = 65_536;
+/// Elements of [`HINTS`].
+pub const HINTS_MAX: u32 = 65_536;
 /// Capacity of [`FRAGMENTS`].
 pub const FRAGMENTS_MAX: u32 = 16_384;
 

@@ -8,9 +8,10 @@ use super::packet::Packet;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
+use crate::abi::Family;
 use crate::abi::blob::{
-    Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind, condition,
-    place, target,
+    BaseChain, Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind,
+    condition, place, target,
 };
 use crate::abi::flow::CACHED_SLOTS;
 use crate::abi::stat::Stat;
@@ -107,6 +108,28 @@ pub fn traverse<P: Packet, T: Tables>(
         },
         _ => Decision::Drop(Stat::Unbounded),
     }
+}
+
+/// [`traverse`] for a nat chain, most of which have no rules.
+#[inline(always)]
+pub fn traverse_nat<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    base: BaseChain,
+    scratch: &mut Scratch,
+) -> Decision {
+    // Both places are constants: the verifier would ask for the bound of a number.
+    let counter = if scratch.headers.is_v6() {
+        scratch.empty_nat[base.nat_place(Family::V6)]
+    } else {
+        scratch.empty_nat[base.nat_place(Family::V4)]
+    };
+    if counter == 0 {
+        return traverse(packet, tables, base.id(scratch.headers.family), scratch);
+    }
+    let packets = scratch.query.packets as u32;
+    tables.hit(counter.wrapping_sub(1), packets, scratch.headers.bytes);
+    Decision::Accept
 }
 
 /// The stage of [`traverse`]: its argument is the base chain, its result a number of [`target`].

@@ -297,6 +297,7 @@ pub fn track<P: Packet, T: Tables>(
     scratch.tracked.set_label(&found);
     let timeout = advance_untimed(&scratch.headers, found.flow, now);
     refresh(tables, scratch.place(), found.flow, timeout, now);
+    expect(tables, &scratch.lookup, &found);
     settle(tables, &mut scratch.lookup, &found);
     false
 }
@@ -368,6 +369,7 @@ fn track_tcp<P: Packet, T: Tables>(
             }
             timeout => {
                 refresh(tables, scratch.place(), found.flow, timeout, now);
+                expect(tables, &scratch.lookup, &found);
                 settle(tables, &mut scratch.lookup, &found);
                 return false;
             }
@@ -484,6 +486,14 @@ pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now
     };
     flow.expires
         .set(now.wrapping_add(seconds as u64 * 1_000_000_000));
+}
+
+/// An embryonic flow lives longer now.
+#[inline(always)]
+fn expect<T: Tables>(tables: &T, lookup: &Lookup, found: &Found<'_>) {
+    if found.flow.status.get() & Flow::EMBRYO != 0 {
+        tables.expect_embryo(&lookup.key, found.flow.expires.get());
+    }
 }
 
 /// Notes the first reply, after the packet got its label, and promotes a flow that both sides have

@@ -1,7 +1,7 @@
 //! XDP's early drop: what INPUT would drop anyway never becomes an skb.
 
 use super::Verdict;
-use super::classify::{Decision, traverse};
+use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{find, read_segment, track, track_stranger};
 use super::forward::forward;
 use super::header::{Icmp, Part, protocol};
@@ -64,11 +64,10 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     }
     tables.begin();
     scratch.ask(scratch.patterns(&scratch.device), 1);
-    if scratch.meets_nat() {
-        let chain = BaseChain::NatPrerouting.id(family);
-        if traverse(packet, tables, chain, scratch) != Decision::Accept {
-            return Verdict::Pass;
-        }
+    if scratch.meets_nat()
+        && traverse_nat(packet, tables, BaseChain::NatPrerouting, scratch) != Decision::Accept
+    {
+        return Verdict::Pass;
     }
     let chain = BaseChain::FilterInput.id(family);
     match traverse(packet, tables, chain, scratch) {
@@ -121,7 +120,7 @@ fn has_ports(scratch: &Scratch) -> bool {
 }
 
 /// Whether there is a flow or an alias between these endpoints, be it over or another's.
-#[inline(never)]
+#[inline(always)]
 fn belongs_to_flow<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     scratch.lookup.tuple.set(&scratch.headers);
     let lookup = &mut scratch.lookup;

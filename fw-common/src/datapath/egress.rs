@@ -2,7 +2,7 @@
 //! translation of sources.
 
 use super::Verdict;
-use super::classify::{Decision, traverse};
+use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{
     NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, about, attach, end_flow, follow, look_up, outside, track,
 };
@@ -60,11 +60,11 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     let in_patterns = patterns_of_arrival(tables, arrival, scratch);
     scratch.ask(in_patterns, scratch.patterns(&scratch.device));
 
-    if scratch.meets_nat() && scratch.made_here {
-        let chain = BaseChain::NatOutput.id(family);
-        if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
-            return Verdict::Drop(stat);
-        }
+    if scratch.meets_nat()
+        && scratch.made_here
+        && let Decision::Drop(stat) = traverse_nat(packet, tables, BaseChain::NatOutput, scratch)
+    {
+        return Verdict::Drop(stat);
     }
     // A reply to a flow whose source was translated on loopback or at LOCAL_IN: its destination is
     // restored at LOCAL_OUT.
@@ -94,8 +94,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
             ..Wish::default()
         };
         if scratch.meets_nat() {
-            let chain = BaseChain::NatPostrouting.id(family);
-            match traverse(packet, tables, chain, scratch) {
+            match traverse_nat(packet, tables, BaseChain::NatPostrouting, scratch) {
                 Decision::Accept => {}
                 Decision::Drop(stat) => return Verdict::Drop(stat),
                 Decision::Masquerade { ports, random } => {

@@ -132,7 +132,7 @@ impl Headers {
 ///
 /// The checks before the transport header are those of the stack (`ip_rcv_core` in
 /// net/ipv4/ip_input.c, `ip6_rcv_core` in net/ipv6/ip6_input.c): what it drops, rules never see.
-#[inline(never)]
+#[inline(always)]
 pub fn parse<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,

@@ -1,7 +1,7 @@
 //! The ingress hook: tracking, translation of destinations, and INPUT for what is for this host.
 
 use super::Verdict;
-use super::classify::{Decision, traverse};
+use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
 use super::fragment::{Side, borrow, lend};
 use super::header::Part;
@@ -61,8 +61,9 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
 
     if scratch.meets_nat() {
         // Only its counters matter: nothing in this chain translates.
-        let chain = BaseChain::NatPrerouting.id(family);
-        if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
+        if let Decision::Drop(stat) =
+            traverse_nat(packet, tables, BaseChain::NatPrerouting, scratch)
+        {
             return Verdict::Drop(stat);
         }
     }
@@ -83,11 +84,10 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
         return Verdict::Drop(stat);
     }
-    if scratch.meets_nat() {
-        let chain = BaseChain::NatInput.id(family);
-        if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
-            return Verdict::Drop(stat);
-        }
+    if scratch.meets_nat()
+        && let Decision::Drop(stat) = traverse_nat(packet, tables, BaseChain::NatInput, scratch)
+    {
+        return Verdict::Drop(stat);
     }
     if !scratch.tracked.opens {
         return translate_source(packet, tables, scratch);
@@ -182,7 +182,7 @@ impl Stage for PlaceIn {
 /// Whether a packet is INPUT's business. The table of local addresses decides; an address that is
 /// not in it, though the kernel would not forward it either, may have been added a moment ago, and
 /// so meets INPUT too: a stale table never lets a packet past every chain.
-#[inline(never)]
+#[inline(always)]
 pub(super) fn is_for_this_host<P: Packet, T: Tables>(
     packet: &P,
     tables: &T,
@@ -192,7 +192,18 @@ pub(super) fn is_for_this_host<P: Packet, T: Tables>(
     scratch
         .device
         .owns(headers.family, &headers.key.destination)
-        || tables.is_local(headers.family, &headers.key.destination)
+        || is_for_this_host_by_tables(packet, tables, scratch)
+}
+
+/// [`is_for_this_host`] for an address that the interface's record lacks.
+#[inline(never)]
+fn is_for_this_host_by_tables<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &Scratch,
+) -> bool {
+    let headers = &scratch.headers;
+    tables.is_local(headers.family, &headers.key.destination)
         || !packet.is_forwardable(&Destination {
             family: headers.family,
             source: headers.key.source,

@@ -56,6 +56,10 @@ pub trait Tables: Sized {
     /// fails.
     fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
 
+    /// Says that an embryonic flow lives on until `expires`, if the tables have use for it.
+    #[inline(always)]
+    fn expect_embryo(&self, _key: &FlowKey, _expires: u64) {}
+
     /// Removes a flow from whichever tier has it.
     fn remove_flow(&self, key: &FlowKey);
 

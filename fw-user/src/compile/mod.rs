@@ -20,9 +20,10 @@ pub use meta::{Known, Meta, MetaError};
 pub use slots::Slots;
 pub use table_set::{BlobError, TableSet, decode_meta};
 
+use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{
-    Cell, Chain as ChainView, ChainFields, DEFAULT_TIMEOUTS, DIRECTORY, Filter, HeaderFields,
-    LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields, chain_kind,
+    BaseChain, Cell, Chain as ChainView, ChainFields, DEFAULT_TIMEOUTS, DIRECTORY, EMPTY_NAT,
+    Filter, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields, chain_kind,
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
@@ -119,6 +120,7 @@ impl Draft {
             features,
             meta: cells.len() as u32,
             meta_bytes: meta.len() as u32,
+            empty_nat: empty_nat(&cells),
         };
         cells[0] = header.encode();
         cells[1] = Cell {
@@ -131,6 +133,23 @@ impl Draft {
             patterns: patterns.into_list(),
         }
     }
+}
+
+/// The counters of nat chains that have nothing else, for [`HeaderFields::empty_nat`].
+fn empty_nat(cells: &[Cell]) -> [u32; EMPTY_NAT] {
+    use BaseChain::{NatInput, NatOutput, NatPostrouting, NatPrerouting};
+    let mut counters = [0; EMPTY_NAT];
+    for family in [AbiFamily::V4, AbiFamily::V6] {
+        for base in [NatPrerouting, NatInput, NatOutput, NatPostrouting] {
+            let place = (DIRECTORY + base.id(family)) as usize;
+            let chain = ChainView(&cells[place]);
+            let accepts = chain.kind() != chain_kind::ABSENT && chain.policy() == ChainView::ACCEPT;
+            if accepts && chain.count() == 0 {
+                counters[base.nat_place(family)] = chain.policy_slot() + 1;
+            }
+        }
+    }
+    counters
 }
 
 fn features(policy: &Policy) -> u32 {

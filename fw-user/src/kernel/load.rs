@@ -13,7 +13,7 @@ use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, Per
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use aya_obj::programs::XdpAttachType;
-use fw_common::abi::blob::Page;
+use fw_common::abi::blob::{NEAR_PAGES, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{FLOW_WORDS, FlowKey, FlowKey4, Fragment, FragmentKey};
 use fw_common::abi::maps;
@@ -27,7 +27,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 /// Its SHA-256.
 const OBJECT_HASH: &str = env!("FWBPF_OBJECT_HASH");
 
-const MAPS: [&str; 13] = [
+const MAPS: [&str; 15] = [
+    maps::HINTS,
+    maps::NEAR_PAGES,
     maps::ACTIVE,
     maps::XDP_DEVICES,
     maps::POLICY,
@@ -59,6 +61,8 @@ pub type FlowWords = [u64; FLOW_WORDS];
 pub struct Maps {
     /// Policies, by place.
     pub policy: Policies,
+    /// Their first pages.
+    pub near_pages: Array<MapData, [Page; NEAR_PAGES]>,
     /// The place of the running one.
     pub active: Array<MapData, u32>,
     /// Packets and bytes by counter slot.
@@ -136,6 +140,7 @@ impl Maps {
         }
         let opened = Self {
             policy: typed(state, maps::POLICY)?,
+            near_pages: typed(state, maps::NEAR_PAGES)?,
             active: typed(state, maps::ACTIVE)?,
             counters: typed(state, maps::COUNTERS)?,
             devices: typed(state, maps::DEVICES)?,

@@ -288,6 +288,8 @@ fn is_ours(name: &str) -> bool {
     use fw_common::abi::maps;
     let map = [
         maps::ACTIVE,
+        maps::HINTS,
+        maps::NEAR_PAGES,
         maps::XDP_DEVICES,
         maps::POLICY,
         maps::COUNTERS,

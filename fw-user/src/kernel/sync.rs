@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
 use aya::maps::{IterableMap, MapError};
 use aya::util::nr_cpus;
-use fw_common::abi::blob::{Cell, PAGE_CELLS};
+use fw_common::abi::blob::{Cell, NEAR_PAGES, PAGE_CELLS, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::maps::{NEAR_DEVICES_MAX, POLICY_PLACES, next_active, place_of};
 
@@ -61,13 +61,25 @@ pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>, settled: Settled) 
         bail!("page {number} of the policy was not stored as written; nothing was changed");
     }
     drop(written);
-    flip(
-        maps,
-        next.generation % POLICY_PLACES,
-        policy.as_fd(),
-        &settled,
-    )
-    .context("cannot switch to the new policy")
+    let place = next.generation % POLICY_PLACES;
+    write_near_pages(maps, place, pages)?;
+    flip(maps, place, policy.as_fd(), &settled).context("cannot switch to the new policy")
+}
+
+/// Writes the copy of the first pages that programs read, and looks at it anew.
+fn write_near_pages(maps: &mut Maps, place: u32, pages: &[Page]) -> Result<()> {
+    let mut near = Box::new([[Cell::default(); PAGE_CELLS]; NEAR_PAGES]);
+    for (to, from) in near.iter_mut().zip(pages) {
+        *to = *from;
+    }
+    maps.near_pages
+        .set(place, near.as_ref(), 0)
+        .context("cannot write the policy's first pages")?;
+    let written = maps.near_pages.get(&place, 0);
+    if written.context("cannot read the policy's first pages back")? != *near {
+        bail!("the policy's first pages were not stored as written; nothing was changed");
+    }
+    Ok(())
 }
 
 /// Makes every cached verdict void.

@@ -117,6 +117,8 @@ pub fn udp(namespace: &Namespace, address: IpAddr, port: u16) -> Result<UdpSocke
 pub fn datagram(socket: &UdpSocket) -> Result<Option<SocketAddr>> {
     match socket.recv_from(&mut [0; 2048]) {
         Ok((_, from)) => Ok(Some(from)),
+        // A waiting call with a time limit is not taken up again after a signal (signal(7)).
+        Err(error) if error.kind() == ErrorKind::Interrupted => datagram(socket),
         Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
             Ok(None)
         }

@@ -68,6 +68,7 @@ impl Kernel {
         }
         let maps = Maps {
             policy: take(&mut object, maps::POLICY)?,
+            near_pages: take(&mut object, maps::NEAR_PAGES)?,
             active: take(&mut object, maps::ACTIVE)?,
             counters: take(&mut object, maps::COUNTERS)?,
             devices: take(&mut object, maps::DEVICES)?,

@@ -40,6 +40,9 @@ pod! { Cell { size: 64, fields: [[u32; 16]] } }
 pub const PAGE_CELLS: usize = 64;
 /// An element of the policy's array.
 pub type Page = [Cell; PAGE_CELLS];
+/// Pages that the programs reach without a call into the kernel, as they are in a map of their own
+/// besides: header, timeouts, and all of a small policy.
+pub const NEAR_PAGES: usize = 8;
 /// Longest chain that is stored as it is, within one page.
 pub const LINEAR_MAX: u32 = 16;
 
@@ -77,7 +80,13 @@ pub struct HeaderFields {
     pub meta: u32,
     /// Length of the meta data in bytes.
     pub meta_bytes: u32,
+    /// For the nat chains of IPv4, then of IPv6, PREROUTING first: the counter of the policy of a
+    /// chain that has no rules, plus one; zero for any other chain.
+    pub empty_nat: [u32; EMPTY_NAT],
 }
+
+/// Nat chains of both families.
+pub const EMPTY_NAT: usize = 8;
 
 impl HeaderFields {
     /// IPv4 has a nat table: replies may have to be translated.
@@ -97,6 +106,7 @@ impl HeaderFields {
             self.meta,
             self.meta_bytes,
         ]);
+        cell.w[7..][..EMPTY_NAT].copy_from_slice(&self.empty_nat);
         cell
     }
 
@@ -108,6 +118,7 @@ impl HeaderFields {
             features: cell.w[4],
             meta: cell.w[5],
             meta_bytes: cell.w[6],
+            empty_nat: core::array::from_fn(|chain| cell.w[7 + chain]),
         })
     }
 }
@@ -121,6 +132,13 @@ impl Header<'_> {
     #[inline(always)]
     pub fn generation(&self) -> u32 {
         self.0.w[2]
+    }
+
+    /// See [`HeaderFields::empty_nat`].
+    #[inline(always)]
+    pub fn empty_nat(&self) -> [u32; EMPTY_NAT] {
+        let w = &self.0.w;
+        [w[7], w[8], w[9], w[10], w[11], w[12], w[13], w[14]]
     }
 
     /// See [`HeaderFields::features`].
@@ -204,5 +222,12 @@ impl BaseChain {
     #[inline(always)]
     pub const fn id(self, family: Family) -> u32 {
         family as u32 * BASE_CHAINS + self as u32
+    }
+
+    /// A nat chain's place in [`HeaderFields::empty_nat`].
+    #[inline(always)]
+    pub const fn nat_place(self, family: Family) -> usize {
+        let first = Self::NatPrerouting as usize;
+        family as usize * (EMPTY_NAT / 2) + (self as usize).saturating_sub(first)
     }
 }
