@@ -182,7 +182,7 @@ pub fn find<'t, T: Tables>(
                 direction,
             });
         }
-    } else if aliases && (flow.status.get() & Flow::LOW_OPENED != 0) != from_low {
+    } else if aliases && goes_back(&lookup.key, flow, from_low) {
         let translated = tables.flow(&flow.other)?;
         let direction = direction(tables, &flow.other, translated, true, now);
         return (direction != NO_FLOW).then_some(Found {
@@ -192,6 +192,14 @@ pub fn find<'t, T: Tables>(
         });
     }
     find_second(tables, lookup, from_low, now)
+}
+
+/// Whether a packet under an alias is a reply. One whose two endpoints are the same is: what the
+/// alias's flow sends gets that name only after it was found.
+#[inline(always)]
+fn goes_back(key: &FlowKey, alias: &Flow, from_low: bool) -> bool {
+    (alias.status.get() & Flow::LOW_OPENED != 0) != from_low
+        || key.low[0] == key.high[0] && key.low_port == key.high_port && key.low == key.high
 }
 
 /// The flow of the second name: the first one's goes the other way.

@@ -106,6 +106,14 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
                     if wish.address == [0; 4] {
                         return Verdict::Drop(Stat::NoMasqueradeAddress);
                     }
+                    // The flow of a later fragment's first one is not stored, or was not: the
+                    // fragment must not leave with its inner address.
+                    if scratch.tracked.replayed
+                        && !scratch.tracked.translated
+                        && wish.address != scratch.headers.key.source
+                    {
+                        return Verdict::Drop(Stat::NoFlowEntry);
+                    }
                 }
             }
         }

@@ -174,9 +174,11 @@ impl Traffic {
         let flows: Vec<Flow> = (0..(packets / 8).max(2))
             .map(|_| flow(random, family, loopback))
             .collect();
+        let mut unfinished = vec![None; flows.len()];
         let mut scripts: Vec<std::collections::VecDeque<(Way, What)>> = flows
             .iter()
-            .map(|flow| script(random, flow).into())
+            .zip(&mut unfinished)
+            .map(|(flow, unfinished)| script(random, flow, unfinished).into())
             .collect();
         let mut steps = Vec::with_capacity(packets);
         while steps.len() < packets {
@@ -186,7 +188,7 @@ impl Traffic {
             } else if let Some(next) = scripts[index].pop_front() {
                 next
             } else {
-                scripts[index] = script(random, &flows[index]).into();
+                scripts[index] = script(random, &flows[index], &mut unfinished[index]).into();
                 continue;
             };
             steps.push(dress(random, index, &flows[index], next, steps.len()));
@@ -290,9 +292,13 @@ fn pick(random: &mut impl Rng, place: Place, family: Family) -> IpAddr {
         .expect("every place has an address")
 }
 
-fn script(random: &mut impl Rng, flow: &Flow) -> Vec<(Way, What)> {
+fn script(
+    random: &mut impl Rng,
+    flow: &Flow,
+    unfinished: &mut Option<[u32; 2]>,
+) -> Vec<(Way, What)> {
     match flow.carried {
-        Carried::Tcp => conversation(random),
+        Carried::Tcp => conversation(random, unfinished),
         _ => exchange(random),
     }
 }
@@ -320,11 +326,14 @@ fn exchange(random: &mut impl Rng) -> Vec<(Way, What)> {
         .collect()
 }
 
-/// A TCP connection, from a careful one to one that only the odd packets of are left.
-fn conversation(random: &mut impl Rng) -> Vec<(Way, What)> {
+/// A TCP connection, from a careful one to one that only the odd packets of are left. The numbers
+/// of one that does not end are left to the next between the same ends: it is in the window of the
+/// old one, which is still tracked.
+fn conversation(random: &mut impl Rng, unfinished: &mut Option<[u32; 2]>) -> Vec<(Way, What)> {
     use flags::{ACK, FIN, PSH, RST, SYN, URG};
+    let fresh = [random.random(), random.random()];
     let mut talk = Talk {
-        next: [random.random(), random.random()],
+        next: unfinished.take().unwrap_or(fresh),
         script: Vec::new(),
     };
     let (forth, back) = (Way::Forth, Way::Back);
@@ -397,7 +406,7 @@ fn conversation(random: &mut impl Rng) -> Vec<(Way, What)> {
             RST | ACK,
             0,
         ),
-        _ => {}
+        _ => *unfinished = Some(talk.next),
     }
     talk.script
 }
