@@ -17,8 +17,37 @@ pub enum Suite {
     Lab,
     /// An integration test of `fwbpf-tests`.
     Integration(String),
-    /// The comparison with iptables, in its default size.
-    Conformance,
+    /// The comparison with iptables.
+    Conformance(Way),
+}
+
+/// Which way established flows take in the comparison with iptables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Way {
+    /// As fwbpf has it by default, in the comparison's default size.
+    Default,
+    /// The stack's.
+    Slow,
+    /// XDP's where it can.
+    Xdp,
+}
+
+impl Way {
+    const ALL: [Self; 3] = [Self::Default, Self::Slow, Self::Xdp];
+
+    /// Options of the comparison.
+    pub fn options(self) -> &'static [&'static str] {
+        match self {
+            Self::Default => &[],
+            Self::Slow => &["--rulesets=50", "--seed=2", "--load-option=--fast-path=off"],
+            Self::Xdp => &[
+                "--rulesets=50",
+                "--seed=3",
+                "--load-option=--xdp=native",
+                "--load-option=--fast-path=on",
+            ],
+        }
+    }
 }
 
 impl Suite {
@@ -29,7 +58,9 @@ impl Suite {
             Self::Unit => "unit",
             Self::Lab => "lab",
             Self::Integration(name) => name,
-            Self::Conformance => "conformance",
+            Self::Conformance(Way::Default) => "conformance",
+            Self::Conformance(Way::Slow) => "conformance_slow_way",
+            Self::Conformance(Way::Xdp) => "conformance_xdp",
         }
     }
 }
@@ -41,7 +72,7 @@ pub fn all() -> Result<Vec<Suite>> {
     integration.sort();
     suites.extend(integration.into_iter().map(Suite::Integration));
     if has_bin("conformance") {
-        suites.push(Suite::Conformance);
+        suites.extend(Way::ALL.map(Suite::Conformance));
     }
     Ok(suites)
 }

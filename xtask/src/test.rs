@@ -128,9 +128,13 @@ impl Built {
             }
             Suite::Lab => self.cargo_test(&["--package=fwbpf-tests", "--lib", "--bins"]),
             Suite::Integration(name) => self.cargo_test(&["--package=fwbpf-tests", "--test", name]),
-            Suite::Conformance => self.conformance(progress)?,
+            Suite::Conformance(way) => {
+                let mut command = self.conformance(progress)?;
+                command.args(way.options());
+                command
+            }
         };
-        if let (Some(only), false) = (only, *suite == Suite::Conformance) {
+        if let (Some(only), false) = (only, matches!(suite, Suite::Conformance(_))) {
             command.args(["--", only]);
         }
         progress.show(suite.name(), &mut command, |line| counts.add(line))
