@@ -28,6 +28,11 @@
 //!    translates, and until then fragments stay fragments and nat chains see no packet. fwbpf
 //!    always tracks. The reference has a rule in mangle that asks for a state and does nothing
 //!    ([`prepare_reference`]).
+//! 10. **Errors about echo requests that took another identifier.** When the identifier of an echo
+//!     request of the server's own is taken, netfilter changes it in OUTPUT already, as if the
+//!     destination were translated (`nf_nat_l4proto_unique_tuple` changes identifiers for either
+//!     end). ICMP errors about it then reach the server as if the destination had sent them, not the
+//!     router; in fwbpf they keep their sender ([`blank_source`]).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -148,6 +153,18 @@ pub fn canonical(mut bytes: Vec<u8>, sent: &[u8], random: &RandomPorts) -> Vec<u
         field.fill(0);
     }
     bytes
+}
+
+/// Difference 10: makes the sender of a packet equal.
+pub fn blank_source(bytes: &mut [u8]) {
+    let source = if bytes.first().is_some_and(|first| first >> 4 == 4) {
+        12..16
+    } else {
+        8..24
+    };
+    if let Some(source) = bytes.get_mut(source) {
+        source.fill(0);
+    }
 }
 
 /// Whether a packet is the one that was sent, as far as no translation changes it, or one that

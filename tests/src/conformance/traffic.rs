@@ -171,9 +171,19 @@ pub const CLIENT_PORTS: [u16; 4] = [40_000, 40_001, 1_023, 50_000];
 impl Traffic {
     /// Traffic of `packets` packets; with `loopback`, some from the server to itself.
     pub fn generate(random: &mut impl Rng, family: Family, packets: usize, loopback: bool) -> Self {
-        let flows: Vec<Flow> = (0..(packets / 8).max(2))
-            .map(|_| flow(random, family, loopback))
-            .collect();
+        let count = (packets / 8).max(2);
+        let mut flows = Vec::<Flow>::with_capacity(count);
+        while flows.len() < count {
+            let flow = flow(random, family, loopback);
+            // Two conversations at once between the same ends would be out of each other's window.
+            let is_taken = |other: &Flow| {
+                matches!(other.carried, Carried::Tcp)
+                    && [(other.a, other.b), (other.b, other.a)].contains(&(flow.a, flow.b))
+            };
+            if !matches!(flow.carried, Carried::Tcp) || !flows.iter().any(is_taken) {
+                flows.push(flow);
+            }
+        }
         let mut unfinished = vec![None; flows.len()];
         let mut scripts: Vec<std::collections::VecDeque<(Way, What)>> = flows
             .iter()
