@@ -74,7 +74,7 @@ pub fn borrow<T: Tables>(
         headers.key.ports = fragment.ports;
         headers.flow_ports = fragment.flow_ports;
         headers.tcp_flags = fragment.tcp_flags;
-        limits.begin(side);
+        limits.begin();
         limits.word = fragment.limits;
         borrowed.found = true;
         borrowed.opened = fragment.flags & OPENED != 0;
@@ -88,8 +88,9 @@ pub fn borrow<T: Tables>(
 #[inline(always)]
 pub fn lend<T: Tables>(tables: &T, scratch: &mut Scratch, side: Side) {
     if scratch.headers.part as u8 == Part::First as u8 {
-        scratch.outcomes.begin(side);
-        store(tables, scratch, side);
+        scratch.outcomes.begin();
+        scratch.outcomes.key = key(&scratch.headers, side);
+        store(tables, scratch);
     }
 }
 
@@ -101,15 +102,15 @@ pub struct Outcomes {
     word: u32,
     /// How many there are, or were given again.
     count: u32,
-    at_egress: bool,
+    /// The first fragment as it came: it may be translated when limits are asked.
+    key: FragmentKey,
 }
 
 impl Outcomes {
     #[inline(always)]
-    fn begin(&mut self, side: Side) {
+    fn begin(&mut self) {
         self.word = 0;
         self.count = 0;
-        self.at_egress = side as u8 == Side::Egress as u8;
     }
 
     /// The next answer that the first fragment got. The word has room for 32: what is asked more
@@ -135,15 +136,14 @@ pub fn note_outcome<T: Tables>(tables: &T, scratch: &mut Scratch, held: bool) {
         return;
     }
     outcomes.word |= 1 << (count & 31);
-    if outcomes.at_egress {
-        store(tables, scratch, Side::Egress);
-    } else {
-        store(tables, scratch, Side::Ingress);
+    if let Some(mut fragment) = tables.fragment(&outcomes.key) {
+        fragment.limits = outcomes.word;
+        tables.insert_fragment(&outcomes.key, &fragment);
     }
 }
 
 #[inline(never)]
-fn store<T: Tables>(tables: &T, scratch: &Scratch, side: Side) {
+fn store<T: Tables>(tables: &T, scratch: &Scratch) {
     let (headers, tracked) = (&scratch.headers, &scratch.tracked);
     let fragment = Fragment {
         expires: tables.now().wrapping_add(LIFETIME),
@@ -155,5 +155,5 @@ fn store<T: Tables>(tables: &T, scratch: &Scratch, side: Side) {
         flags: if tracked.opens { OPENED } else { 0 },
         limits: scratch.outcomes.word,
     };
-    tables.insert_fragment(&key(headers, side), &fragment);
+    tables.insert_fragment(&scratch.outcomes.key, &fragment);
 }
