@@ -14,6 +14,8 @@ use super::model::{
     Ports, Prefix, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use super::names::{TCP, UDP};
+use super::save::{Word, values::rate};
+use super::source::Span;
 
 /// A policy that the loader would accept: for one IP version or both, with and without nat, with
 /// chains that call one another without loops.
@@ -261,7 +263,13 @@ fn limit() -> impl Strategy<Value = Limit> {
     (unit, 1..=10_000_u32, burst).prop_filter_map("the kernel takes it", |(unit, count, burst)| {
         let period = Limit::SECOND * unit / count;
         let limit = Limit { period, burst };
-        limit.credits().map(|_| limit)
+        // iptables-save rounds a few odd rates (2409/minute becomes 40/sec), as fwbpf does then.
+        let word = Word {
+            text: limit.to_string().into(),
+            span: Span::default(),
+        };
+        let kept = rate(&word).is_ok_and(|again| again == period);
+        limit.credits().filter(|_| kept).map(|_| limit)
     })
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Where iptables-save itself loses something (`! -i +`, `! --sport 0:65535` and
 //! `--tcp-flags NONE SYN` come out of it as no match at all), the match is printed: what is
-//! printed is read back as the same model.
+//! printed is read back as the same model. (But for rates of `limit` that iptables-save rounds:
+//! `2409/minute` is printed as `40/sec` by both.)
 
 use std::fmt::{self, Write as _};
 use std::net::{IpAddr, Ipv6Addr};
