@@ -39,6 +39,21 @@ impl FlowKey {
     /// (`datapath::sources`).
     pub const SOURCE: u8 = 2;
 
+    /// Becomes another key. Word by word: for more at once, the compiler calls a function, whose
+    /// stack may be the one too many.
+    #[inline(always)]
+    pub fn set(&mut self, other: &Self) {
+        let ([a, b, c, d], [e, f, g, h]) = (other.low, other.high);
+        self.low = [a, b, c, d];
+        self.high = [e, f, g, h];
+        self.low_port = other.low_port;
+        self.high_port = other.high_port;
+        self.protocol = other.protocol;
+        self.kind = other.kind;
+        self.family = other.family;
+        self.reserved = other.reserved;
+    }
+
     /// Whether this is an IPv4 flow.
     pub const fn is_v4(&self) -> bool {
         self.family == Family::V4 as u8

@@ -224,12 +224,17 @@ fn find_second<'t, T: Tables>(
 #[inline(always)]
 fn direction<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, from_low: bool, now: u64) -> u8 {
     let status = flow.status.get();
-    if flow.expires.get() < now {
-        tables.count(Stat::Expired);
-        end_flow(tables, key, flow);
+    if status & Flow::DYING != 0 {
         return NO_FLOW;
     }
-    if status & Flow::DYING != 0 {
+    if flow.expires.get() < now {
+        tables.count(Stat::Expired);
+        flow.status.set(status | Flow::DYING);
+        // Here is too little stack left to take it out of its source's list. Whoever needs its name
+        // does that, or the sweep.
+        if status & Flow::LISTED == 0 {
+            remove(tables, key, flow);
+        }
         return NO_FLOW;
     }
     if key.low[0] == key.high[0]
@@ -252,7 +257,13 @@ pub fn end_flow<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
     if status & Flow::LISTED != 0 {
         tables.unlink(key, flow);
     }
-    if status & Flow::SNAT != 0 {
+    remove(tables, key, flow);
+}
+
+/// Removes a flow that is in no list, and its alias.
+#[inline(always)]
+fn remove<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
+    if flow.status.get() & Flow::SNAT != 0 {
         tables.remove_flow(&flow.other);
     }
     tables.remove_flow(key);

@@ -319,7 +319,7 @@ fn write_link_of<T: Tables>(tables: &T, place: &mut Place, of: &Link, which: usi
 fn find_alias<T: Tables>(tables: &T, place: &mut Place, of: &Link) -> bool {
     match listed(tables, place, of) {
         Some(flow) => {
-            place.alias = flow.other;
+            place.alias.set(&flow.other);
             true
         }
         None => false,
