@@ -36,7 +36,8 @@ use crate::stages::{call_skb, call_xdp, fwbpf_forward, fwbpf_xdp_forward};
 #[unsafe(no_mangle)]
 static FLAG_IPV6_SUM: Global<u64> = Global::new(1 << 7);
 
-/// `PACKET_OTHERHOST` of linux/if_packet.h.
+/// `PACKET_HOST` and `PACKET_OTHERHOST` of linux/if_packet.h.
+const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
 
 /// A packet at a tc hook.
@@ -163,6 +164,15 @@ impl Packet for SkbPacket {
     fn is_for_other_host(&self) -> bool {
         // SAFETY: as in `len`.
         unsafe { (&raw const (*self.0).pkt_type).read_volatile() == PACKET_OTHERHOST }
+    }
+
+    #[inline(always)]
+    fn is_plain(&self, _link: &[u8; 6]) -> bool {
+        // SAFETY: as in `len`.
+        unsafe {
+            (&raw const (*self.0).pkt_type).read_volatile() == PACKET_HOST
+                && (&raw const (*self.0).vlan_present).read_volatile() == 0
+        }
     }
 
     #[inline(always)]
@@ -356,6 +366,14 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn is_for_other_host(&self) -> bool {
         false
+    }
+
+    #[inline(always)]
+    fn is_plain(&self, link: &[u8; 6]) -> bool {
+        match self.window::<14>() {
+            Some(&[a, b, c, d, e, f, ..]) => [a, b, c, d, e, f] == *link,
+            None => false,
+        }
     }
 
     #[inline(always)]

@@ -37,6 +37,8 @@ pub struct Interface {
     pub kind: Option<String>,
     /// `ARPHRD_*`: what the link layer is (include/uapi/linux/if_arp.h).
     pub link_layer: u16,
+    /// The link-layer address, if it is one of six bytes.
+    pub link: Option<[u8; 6]>,
     /// The bridge, bond or VRF that this interface is a port of.
     pub master: Option<u32>,
     /// Whether a hardware (or virtio) device is behind it.
@@ -236,6 +238,7 @@ fn interface(message: &LinkMessage) -> Interface {
         match attribute {
             LinkAttribute::IfName(name) => interface.name.clone_from(name),
             LinkAttribute::Controller(master) if *master != 0 => interface.master = Some(*master),
+            LinkAttribute::Address(address) => interface.link = address.as_slice().try_into().ok(),
             LinkAttribute::ParentDevName(_) => interface.hardware = true,
             LinkAttribute::LinkInfo(infos) => {
                 interface.kind = infos.iter().find_map(|info| match info {

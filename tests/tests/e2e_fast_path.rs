@@ -1,7 +1,7 @@
 //! The fast path: the same packets, counters and verdicts as the slow way, sooner; and off where it
 //! would bypass anything.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
@@ -10,7 +10,8 @@ use fwbpf_tests::guide::{MASQUERADE_V6, RULES_V4, RULES_V6, with_fwbpf};
 use fwbpf_tests::lab::address::{CONTAINER1, INTERNET, OTHER, SERVER};
 use fwbpf_tests::lab::saved::count;
 use fwbpf_tests::lab::sockets::{PATIENCE, connect, datagram, ip, round_trip, send, tcp_echo, udp};
-use fwbpf_tests::lab::{Firewall, Fwbpf, Namespace, ServerLab, run};
+use fwbpf_tests::lab::{Firewall, FrameSocket, Fwbpf, Namespace, ServerLab, mac, run};
+use fwbpf_tests::packet::{Dressing, Packet, Payload, frame};
 use serde_json::Value;
 
 /// Exchanges of two datagrams. The first three packets of a flow open it and fill its cache.
@@ -22,6 +23,13 @@ const BACK: [&str; 2] = [
     "-A FORWARD -i eth0 -o docker0 -j ACCEPT",
     "-A FORWARD -i eth0 -o docker0 -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
 ];
+
+/// What is behind eth1 goes out of eth0.
+const RULES: &str = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n\
+    -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+    -A FORWARD -i eth1 -o eth0 -j ACCEPT\nCOMMIT\n\
+    *nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n";
+const MASQUERADED: [(Family, &str); 2] = [(Family::Ipv4, RULES), (Family::Ipv6, RULES)];
 
 #[test]
 fn established_flows_take_it_and_are_counted_alike() {
@@ -174,12 +182,8 @@ fn what_it_would_bypass_switches_it_off() {
 #[test]
 fn xdp_forwards_if_it_is_told_to() {
     with_fwbpf("fast_path_xdp", &["ethtool"], |lab, fwbpf| {
-        let rules = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n\
-            -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
-            -A FORWARD -i eth1 -o eth0 -j ACCEPT\nCOMMIT\n\
-            *nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n";
-        let rules = [(Family::Ipv4, rules), (Family::Ipv6, rules)];
-        lab.take_redirected()?;
+        let rules = MASQUERADED;
+        ready_for_xdp(lab)?;
         fwbpf.load_with(&["--xdp", "native"], &rules)?;
         ensure!(places(fwbpf, "eth0")? == ["tc"], "a veth is not hardware");
         ensure!(
@@ -189,12 +193,6 @@ fn xdp_forwards_if_it_is_told_to() {
         fwbpf.load_with(&["--xdp", "native", "--fast-path", "on"], &rules)?;
         ensure!(places(fwbpf, "eth0")? == ["tc", "xdp"], "eth0");
         ensure!(places(fwbpf, "eth1")? == ["tc", "xdp"], "eth1");
-        // A datagram of a veth's peer has its checksum only if nothing is left to an offload.
-        for namespace in [&lab.other, &lab.outside] {
-            run(namespace
-                .command("ethtool")
-                .args(["-K", "wire0", "tx", "off"]))?;
-        }
         for (version, own) in OTHER.iter().enumerate() {
             exchange(&lab.other, own, lab, version)?;
         }
@@ -203,6 +201,106 @@ fn xdp_forwards_if_it_is_told_to() {
         ensure!(sent_on == expected, "{sent_on} packets, not {expected}");
         Ok(())
     });
+}
+
+/// The stack forwards no frame that was sent to all, to many or to somebody else (`ip_forward`,
+/// net/ipv4/ip_forward.c; `ip6_forward`, net/ipv6/ip6_output.c), and takes a priority tag off first.
+#[test]
+fn only_plain_frames_for_this_host_are_sent_on() {
+    const FOREIGN: [[u8; 6]; 3] = [[0xff; 6], [1, 0, 0x5e, 0, 0, 1], [2, 0, 0, 0, 9, 9]];
+    with_fwbpf("fast_path_frames", &["ethtool"], |lab, fwbpf| {
+        for xdp in ["off", "native"] {
+            fwbpf.load_with(&["--xdp", xdp, "--fast-path", "on"], &MASQUERADED)?;
+            fwbpf.text(&["flows", "--flush"])?;
+            ready_for_xdp(lab)?;
+            // What sees other hosts' frames: the server's interface lets them in.
+            lab.server.ip("link set eth0 promisc on\n")?;
+            let wire = FrameSocket::open(&lab.outside, "wire0")?;
+            for (version, own) in OTHER.iter().enumerate() {
+                let (own, seen) = converse(&lab.other, own, lab, version)?;
+                let before = event(&fwbpf.json(&["status"])?, "fast_path")?;
+                for link in FOREIGN {
+                    wire.send(&frame(mac::OUTSIDE, link, &answer(version, seen)))?;
+                    ensure!(
+                        datagram(&own)?.is_none(),
+                        "--xdp {xdp}: {link:x?} was sent on"
+                    );
+                }
+                let mut tagged = frame(mac::OUTSIDE, mac::SERVER, &answer(version, seen));
+                tagged.splice(12..12, [0x81, 0, 0xe0, 0]);
+                wire.send(&tagged)?;
+                ensure!(
+                    datagram(&own)?.is_some(),
+                    "--xdp {xdp}: a priority is no reason"
+                );
+                let after = event(&fwbpf.json(&["status"])?, "fast_path")?;
+                ensure!(
+                    after == before,
+                    "--xdp {xdp}: {} took the fast path",
+                    after - before
+                );
+                wire.send(&frame(mac::OUTSIDE, mac::SERVER, &answer(version, seen)))?;
+                ensure!(
+                    datagram(&own)?.is_some(),
+                    "--xdp {xdp}: the plain frame is lost"
+                );
+                let after = event(&fwbpf.json(&["status"])?, "fast_path")?;
+                ensure!(
+                    after == before + 1,
+                    "--xdp {xdp}: the plain frame went slowly"
+                );
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Has the hosts behind eth0 and eth1 take redirected frames, and send none without its checksum,
+/// which is left to an offload otherwise.
+fn ready_for_xdp(lab: &ServerLab) -> Result<()> {
+    lab.take_redirected()?;
+    for namespace in [&lab.other, &lab.outside] {
+        run(namespace
+            .command("ethtool")
+            .args(["-K", "wire0", "tx", "off"]))?;
+    }
+    Ok(())
+}
+
+/// Opens a flow and has it cached both ways; the inner socket, and the port that the far side sees.
+fn converse(
+    namespace: &Arc<Namespace>,
+    own: &str,
+    lab: &ServerLab,
+    version: usize,
+) -> Result<(UdpSocket, u16)> {
+    let peer = udp(&lab.outside, ip(INTERNET[version]), 5000)?;
+    let own = udp(namespace, ip(own), 6000)?;
+    let mut port = 0;
+    for _ in 0..3 {
+        send(&own, ip(INTERNET[version]), 5000, &[1; TEXT])?;
+        let seen = datagram(&peer)?.context("a datagram is lost")?;
+        send(&peer, seen.ip(), seen.port(), &[2; TEXT])?;
+        datagram(&own)?.context("an answer is lost")?;
+        port = seen.port();
+    }
+    Ok((own, port))
+}
+
+/// An answer of the far side.
+fn answer(version: usize, port: u16) -> Vec<u8> {
+    let packet = Packet {
+        source: ip(INTERNET[version]),
+        destination: ip(SERVER[version]),
+        ttl: 64,
+        id: 1,
+        dressing: Dressing::Plain,
+        payload: Payload::Udp {
+            ports: (5000, port),
+            data: vec![3; TEXT],
+        },
+    };
+    packet.bytes()
 }
 
 /// A container talks with the internet.

@@ -20,8 +20,10 @@ pub struct Device {
     pub l2_len: u32,
     /// [`Device::LOOPBACK`] and its siblings.
     pub flags: u32,
+    /// The interface's link-layer address, or zeros.
+    pub link: [u8; 6],
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u8; 6],
     /// The first of the interface's own IPv4 addresses, or zeros.
     pub own4: [u32; 2],
     /// The first of the interface's own IPv6 addresses, or zeros.
@@ -66,6 +68,6 @@ pub struct LocalKey {
 }
 
 pod! {
-    Device { size: 88, fields: [[u64; 2], u32, Addr, u32, u32, u32, [u32; 2], [Addr; 2]] }
+    Device { size: 96, fields: [[u64; 2], u32, Addr, u32, u32, [u8; 6], [u8; 6], [u32; 2], [Addr; 2]] }
     LocalKey { size: 20, fields: [u32, [u8; 16]] }
 }

@@ -51,6 +51,7 @@ pub fn send<P: Packet, T: Tables>(
         || cached.arrival.get() != packet.device()
         || Cached::differs(facts, headers.tcp_flags)
         || !is_usual(headers)
+        || !packet.is_plain(&scratch.device.link)
         || !lasts(flow, headers)
     {
         return false;
@@ -96,7 +97,6 @@ pub fn send<P: Packet, T: Tables>(
         tables.hit(cached.slots[2].get(), 1, bytes);
     }
     tables.count(Stat::FastPath);
-    scratch.sent_on = scratch.sending.route.device;
     true
 }
 
@@ -106,7 +106,10 @@ pub fn send<P: Packet, T: Tables>(
 pub fn remember<T: Tables>(tables: &T, scratch: &Scratch, arrival: u32, departure: u32) {
     let (headers, tracked, walk) = (&scratch.headers, &scratch.tracked, &scratch.walk);
     let flags = scratch.device.flags & scratch.arrival_flags;
-    if flags & (Device::FAST | Device::FAST_XDP) == 0
+    // The stack tells a sender of a better way when a packet leaves by where it came in
+    // (`ip_rt_send_redirect`, net/ipv4/route.c; `ip6_forward`, net/ipv6/ip6_output.c).
+    if arrival == departure
+        || flags & (Device::FAST | Device::FAST_XDP) == 0
         || walk.uncacheable
         || walk.hits as usize > CACHED_SLOTS
         || tracked.ct & ct::ESTABLISHED == 0

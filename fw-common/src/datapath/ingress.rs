@@ -53,6 +53,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         LOST => return Verdict::Pass,
         SENT_ON => {
             packet.set_note(NOTE_SENT_ON);
+            scratch.sent_on = scratch.sending.route.device;
             return Verdict::Redirect;
         }
         _ => {}

@@ -91,6 +91,10 @@ pub trait Packet {
     /// Whether the frame is for another host (promiscuous mode): the stack will drop it.
     fn is_for_other_host(&self) -> bool;
 
+    /// Whether the frame is what the stack would forward as it is: sent to the interface that it came
+    /// in by, whose link-layer address `link` is, and without a tag beside its bytes.
+    fn is_plain(&self, link: &[u8; 6]) -> bool;
+
     /// Whether the frame carries the tag of a VLAN other than 0 beside its bytes (`vlan_tci`): an
     /// interface on top of this one has judged it, or will. If there is none, the stack drops it.
     fn is_of_vlan(&self) -> bool;

@@ -253,7 +253,8 @@ fn record(
             let fast = Device::FAST | Device::FAST_XDP;
             Device::PRESENT | old.map_or(0, |old| old.flags & fast)
         },
-        reserved: 0,
+        link: interface.link.unwrap_or_default(),
+        reserved: [0; 6],
         own4: own(interface, |address| match address {
             IpAddr::V4(address) => Some(u32::from(address)),
             IpAddr::V6(_) => None,

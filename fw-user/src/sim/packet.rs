@@ -159,6 +159,10 @@ impl Packet for SlicePacket {
         self.arrival_device
     }
 
+    fn is_plain(&self, link: &[u8; 6]) -> bool {
+        self.vlan == 0 && self.field(0) == Some(link)
+    }
+
     /// The simulator has no routes: every packet takes the slow way.
     fn route(&self, _way: &Way, _route: &mut Route) -> bool {
         false
