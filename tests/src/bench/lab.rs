@@ -74,6 +74,13 @@ impl PathLab {
         }
         lab.host
             .sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
+        if ends == Ends::Generated {
+            // A kernel with IPv6 reports its multicast groups some time after a link came up, which
+            // would count as a packet of the flood.
+            for namespace in [&lab.wan, &lab.lan] {
+                namespace.sysctl(&[("ipv6/conf/default/disable_ipv6", "1")])?;
+            }
+        }
         let [wan_mac, eth0, docker0, lan_mac] = MACS.map(mac_text);
         let (wan, lan) = (lab.wan.name(), lab.lan.name());
         lab.host.ip(&format!(
