@@ -5,13 +5,14 @@ use core::ops::ControlFlow;
 
 use super::limit;
 use super::packet::Packet;
+use super::predicate::holds;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
 use crate::abi::Family;
 use crate::abi::blob::{
     BaseChain, Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind,
-    condition, place, target,
+    place, target,
 };
 use crate::abi::flow::CACHED_SLOTS;
 use crate::abi::stat::Stat;
@@ -569,64 +570,4 @@ impl<T: Tables> Step for All<'_, T> {
         search.scratch.walk.hold = 0;
         ControlFlow::Break(())
     }
-}
-
-#[inline(always)]
-pub(super) fn holds(predicate: Predicate<'_>, scratch: &Scratch) -> bool {
-    let w = &predicate.0.w;
-    let query = &scratch.query;
-    let headers = &scratch.headers;
-    let key = &headers.key;
-    match predicate.kind() {
-        condition::PORTS => {
-            let which = w[0] >> 16;
-            let source = in_ranges(w, key.ports >> 16) & (which & 1);
-            let destination = in_ranges(w, key.ports & 0xffff) & (which >> 1 & 1);
-            source | destination != 0
-        }
-        condition::SOURCE => under_mask(&key.source, w),
-        condition::DESTINATION => under_mask(&key.destination, w),
-        condition::IN_INTERFACE => query.in_patterns >> (w[1] & 63) & 1 != 0,
-        condition::OUT_INTERFACE => query.out_patterns >> (w[1] & 63) & 1 != 0,
-        condition::PROTOCOL => key.protocol == w[1],
-        condition::TCP_FLAGS => {
-            scratch.ask_flags(w[1]);
-            headers.tcp_flags as u32 & w[1] == w[2]
-        }
-        condition::CT_STATE => query.ct as u32 & w[1] != 0,
-        condition::CT_DIRECTION => {
-            if query.direction >= 2 {
-                w[2] != 0
-            } else {
-                query.direction as u32 == w[1]
-            }
-        }
-        condition::ICMP => {
-            let code = key.ports & 0xffff;
-            key.ports >> 16 == w[1] && code >= w[2] && code <= w[3]
-        }
-        _ => false,
-    }
-}
-
-/// 1 if the port is in any of the cell's 15 ranges.
-#[inline(never)]
-fn in_ranges(w: &[u32; 16], port: u32) -> u32 {
-    let mut found = 0;
-    let mut place = 1;
-    while place < 16 {
-        let outside = port.wrapping_sub(w[place] & 0xffff) | (w[place] >> 16).wrapping_sub(port);
-        found |= (outside >> 31) ^ 1;
-        place += 1;
-    }
-    found
-}
-
-#[inline(always)]
-fn under_mask(address: &[u32; 4], w: &[u32; 16]) -> bool {
-    ((address[0] & w[5]) ^ w[1])
-        | ((address[1] & w[6]) ^ w[2])
-        | ((address[2] & w[7]) ^ w[3])
-        | ((address[3] & w[8]) ^ w[4])
-        == 0
 }

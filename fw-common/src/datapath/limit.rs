@@ -10,9 +10,9 @@
 
 use core::ops::ControlFlow;
 
-use super::classify::holds;
 use super::fragment::note_outcome;
 use super::header::Part;
+use super::predicate::holds;
 use super::scratch::Scratch;
 use super::tables::{Step, Tables};
 use crate::abi::blob::{Predicate, condition};

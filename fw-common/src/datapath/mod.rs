@@ -12,6 +12,7 @@ pub mod header;
 pub mod limit;
 pub mod nat;
 pub mod packet;
+mod predicate;
 pub mod quoted;
 pub mod rewrite;
 pub mod scratch;
