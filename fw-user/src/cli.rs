@@ -71,10 +71,15 @@ pub enum Command {
     Flows(Flows),
     /// Tell what the firewall does with a packet, step by step
     Explain(Box<Explain>),
+    /// Keep the policy that `load --trial` put in force, or go back at once
+    Confirm(Confirm),
     /// Remove the firewall: detach the programs, forget policy, counters and flows
     Unload,
     /// Attach to interfaces that appear, follow address changes, export metrics
     Daemon(Daemon),
+    /// Bring the policy before back if the one that is about to be loaded is not confirmed
+    #[command(hide = true)]
+    Guard,
     /// Write the manual page to standard output
     #[command(hide = true)]
     Man,
@@ -123,6 +128,7 @@ their counters. If anything fails, the old policy stays as it is.
 Examples:
   fwbpf load /etc/iptables/rules.v4 /etc/iptables/rules.v6
   fwbpf load policy.toml
+  fwbpf load --trial 60 rules.v4 rules.v6    (then `fwbpf confirm`, from a new connection)
   iptables-save -c | fwbpf load --ipv4 --counters -")]
 pub struct Load {
     /// The policy.
@@ -140,6 +146,27 @@ pub struct Load {
     /// What to attach to: tcx links, or clsact filters as on kernels before 6.6
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub hook: Hook,
+    /// Bring back what was before, unless `fwbpf confirm` is run within so many seconds
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
+    pub trial: Option<u32>,
+}
+
+/// `fwbpf confirm`.
+#[derive(Clone, Copy, Debug, Args)]
+#[command(after_help = "\
+A policy on trial is in force as any other. Until it is confirmed, a process waits that brings the
+one before back: the same rules, with their counters, or no firewall if there was none. It survives
+the end of the session that started it, and tells the system's log what it did. Loading a policy
+without --trial confirms, too; loading another with --trial starts the time anew, and what comes back
+is still the last policy that was not on trial.
+
+Example:
+  fwbpf load --trial 60 rules.v4 rules.v6
+  ssh root@this-machine fwbpf confirm")]
+pub struct Confirm {
+    /// Do not wait for the end of the trial: bring back what was before
+    #[arg(long)]
+    pub revert: bool,
 }
 
 /// `fwbpf check`.

@@ -2,7 +2,7 @@
 //! step is the flip.
 
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::util::nr_cpus;
@@ -13,11 +13,12 @@ use super::Failure;
 use super::output::Output;
 use super::running::Predecessor;
 use super::source;
+use super::trial::Trial;
 use crate::cli::Load;
 use crate::compile::{Draft, Meta, Slots, TableSet};
 use crate::host::Host;
-use crate::kernel::attach::{self, Attachment, Via, XdpMode, attach_all};
-use crate::kernel::fast_path::Places;
+use crate::kernel::attach::{self, Attachment, Hook, Via, XdpMode, attach_all};
+use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::probe;
 use crate::kernel::state::{Fact, Lock, StateDir};
@@ -45,6 +46,52 @@ pub struct Outcome {
     pub interfaces: Vec<Attachment>,
     /// Interface patterns that no interface fits at present.
     pub missing: Vec<InterfacePattern>,
+    /// If the policy is on trial: for how many seconds.
+    pub trial_seconds: Option<u64>,
+}
+
+/// How a policy is put in force.
+#[derive(Clone, Debug)]
+pub struct Terms {
+    /// What counters start with.
+    pub starts: Starts,
+    /// Where XDP drops.
+    pub xdp: XdpMode,
+    /// Where the fast path is.
+    pub fast_path: FastPath,
+    /// What to attach to.
+    pub hook: Hook,
+    /// Unless it is confirmed within that time, the policy before comes back.
+    pub trial: Option<Duration>,
+}
+
+/// What counters start with. Packets and bytes, in the order of [`Policy::counter_ids`].
+#[derive(Clone, Debug)]
+pub enum Starts {
+    /// Zero; those of rules that did not change go on.
+    Zero,
+    /// All of them with what the files say, like `iptables-restore -c`.
+    Written(Vec<[u64; 2]>),
+    /// Those of rules that the running policy does not have with this; the others go on.
+    OfNew(Vec<[u64; 2]>),
+}
+
+impl Terms {
+    fn of(arguments: &Load, policy: &Policy) -> Self {
+        Self {
+            starts: if arguments.counters {
+                Starts::Written(starts(policy))
+            } else {
+                Starts::Zero
+            },
+            xdp: arguments.xdp,
+            fast_path: arguments.fast_path,
+            hook: arguments.hook,
+            trial: arguments
+                .trial
+                .map(|seconds| Duration::from_secs(seconds.into())),
+        }
+    }
 }
 
 /// Runs the command.
@@ -67,19 +114,20 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
             output.say(warning);
         }
     }
-    let outcome = enforce(state, &policy, draft, arguments)?;
+    let terms = Terms::of(arguments, &policy);
+    let outcome = enforce(state, &policy, draft, &terms)?;
     report(&outcome, output)
 }
 
 /// Puts a policy in force, of which `draft` is what was compiled so far.
-fn enforce(state: &StateDir, policy: &Policy, draft: Draft, options: &Load) -> Result<Outcome> {
+fn enforce(state: &StateDir, policy: &Policy, draft: Draft, terms: &Terms) -> Result<Outcome> {
     let lock = state.lock()?;
     if state.exists() {
         check_owner(state)?;
     }
     let old = Predecessor::find(state)?;
     let first = old.is_none();
-    let result = enforce_locked(state, &lock, old, policy, draft, options);
+    let result = enforce_over(state, &lock, old, policy, draft, terms);
     if first && result.is_err() {
         // Nothing was in force before, so nothing may be left behind.
         let undone = Host::read()
@@ -92,19 +140,20 @@ fn enforce(state: &StateDir, policy: &Policy, draft: Draft, options: &Load) -> R
     result
 }
 
-fn enforce_locked(
+/// Replaces what runs, which `old` is, by a policy.
+pub fn enforce_over(
     state: &StateDir,
     lock: &Lock,
     old: Option<Predecessor>,
     policy: &Policy,
     draft: Draft,
-    options: &Load,
+    options: &Terms,
 ) -> Result<Outcome> {
     let slots = old.as_ref().map_or_else(
         || Slots::to_make(draft.counters(), nr_cpus().unwrap_or(1)),
         |old| old.slots,
     );
-    let plan = Plan::new(policy, old.as_ref(), options.counters, slots)?;
+    let plan = Plan::new(policy, old.as_ref(), &options.starts, slots)?;
     let generation = plan.generation;
     let (mut maps, mut programs) = prepare(state, lock, slots)?;
     let via = Via::choose(state, options.hook)?;
@@ -124,6 +173,11 @@ fn enforce_locked(
         cells: &tables.cells,
         patterns: &tables.patterns,
     };
+    let on_trial = state.fact(Fact::Trial);
+    if let Some(period) = options.trial {
+        let running = old.as_ref().map(|old| old.generation);
+        Trial::begin(state, lock, running, generation, period)?;
+    }
     let interfaces = if old.is_none() {
         // The programs let everything pass while there is no policy, so that they can be on every
         // interface before the first one takes effect, on all of them at once.
@@ -135,6 +189,10 @@ fn enforce_locked(
         attach_later(state, &host, &mut maps, &mut programs, via, options.xdp)
             .context("the new policy is in force, but not everywhere")?
     };
+    if options.trial.is_none() && on_trial.is_some() {
+        // Whoever loads a policy for good has not locked himself out.
+        state.forget_fact(Fact::Trial)?;
+    }
     state.set_fact(Fact::Xdp, options.xdp.name())?;
     state.set_fact(Fact::FastPath, options.fast_path.name())?;
     Places::make(state, &host, options.fast_path, via)?.apply(&mut maps)?;
@@ -154,6 +212,7 @@ fn enforce_locked(
         hook: via,
         lacking: probe::lacking(),
         interfaces,
+        trial_seconds: options.trial.map(|period| period.as_secs()),
     })
 }
 
@@ -183,24 +242,24 @@ impl Plan {
     fn new(
         policy: &Policy,
         old: Option<&Predecessor>,
-        written_counters: bool,
+        starts: &Starts,
         available: u32,
     ) -> Result<Self> {
         let identities = policy.identity_hashes();
         let known = old.map_or(&[][..], |old| &old.known.0);
         let in_use = known.iter().map(|(_, slot)| *slot);
-        let slots = if written_counters {
-            // Like `iptables-restore -c`: every counter starts at what the file says, in a slot
-            // that the running policy does not count in.
-            Slots::apart(identities.len(), in_use.clone())
-        } else {
-            Slots::assign(&identities, known)
+        let (slots, starts) = match starts {
+            // In slots that the running policy does not count in.
+            Starts::Written(starts) => {
+                (Slots::apart(identities.len(), in_use.clone()), Some(starts))
+            }
+            Starts::OfNew(starts) => (Slots::assign(&identities, known), Some(starts)),
+            Starts::Zero => (Slots::assign(&identities, known), None),
         };
         slots.check(available)?;
-        let starts = written_counters.then(|| starts(policy));
         let in_use: FxHashSet<u32> = in_use.collect();
         let fresh = |(place, slot): (usize, &u32)| {
-            let start = starts.as_ref().map_or([0; 2], |starts| starts[place]);
+            let start = starts.map_or([0; 2], |starts| starts[place]);
             (!in_use.contains(slot)).then_some((*slot, start))
         };
         let fresh_slots = slots.of.iter().enumerate().filter_map(fresh).collect();
@@ -273,5 +332,12 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
         names.join(", "),
         outcome.counters,
         outcome.counters_kept,
+    ))?;
+    let Some(seconds) = outcome.trial_seconds else {
+        return Ok(());
+    };
+    output.line(format_args!(
+        "It is on trial: open a new connection to this machine and run `fwbpf confirm` there. \
+         Unless that happens within {seconds} seconds, what was before comes back."
     ))
 }

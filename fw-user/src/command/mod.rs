@@ -9,6 +9,7 @@ pub mod running;
 pub mod show;
 pub mod source;
 pub mod status;
+pub mod trial;
 pub mod unload;
 
 use std::process::ExitCode;
@@ -67,8 +68,10 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Status => status::run(&state, &mut output),
         Command::Flows(arguments) => flows::run(&state, arguments, &mut output),
         Command::Explain(arguments) => explain::run(&state, arguments, &mut output),
+        Command::Confirm(arguments) => trial::confirm(&state, *arguments, &mut output),
         Command::Unload => unload::run(&state, &mut output),
         Command::Daemon(arguments) => crate::daemon::run(&state, arguments, &mut output),
+        Command::Guard => trial::guard(&state),
         Command::Man => manual(&mut output),
     };
     match result {

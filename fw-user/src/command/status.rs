@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::Failure;
 use super::output::Output;
 use super::running::Running;
+use super::trial::{Trial, TrialStatus};
 use crate::host::{Host, Interface};
 use crate::kernel::attach::Via;
 use crate::kernel::fast_path::{FastPath, Places};
@@ -44,6 +45,8 @@ pub struct Status {
     pub xdp: String,
     /// The `--fast-path` of the last load.
     pub fast_path: String,
+    /// If the policy is not confirmed yet: how long that may take.
+    pub trial: Option<TrialStatus>,
     /// The interfaces.
     pub interfaces: Vec<InterfaceStatus>,
     /// The counters' table.
@@ -141,6 +144,7 @@ pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status
         loaded_by: running.meta.version.clone(),
         files: running.meta.policy.files.clone(),
         cells: running.tables.cells.len(),
+        trial: Trial::of(state, running.header.generation).map(|trial| trial.status()),
         fast_path: mode_name(state),
         xdp: state.fact(Fact::Xdp).unwrap_or_else(|| "auto".into()),
         degraded: degraded(state, running, host, &interfaces, &features),
@@ -305,6 +309,19 @@ fn print(status: &Status, output: &mut Output) -> Result<(), Failure> {
         status.xdp,
         status.fast_path,
     ))?;
+
+    if let Some(trial) = status.trial {
+        output.line(if trial.guarded {
+            format!(
+                "On trial: unless `fwbpf confirm` is run within {} seconds, what was before comes back.",
+                trial.seconds_left
+            )
+        } else {
+            "On trial, but the process is gone that would bring back what was before: \
+             run `fwbpf confirm`, or load the policy before."
+                .into()
+        })?;
+    }
 
     output.line("")?;
     output.heading("Interfaces")?;

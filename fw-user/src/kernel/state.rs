@@ -41,10 +41,18 @@ pub enum Fact {
     Xdp,
     /// The `--fast-path` that the last load asked for.
     FastPath,
+    /// Which generation is on trial, until when, and who watches over that.
+    Trial,
 }
 
 impl Fact {
-    const ALL: [Self; 4] = [Self::Object, Self::Netns, Self::Xdp, Self::FastPath];
+    const ALL: [Self; 5] = [
+        Self::Object,
+        Self::Netns,
+        Self::Xdp,
+        Self::FastPath,
+        Self::Trial,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -52,6 +60,7 @@ impl Fact {
             Self::Netns => "@netns",
             Self::Xdp => "@xdp",
             Self::FastPath => "@fast_path",
+            Self::Trial => "@trial",
         }
     }
 }
