@@ -1,8 +1,10 @@
 //! The subcommands: each gathers its inputs, calls the library, and prints.
 
 pub mod check;
+pub mod confirm;
 pub mod explain;
 pub mod flows;
+pub mod guard;
 pub mod load;
 pub mod output;
 pub mod running;
@@ -68,10 +70,10 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Status => status::run(&state, &mut output),
         Command::Flows(arguments) => flows::run(&state, arguments, &mut output),
         Command::Explain(arguments) => explain::run(&state, arguments, &mut output),
-        Command::Confirm(arguments) => trial::confirm(&state, *arguments, &mut output),
+        Command::Confirm(arguments) => confirm::run(&state, *arguments, &mut output),
         Command::Unload => unload::run(&state, &mut output),
         Command::Daemon(arguments) => crate::daemon::run(&state, arguments, &mut output),
-        Command::Guard => trial::guard(&state),
+        Command::Guard => guard::run(&state),
         Command::Man => manual(&mut output),
     };
     match result {

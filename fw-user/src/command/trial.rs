@@ -6,35 +6,22 @@
 //! steps as a load. What is on trial is said by a fact in the state directory: the generation, the
 //! deadline, and the guard's process. Removing the fact confirms.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::os::unix::net::UnixDatagram;
+use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use anyhow::{Context as _, Result, anyhow, bail};
-use rustix::process::{Pid, getpid, setsid, test_kill_process};
+use anyhow::{Context as _, Result, bail};
+use rustix::process::{Pid, getpid, test_kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use serde_json::json;
 
-use super::Failure;
-use super::load::{Starts, Terms, enforce_over};
-use super::output::Output;
-use super::running::{Predecessor, Running};
-use crate::cli::Confirm;
-use crate::compile::Draft;
-use crate::host::Host;
-use crate::kernel::attach::{self, Hook, XdpMode};
-use crate::kernel::fast_path::FastPath;
 use crate::kernel::state::{Fact, Lock, StateDir};
-use crate::policy::model::Policy;
 
 /// What the state directory says of a trial.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Trial {
     /// The generation on trial.
-    generation: u32,
+    pub generation: u32,
     /// When it ends: seconds of `CLOCK_BOOTTIME`, which goes on while the machine sleeps.
     deadline: u64,
     /// The guard.
@@ -87,16 +74,31 @@ impl Trial {
         }
     }
 
-    fn is_guarded(&self) -> bool {
+    /// Whether the guard lives.
+    pub fn is_guarded(&self) -> bool {
         Pid::from_raw(self.guard).is_some_and(|guard| test_kill_process(guard).is_ok())
     }
 
+    /// Whether it is over.
+    pub fn is_over(&self) -> bool {
+        now() >= self.deadline
+    }
+
+    /// The same, over.
+    pub fn ended(self) -> Self {
+        Self {
+            deadline: 0,
+            ..self
+        }
+    }
+
     /// Whether this process is the guard.
-    fn is_ours(&self) -> bool {
+    pub fn is_ours(&self) -> bool {
         self.guard == getpid().as_raw_nonzero().get()
     }
 
-    fn read(state: &StateDir) -> Option<Self> {
+    /// Of whichever generation.
+    pub fn read(state: &StateDir) -> Option<Self> {
         Self::parse(&state.fact(Fact::Trial)?)
     }
 
@@ -114,64 +116,14 @@ impl Trial {
         format!("{} {} {}", self.generation, self.deadline, self.guard)
     }
 
-    fn write(&self, state: &StateDir) -> Result<()> {
+    /// Says so.
+    pub fn write(&self, state: &StateDir) -> Result<()> {
         state.set_fact(Fact::Trial, &self.text())
     }
 }
 
-/// Runs `fwbpf confirm`.
-pub fn confirm(state: &StateDir, arguments: Confirm, output: &mut Output) -> Result<(), Failure> {
-    let generation = generation(state)?.ok_or_else(|| Failure::NotLoaded(state.clone()))?;
-    let lock = state.lock()?;
-    let Some(trial) = Trial::of(state, generation) else {
-        return Err(Failure::Usage(format!(
-            "generation {generation} is not on trial: there is nothing to confirm or to revert"
-        )));
-    };
-    if !arguments.revert {
-        state.forget_fact(Fact::Trial)?;
-        if output.json {
-            return output.value(&json!({ "confirmed": generation }));
-        }
-        return output.line(format_args!("Generation {generation} stays."));
-    }
-    if !trial.is_guarded() {
-        return Err(Failure::System(anyhow!(
-            "the process that knows the policy before is gone; load that policy's files again"
-        )));
-    }
-    Trial {
-        deadline: 0,
-        ..trial
-    }
-    .write(state)?;
-    drop(lock);
-    wait_for_guard(state, &trial)?;
-    if output.json {
-        return output.value(&json!({ "reverted": generation }));
-    }
-    output.line(format_args!(
-        "Generation {generation} is gone; what was before it is in force again."
-    ))
-}
-
-fn wait_for_guard(state: &StateDir, trial: &Trial) -> Result<()> {
-    const PATIENCE: Duration = Duration::from_secs(30);
-    let started = Instant::now();
-    while Trial::read(state).is_some_and(|present| present.generation == trial.generation) {
-        if started.elapsed() > PATIENCE {
-            bail!("the guard did not bring the policy before back; see the system's log");
-        }
-        thread::sleep(LOOK);
-    }
-    Ok(())
-}
-
-/// How often the guard looks.
-const LOOK: Duration = Duration::from_millis(50);
-
 /// What the guard says when it knows the way back.
-const ARMED: &str = "armed";
+pub const ARMED: &str = "armed";
 
 /// Starts a guard, and waits until it knows the way back.
 fn start_guard(state: &StateDir) -> Result<i32> {
@@ -197,164 +149,6 @@ fn start_guard(state: &StateDir) -> Result<i32> {
         );
     }
     Ok(child.id().cast_signed())
-}
-
-/// Runs `fwbpf guard`, which only `load --trial` starts, holding the lock.
-pub fn guard(state: &StateDir) -> Result<(), Failure> {
-    // Out of the terminal's session: its end is the very case that this is for.
-    setsid().map_err(std::io::Error::from)?;
-    let way_back = WayBack::find(state)?;
-    {
-        let mut stdout = std::io::stdout().lock();
-        writeln!(stdout, "{ARMED}")?;
-        stdout.flush()?;
-    }
-    silence()?;
-    let mut watched = None;
-    while let Some(trial) = under_guard(state, watched)? {
-        watched = Some(trial);
-        if now() < trial.deadline {
-            thread::sleep(LOOK);
-            continue;
-        }
-        let lock = state.lock()?;
-        // Whoever confirmed or loaded meanwhile was faster.
-        if running_trial(state)? != Some(trial) {
-            continue;
-        }
-        match way_back.take(state, &lock) {
-            Ok(()) => {
-                let what = way_back.name();
-                syslog(
-                    NOTICE,
-                    &format!("the policy on trial was not confirmed: {what}"),
-                );
-                return Ok(());
-            }
-            Err(error) => {
-                syslog(ERROR, &format!("cannot end the policy on trial: {error:#}"));
-                drop(lock);
-                thread::sleep(Duration::from_secs(1));
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The trial that this guard watches; `before` is what it was when last seen.
-///
-/// While a load is under way, what the directory says may be of a generation that is not in force
-/// yet: then the guard waits for that load to end. If it failed, the trial from before goes on.
-fn under_guard(state: &StateDir, before: Option<Trial>) -> Result<Option<Trial>> {
-    if let Some(trial) = running_trial(state)? {
-        return Ok(Some(trial));
-    }
-    if !state.exists() {
-        return Ok(None);
-    }
-    let _lock = state.lock()?;
-    if let Some(trial) = running_trial(state)? {
-        return Ok(Some(trial));
-    }
-    let running = generation(state)?;
-    let goes_on = before.filter(|trial| running == Some(trial.generation));
-    match (goes_on, Trial::read(state).filter(Trial::is_ours)) {
-        (Some(trial), Some(_)) => {
-            trial.write(state)?;
-            Ok(Some(trial))
-        }
-        _ => Ok(None),
-    }
-}
-
-fn running_trial(state: &StateDir) -> Result<Option<Trial>> {
-    let Some(generation) = generation(state)? else {
-        return Ok(None);
-    };
-    Ok(Trial::of(state, generation).filter(Trial::is_ours))
-}
-
-fn generation(state: &StateDir) -> Result<Option<u32>> {
-    Ok(Predecessor::find(state)?.map(|running| running.generation))
-}
-
-/// What ran before the trial.
-enum WayBack {
-    /// Nothing.
-    Unload,
-    /// A policy, with what its rules had counted.
-    Policy(Box<(Policy, Terms)>),
-}
-
-impl WayBack {
-    fn find(state: &StateDir) -> Result<Self> {
-        let Some(running) = Running::find(state)? else {
-            return Ok(Self::Unload);
-        };
-        let counted = running.counters()?;
-        let counted = counted
-            .iter()
-            .map(|(_, count)| [count.packets, count.bytes]);
-        let terms = Terms {
-            starts: Starts::OfNew(counted.collect()),
-            xdp: XdpMode::from_name(&state.fact(Fact::Xdp).unwrap_or_default()),
-            fast_path: FastPath::from_name(&state.fact(Fact::FastPath).unwrap_or_default()),
-            hook: Hook::Auto,
-            trial: None,
-        };
-        Ok(Self::Policy(Box::new((running.meta.policy, terms))))
-    }
-
-    fn name(&self) -> &'static str {
-        match self {
-            Self::Unload => "there is no firewall again, as before",
-            Self::Policy(_) => "the policy before is in force again",
-        }
-    }
-
-    fn take(&self, state: &StateDir, lock: &Lock) -> Result<()> {
-        match self {
-            Self::Unload => {
-                attach::detach_all(state, &Host::read()?)?;
-                state.remove()
-            }
-            Self::Policy(before) => {
-                let (policy, terms) = &**before;
-                let draft = Draft::of(policy).map_err(|limit| anyhow!("{limit}"))?;
-                let running = Predecessor::find(state)?;
-                enforce_over(state, lock, running, policy, draft, terms).map(drop)
-            }
-        }
-    }
-}
-
-/// Lets go of the streams that belong to the command that started us.
-fn silence() -> Result<()> {
-    let null = std::fs::File::options()
-        .write(true)
-        .open("/dev/null")
-        .context("cannot open /dev/null")?;
-    rustix::stdio::dup2_stdout(&null)
-        .and_then(|()| rustix::stdio::dup2_stderr(&null))
-        .context("cannot let go of the standard streams")
-}
-
-/// Severities of RFC 5424, table 2.
-const ERROR: u8 = 3;
-const NOTICE: u8 = 5;
-
-/// Tells the system's log. There is nothing to be done if nobody listens.
-fn syslog(severity: u8, text: &str) {
-    /// `daemon`, RFC 5424 table 1.
-    const FACILITY: u8 = 3;
-    let line = format!(
-        "<{}>fwbpf[{}]: {text}",
-        FACILITY << 3 | severity,
-        getpid().as_raw_nonzero()
-    );
-    if let Ok(socket) = UnixDatagram::unbound() {
-        let _ = socket.send_to(line.as_bytes(), "/dev/log");
-    }
 }
 
 fn now() -> u64 {
