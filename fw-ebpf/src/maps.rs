@@ -7,14 +7,14 @@
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray};
+use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use fw_common::MapCell;
 use fw_common::abi::blob::{self, MAX_DEPTH, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
 use fw_common::abi::maps::{
-    COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX, HINTS_MAX,
-    LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, XDP_DEVICES_MAX,
+    COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, EVENTS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX,
+    HINTS_MAX, LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, XDP_DEVICES_MAX,
 };
 use fw_common::abi::stat::STATS_MAX;
 use fw_common::datapath::scratch::Scratch;
@@ -88,6 +88,10 @@ pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
 /// Events by `abi::stat::Stat`. Programs write.
 #[map]
 pub static STATS: PerCpuArray<u64> = PerCpuArray::with_max_entries(STATS_MAX, 0);
+
+/// Events of LOG and NFLOG. Programs write; the daemon reads.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(EVENTS_MAX, 0);
 
 /// Return addresses of the chain interpreter. Scratch.
 #[map]

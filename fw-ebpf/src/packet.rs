@@ -18,6 +18,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
 use fw_common::abi::Family;
+use fw_common::abi::event::Event;
 use fw_common::abi::flow::Flow;
 use fw_common::datapath::checksum::Difference;
 use fw_common::datapath::header::protocol;
@@ -109,6 +110,25 @@ impl Packet for SkbPacket {
     }
 
     #[inline(always)]
+    fn copy(&self, offset: u32, length: u32, room: &mut [u8; Event::PACKET]) -> u32 {
+        if length == 0 {
+            return 0;
+        }
+        // The verifier knows no other way to keep it from being more.
+        let length = (length.wrapping_sub(1) & (Event::PACKET as u32 - 1)) + 1;
+        // SAFETY: the helper writes at most as many bytes as there is room for.
+        let failed = unsafe {
+            bpf_skb_load_bytes(
+                self.0.cast::<c_void>(),
+                offset,
+                room.as_mut_ptr().cast::<c_void>(),
+                length,
+            )
+        };
+        if failed == 0 { length } else { 0 }
+    }
+
+    #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         // SAFETY: the helper reads the N bytes of `bytes` and checks the packet's bounds itself.
         let failed = unsafe {
@@ -180,6 +200,12 @@ impl Packet for SkbPacket {
         const VLAN: u32 = 0x0fff;
         // SAFETY: as in `len`. Without a tag the field is zero.
         unsafe { (&raw const (*self.0).vlan_tci).read_volatile() & VLAN != 0 }
+    }
+
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (&raw const (*self.0).mark).read_volatile() }
     }
 
     #[inline(always)]
@@ -312,6 +338,12 @@ impl Packet for XdpPacket {
         }
     }
 
+    /// Nothing is said of packets here.
+    #[inline(always)]
+    fn copy(&self, _offset: u32, _length: u32, _room: &mut [u8; Event::PACKET]) -> u32 {
+        0
+    }
+
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         // SAFETY: the helper reads the N bytes of `bytes` and checks the frame's bounds itself.
@@ -380,6 +412,12 @@ impl Packet for XdpPacket {
     fn is_of_vlan(&self) -> bool {
         // Its tag is in the frame still, where the EtherType is.
         false
+    }
+
+    /// Frames have none yet.
+    #[inline(always)]
+    fn mark(&self) -> u32 {
+        0
     }
 
     #[inline(always)]

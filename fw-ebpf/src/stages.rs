@@ -8,6 +8,7 @@ use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::datapath::classify::Traverse;
 use fw_common::datapath::early::SendOn;
+use fw_common::datapath::effect::{self, Act};
 use fw_common::datapath::egress::PlaceOut;
 use fw_common::datapath::forward::send;
 use fw_common::datapath::ingress::{PlaceIn, Translate};
@@ -57,6 +58,7 @@ stages! {
     fwbpf_begin: Begin, SkbPacket(__sk_buff), BpfTables;
     fwbpf_place_in: PlaceIn, SkbPacket(__sk_buff), BpfTables;
     fwbpf_place_out: PlaceOut, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_act: Act, SkbPacket(__sk_buff), BpfTables;
     fwbpf_traverse: Traverse, SkbPacket(__sk_buff), BpfTables;
     fwbpf_open: Open, SkbPacket(__sk_buff), BpfTables;
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
@@ -138,6 +140,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::Begin => fwbpf_begin(skb, scratch, argument),
         Name::PlaceIn => fwbpf_place_in(skb, scratch, argument),
         Name::PlaceOut => fwbpf_place_out(skb, scratch, argument),
+        Name::Act => fwbpf_act(skb, scratch, argument),
         Name::Traverse => fwbpf_traverse(skb, scratch, argument),
         // Tracking does it.
         Name::SendOn => 0,
@@ -153,6 +156,8 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         Name::Begin => Some(fwbpf_xdp_begin(xdp, scratch, argument)),
         Name::SendOn => Some(fwbpf_xdp_send_on(xdp, scratch, argument)),
         Name::Traverse => Some(fwbpf_xdp_traverse(xdp, scratch, argument)),
+        // Whether the packet ends here is not certain yet.
+        Name::Act => Some(effect::LATER),
         Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate => None,
     }
 }

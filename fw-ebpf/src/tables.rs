@@ -17,6 +17,7 @@ use fw_common::abi::blob::{
     Cell, MAGIC, MAX_DEPTH, NEAR_PAGES as NEAR_PAGES_LEN, PAGE_CELLS, Page, place,
 };
 use fw_common::abi::device::Device;
+use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
@@ -27,8 +28,8 @@ use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 
 use crate::maps::{
-    ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, FLOWS4, FLOWS6, FRAGMENTS, FRAMES, HINTS, LOCAL,
-    NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, STATS, path,
+    ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS, FRAMES,
+    HINTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, STATS, path,
 };
 use crate::stages::{fwbpf_advance_tcp, fwbpf_deferred, fwbpf_unlink};
 
@@ -288,6 +289,11 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn emit(&self, event: &Event) -> bool {
+        EVENTS.output::<Event>(event, 0).is_ok()
+    }
+
+    #[inline(always)]
     fn now(&self) -> u64 {
         // SAFETY: no argument, no side effect.
         unsafe { bpf_ktime_get_coarse_ns() }
@@ -504,6 +510,14 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn deferred_hold(&self, _scratch: &mut Scratch) -> u32 {
         LATER
+    }
+    #[inline(always)]
+    fn holds_back(&self) -> bool {
+        true
+    }
+    #[inline(always)]
+    fn emit(&self, event: &Event) -> bool {
+        BpfTables.emit(event)
     }
     #[inline(always)]
     fn now(&self) -> u64 {

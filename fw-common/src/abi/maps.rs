@@ -37,6 +37,8 @@ pub const FRAGMENTS: &str = "FRAGMENTS";
 pub const XDP_DEVICES: &str = "XDP_DEVICES";
 /// PERCPU_ARRAY of u64 by [`super::stat::Stat`].
 pub const STATS: &str = "STATS";
+/// RINGBUF of [`super::event::Event`]: what LOG and NFLOG say.
+pub const EVENTS: &str = "EVENTS";
 
 /// PERCPU_ARRAY of u64: the chain interpreter's return addresses. Scratch, not pinned.
 pub const FRAMES: &str = "FRAMES";
@@ -80,6 +82,9 @@ pub const EMBRYOS_MAX: u32 = 65_536;
 pub const HINTS_MAX: u32 = 65_536;
 /// Capacity of [`FRAGMENTS`].
 pub const FRAGMENTS_MAX: u32 = 16_384;
+
+/// Bytes of [`EVENTS`]: some three thousand events.
+pub const EVENTS_MAX: u32 = 1 << 20;
 
 /// The programs, by the name that they have in the object and as pins.
 pub const PROGRAM_INGRESS: &str = "fwbpf_ingress";

@@ -7,6 +7,7 @@
 pub mod blob;
 pub mod ct;
 pub mod device;
+pub mod event;
 pub mod flow;
 pub mod maps;
 mod pod;

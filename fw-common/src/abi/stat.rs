@@ -60,6 +60,8 @@ stats! {
     FastPath = 17, "fast_path", "sent on by the fast path";
     /// A flow found to be past its time.
     Expired = 18, "expired", "a packet met a flow past its time";
+    /// An event of LOG or NFLOG found no room in the ring buffer.
+    EventLost = 19, "event_lost", "LOG or NFLOG met more packets than could be written down in time";
 }
 
 /// Length of the `STATS` map.

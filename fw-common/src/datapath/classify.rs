@@ -3,6 +3,7 @@
 
 use core::ops::ControlFlow;
 
+use super::effect::{ACTED, Act};
 use super::limit;
 use super::packet::Packet;
 use super::predicate::holds;
@@ -41,7 +42,8 @@ pub struct Query {
 /// map's value it does not track, so that each loop body is explored once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Walk {
-    base: u32,
+    /// The base chain that it began in.
+    pub base: u32,
     chain: u32,
     cursor: u32,
     depth: u32,
@@ -60,6 +62,8 @@ pub struct Walk {
     pub(super) hold: u32,
     /// How many of the rule's predicates were put off.
     pub(super) deferred: u32,
+    /// The counter of the rule whose effect is at hand.
+    pub slot: u32,
     /// How many rules and policies were counted, and the first of them.
     pub hits: u32,
     /// See `hits`; the last word is never read.
@@ -141,7 +145,7 @@ impl Stage for Traverse {
 
     #[inline(always)]
     fn run<P: Packet, T: Tables>(
-        _packet: &mut P,
+        packet: &mut P,
         tables: &T,
         scratch: &mut Scratch,
         base: u32,
@@ -153,6 +157,7 @@ impl Stage for Traverse {
         scratch.walk.uncacheable = false;
         scratch.flags_asked.set(0);
         let mut steps = Steps {
+            packet,
             tables,
             generation,
             scratch,
@@ -194,20 +199,21 @@ fn index_of(bit: u32) -> u32 {
 /// No target has this number: the walk has not ended.
 const CODE_UNBOUNDED: u32 = u32::MAX;
 
-struct Steps<'a, T: Tables> {
+struct Steps<'a, P: Packet, T: Tables> {
+    packet: &'a mut P,
     tables: &'a T,
     generation: T::Generation,
     scratch: &'a mut Scratch,
 }
 
-impl<T: Tables> Step for Steps<'_, T> {
+impl<P: Packet, T: Tables> Step for Steps<'_, P, T> {
     #[inline(always)]
     fn step(&mut self, _turn: u32) -> ControlFlow<()> {
         self.turn()
     }
 }
 
-impl<T: Tables> Steps<'_, T> {
+impl<P: Packet, T: Tables> Steps<'_, P, T> {
     /// The next rule that matches, and what it says.
     #[inline(never)]
     fn turn(&mut self) -> ControlFlow<()> {
@@ -258,6 +264,7 @@ impl<T: Tables> Steps<'_, T> {
                 self.enter_chain(rule.argument())
             }
             target::GOTO => self.enter_chain(rule.argument()),
+            target::EFFECT => self.act(rule),
             verdict => {
                 walk.code = verdict;
                 walk.argument = rule.argument();
@@ -267,7 +274,7 @@ impl<T: Tables> Steps<'_, T> {
     }
 }
 
-impl<T: Tables> Steps<'_, T> {
+impl<P: Packet, T: Tables> Steps<'_, P, T> {
     #[inline(always)]
     fn search(&mut self) -> Search<'_, T> {
         Search {
@@ -285,6 +292,21 @@ impl<T: Tables> Steps<'_, T> {
         walk.predicates = rule.predicates().wrapping_add(rule.predicate_count());
         walk.deferred = rule.deferred_count();
         self.tables.deferred_hold(self.scratch)
+    }
+
+    /// Does what a rule says besides counting; ends the walk where that must not happen yet.
+    #[inline(never)]
+    fn act(&mut self, rule: Rule<'_>) -> ControlFlow<()> {
+        let walk = &mut self.scratch.walk;
+        walk.uncacheable = true;
+        walk.slot = rule.slot();
+        match self
+            .packet
+            .call::<Act, T>(self.tables, self.scratch, rule.argument())
+        {
+            ACTED => ControlFlow::Continue(()),
+            _ => ControlFlow::Break(()),
+        }
     }
 
     /// Finds the first rule of a short chain, at or after the cursor, whose fields match. Whether

@@ -13,7 +13,7 @@ use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
-use crate::abi::blob::BaseChain;
+use crate::abi::blob::{BaseChain, HeaderFields};
 use crate::abi::device::Device;
 use crate::abi::stat::Stat;
 
@@ -78,6 +78,11 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if !looped && !is_for_this_host(packet, tables, scratch) {
         packet.set_note(scratch.tracked.note());
         scratch.note_transit();
+        if scratch.features & HeaderFields::LOGS != 0
+            && let Some(link) = packet.load::<14>(0)
+        {
+            scratch.transit_link = link;
+        }
         return Verdict::Pass;
     }
 

@@ -7,9 +7,11 @@
 pub mod checksum;
 pub mod classify;
 pub mod conntrack;
+pub mod effect;
 pub mod forward;
 pub mod header;
 pub mod limit;
+mod log;
 pub mod nat;
 pub mod packet;
 mod predicate;

@@ -3,6 +3,7 @@
 use super::scratch::Scratch;
 use super::stage::Stage;
 use super::tables::Tables;
+use crate::abi::event::Event;
 use crate::abi::flow::Flow;
 use crate::abi::{Addr, Family};
 
@@ -59,6 +60,9 @@ pub trait Packet {
     /// have them elsewhere: then [`Packet::load`] knows.
     fn window<const N: usize>(&self) -> Option<&[u8; N]>;
 
+    /// Copies up to `length` bytes from `offset` to the beginning of the room; how many there were.
+    fn copy(&self, offset: u32, length: u32, room: &mut [u8; Event::PACKET]) -> u32;
+
     /// Overwrites `N` bytes.
     #[must_use]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
@@ -98,6 +102,9 @@ pub trait Packet {
     /// Whether the frame carries the tag of a VLAN other than 0 beside its bytes (`vlan_tci`): an
     /// interface on top of this one has judged it, or will. If there is none, the stack drops it.
     fn is_of_vlan(&self) -> bool;
+
+    /// The mark (`skb->mark`).
+    fn mark(&self) -> u32;
 
     /// Index of the interface that the hook is on.
     fn device(&self) -> u32;

@@ -16,6 +16,7 @@ use crate::MapCell;
 use crate::abi::blob::{EMPTY_NAT, Filter, Header, HeaderFields};
 use crate::abi::ct;
 use crate::abi::device::Device;
+use crate::abi::event::Event;
 use crate::abi::flow::Flow;
 use crate::abi::maps::place_of;
 use crate::abi::stat::Stat;
@@ -79,6 +80,10 @@ pub struct Scratch {
     pub limit: Asked,
     /// The flow that the packet opens.
     pub draft: Draft,
+    /// The link-layer header of [`Scratch::transit`], if anything is logged.
+    pub transit_link: [u8; 14],
+    /// What is said about the packet.
+    pub event: Event,
     /// TCP flags that rules asked about.
     pub flags_asked: MapCell<u32>,
     /// The translations that the packet's source has.
@@ -150,6 +155,16 @@ impl Scratch {
         if self.tracked.direction == NO_FLOW {
             self.transit.protocol = 0;
         }
+    }
+
+    /// Whether the packet in hand is the one kept in mind, or of the same flow and direction.
+    #[inline(always)]
+    pub fn is_transit(&self) -> bool {
+        let (headers, transit) = (&self.headers, &self.transit);
+        headers.flow_ports == transit.ports
+            && headers.key.protocol as u8 == transit.protocol
+            && headers.key.source == transit.source
+            && headers.key.destination == transit.destination
     }
 
     /// Has the packet translated as the flow that it just opened.

@@ -34,6 +34,8 @@ pub enum Name {
     PlaceOut,
     /// [`super::classify::Traverse`].
     Traverse,
+    /// [`super::effect::Act`].
+    Act,
     /// [`super::nat::Open`].
     Open,
     /// [`super::early::SendOn`].

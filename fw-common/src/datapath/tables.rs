@@ -8,6 +8,7 @@ use super::tcp::{self, Segment};
 use crate::MapCell;
 use crate::abi::blob::{Cell, Page, place};
 use crate::abi::device::Device;
+use crate::abi::event::Event;
 use crate::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use crate::abi::stat::Stat;
 use crate::abi::{Addr, Family};
@@ -85,6 +86,16 @@ pub trait Tables: Sized {
     fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
         super::limit::deferred_hold(self, scratch)
     }
+
+    /// Whether it is not certain yet that the packet ends here, so that nothing may happen that must
+    /// not happen twice.
+    #[inline(always)]
+    fn holds_back(&self) -> bool {
+        false
+    }
+
+    /// Sends an event to user space; false if there is no room for it.
+    fn emit(&self, event: &Event) -> bool;
 
     /// The coarse monotonic clock, nanoseconds.
     fn now(&self) -> u64;

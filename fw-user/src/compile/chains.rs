@@ -216,7 +216,11 @@ impl<'a> Nest<'a> {
             };
             let Some((name, frames)) = jump(rule) else {
                 here.rule += 1;
-                here.steps += u64::from(rule.target == Target::Continue);
+                let goes_on = matches!(
+                    rule.target,
+                    Target::Continue | Target::Log(_) | Target::Nflog(_)
+                );
+                here.steps += u64::from(goes_on);
                 continue;
             };
             match marks[names[name]] {
@@ -260,6 +264,9 @@ fn jump(rule: &Rule) -> Option<(&str, u32)> {
         | Target::Accept
         | Target::Drop
         | Target::Return
-        | Target::Masquerade(_) => None,
+        | Target::Masquerade(_)
+        | Target::Log(_)
+        | Target::Nflog(_)
+        | Target::Reject(_) => None,
     }
 }

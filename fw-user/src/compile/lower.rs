@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use fw_common::abi::blob::{Condition, PredicateFields, RuleFields, pack_range, target};
+use fw_common::abi::blob::{
+    Condition, EffectFields, PredicateFields, RuleFields, pack_range, target,
+};
 use fw_common::abi::{Addr, ct};
 
 use super::patterns::Patterns;
@@ -11,7 +13,7 @@ use super::{Limits, Place, ports};
 use crate::addr;
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
-    Policy, PortRange, Ports, Prefix, Rule, Target, Tcp, TcpFlags, WhichPort,
+    Policy, PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
 };
 
 /// What a rule's words refer to.
@@ -28,6 +30,8 @@ pub(super) struct Scope<'a> {
 pub(super) struct Lowered {
     pub fields: RuleFields,
     pub predicates: Vec<PredicateFields>,
+    /// What the target does besides, see [`target::EFFECT`].
+    pub effects: Vec<EffectFields>,
 }
 
 /// Lowers a rule. Its index, its slot and the places of its predicates are filled in by the caller.
@@ -330,6 +334,11 @@ impl Lowered {
         }
     }
 
+    fn effect(&mut self, effect: EffectFields) -> (u32, u32) {
+        self.effects.push(effect);
+        (target::EFFECT, 0)
+    }
+
     fn target(&mut self, rule: &Rule, scope: &Scope<'_>) -> Result<(), Limits> {
         let chain = |name: &String| {
             scope
@@ -342,6 +351,10 @@ impl Lowered {
                 })
         };
         (self.fields.target, self.fields.argument) = match &rule.target {
+            // The argument is filled in by the caller.
+            Target::Log(_) => self.effect(EffectFields::Log),
+            Target::Nflog(nflog) => self.effect(EffectFields::Nflog { size: nflog.size }),
+            Target::Reject(answer) => (target::REJECT, reject_argument(*answer)),
             Target::Continue => (target::CONTINUE, 0),
             Target::Accept => (target::ACCEPT, 0),
             Target::Drop => (target::DROP, 0),
@@ -360,6 +373,14 @@ impl Lowered {
             }
         };
         Ok(())
+    }
+}
+
+/// The argument of [`target::REJECT`].
+fn reject_argument(answer: Reject) -> u32 {
+    match answer {
+        Reject::TcpReset => target::REJECT_RESET,
+        Reject::Unreachable(code) => code.into(),
     }
 }
 

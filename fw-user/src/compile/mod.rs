@@ -23,11 +23,12 @@ pub use table_set::{BlobError, TableSet, decode_meta};
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{
     BaseChain, Cell, Chain as ChainView, ChainFields, DEFAULT_TIMEOUTS, DIRECTORY, EMPTY_NAT,
-    Filter, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields, chain_kind,
+    EffectFields, Filter, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields,
+    chain_kind,
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
-use crate::policy::model::{Family, Policy, Ruleset};
+use crate::policy::model::{Family, Policy, Rule, Ruleset, Target};
 use chains::{Layout, PlacedChain, Walk};
 use lower::{Lowered, Scope};
 use masked::Groups;
@@ -162,6 +163,14 @@ fn features(policy: &Policy) -> u32 {
     if has_nat(&policy.ipv6) {
         features |= HeaderFields::NAT6;
     }
+    let logs = |rule: &Rule| matches!(rule.target, Target::Log(_) | Target::Nflog(_));
+    let chains = policy
+        .rulesets()
+        .flat_map(|(_, ruleset)| ruleset.tables())
+        .flat_map(|(_, table)| &table.chains);
+    if chains.flat_map(|chain| &chain.rules).any(logs) {
+        features |= HeaderFields::LOGS;
+    }
     features
 }
 
@@ -213,7 +222,15 @@ fn lower_chains(
         };
         let mut rules = Vec::with_capacity(chain.rules.len());
         for (index, rule) in chain.rules.iter().enumerate() {
-            let Lowered { fields, predicates } = lower::lower(rule, &scope)?;
+            let Lowered {
+                mut fields,
+                predicates,
+                effects,
+            } = lower::lower(rule, &scope)?;
+            if !effects.is_empty() {
+                fields.argument = cells.len() as u32;
+                cells.extend(effects.iter().map(EffectFields::encode));
+            }
             rules.push(RuleFields {
                 index: index as u32,
                 predicates: cells.len() as u32,

@@ -447,6 +447,9 @@ fn action(target: &Target) -> String {
         Target::Jump(chain) => format!("goes through chain {chain}"),
         Target::Goto(chain) => format!("goes on in chain {chain}"),
         Target::Masquerade(_) => "MASQUERADE".to_owned(),
+        Target::Log(log) => format!("LOG \"{}\"", log.prefix.trim_end()),
+        Target::Nflog(nflog) => format!("NFLOG to group {}", nflog.group),
+        Target::Reject(_) => "REJECT".to_owned(),
     }
 }
 

@@ -27,7 +27,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 /// Its SHA-256.
 const OBJECT_HASH: &str = env!("FWBPF_OBJECT_HASH");
 
-const MAPS: [&str; 15] = [
+const MAPS: [&str; 16] = [
     maps::HINTS,
     maps::NEAR_PAGES,
     maps::ACTIVE,
@@ -43,6 +43,7 @@ const MAPS: [&str; 15] = [
     maps::EMBRYOS6,
     maps::FRAGMENTS,
     maps::STATS,
+    maps::EVENTS,
 ];
 
 const PROGRAMS: [&str; 4] = [

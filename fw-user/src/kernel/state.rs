@@ -311,6 +311,7 @@ fn is_ours(name: &str) -> bool {
         maps::EMBRYOS6,
         maps::FRAGMENTS,
         maps::STATS,
+        maps::EVENTS,
     ]
     .contains(&name);
     let fact = Fact::ALL

@@ -10,8 +10,8 @@ use proptest::prelude::*;
 use super::ids::TableName;
 use super::model::{
     Chain, ChainPolicy, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType,
-    InterfacePattern, Limit, Masquerade, Match, Multiport, Negatable, Origin, Policy, PortRange,
-    Ports, Prefix, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+    InterfacePattern, Limit, Log, Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy,
+    PortRange, Ports, Prefix, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use super::names::{TCP, UDP};
 use super::save::{Word, values::rate};
@@ -339,6 +339,39 @@ fn icmp(family: Family) -> impl Strategy<Value = Match> {
     negatable(kind).prop_map(|kind| Match::Icmp(Some(kind)))
 }
 
+fn log() -> impl Strategy<Value = Log> {
+    (0..=7_u8, text(Log::PREFIX), any::<[bool; 4]>()).prop_map(|(level, prefix, flags)| {
+        let [tcp_sequence, tcp_options, ip_options, mac_decode] = flags;
+        Log {
+            level,
+            prefix,
+            tcp_sequence,
+            tcp_options,
+            ip_options,
+            mac_decode,
+        }
+    })
+}
+
+fn nflog() -> impl Strategy<Value = Nflog> {
+    let size = option::of(any::<u32>());
+    (any::<u16>(), text(Nflog::PREFIX), size, any::<u16>()).prop_map(
+        |(group, prefix, size, threshold)| Nflog {
+            group,
+            prefix,
+            range: None,
+            size,
+            threshold,
+        },
+    )
+}
+
+/// A text that is printed and read as it is, or none.
+fn text(longest: usize) -> impl Strategy<Value = String> {
+    prop_oneof![Just(String::new()), comment()]
+        .prop_map(move |text| text.chars().filter(char::is_ascii).take(longest).collect())
+}
+
 fn target(table: TableName, place: Place) -> BoxedStrategy<Target> {
     let callable = match place {
         Place::Base(_) => 0,
@@ -352,6 +385,8 @@ fn target(table: TableName, place: Place) -> BoxedStrategy<Target> {
     if table == TableName::Filter {
         choices.push(Just(Target::Drop).boxed());
     }
+    choices.push(log().prop_map(Target::Log).boxed());
+    choices.push(nflog().prop_map(Target::Nflog).boxed());
     // nat's own chains are called from all of its hooks here, so only POSTROUTING masquerades.
     if table == TableName::Nat && matches!(place, Place::Base("POSTROUTING")) {
         let masquerade = (option::of(range()), any::<bool>(), any::<bool>());

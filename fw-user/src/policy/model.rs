@@ -4,9 +4,15 @@
 //! in `-s`/`-d` are already expanded into one rule each, as iptables does; names of protocols,
 //! services and ICMP types are numbers; ports are in host byte order.
 
+mod log;
+mod reject;
+
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
+
+pub use log::{Log, Nflog};
+pub use reject::Reject;
 
 /// A whole policy: what one `fwbpf load` enforces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -321,6 +327,19 @@ pub enum Target {
     Goto(String),
     /// `-j MASQUERADE`.
     Masquerade(Masquerade),
+    /// `-j LOG`.
+    Log(Log),
+    /// `-j NFLOG`.
+    Nflog(Nflog),
+    /// `-j REJECT`.
+    Reject(Reject),
+}
+
+impl Target {
+    /// Whether a packet that matches is dropped, with or without an answer.
+    pub fn refuses(&self) -> bool {
+        matches!(self, Self::Drop | Self::Reject(_))
+    }
 }
 
 /// `-j MASQUERADE`.

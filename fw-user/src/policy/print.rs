@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::ids::{CounterId, TableName};
 use super::model::{
     Chain, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType, InterfacePattern, Limit,
-    Masquerade, Match, Multiport, Negatable, Policy, PortRange, Ports, Prefix, Rule, Table, Target,
-    Tcp, TcpFlags, WhichPort,
+    Log, Masquerade, Match, Multiport, Negatable, Nflog, Policy, PortRange, Ports, Prefix, Rule,
+    Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use super::names::protocol_name;
 
@@ -61,7 +61,7 @@ pub fn print_rule(rule: &Rule, family: Family) -> String {
     for each in &rule.matches {
         words.one_match(each, family);
     }
-    words.target(&rule.target);
+    words.target(&rule.target, family);
     words.0
 }
 
@@ -224,13 +224,56 @@ impl Words {
             }
             Match::Comment(text) => {
                 self.pair("-m", "comment");
-                let bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
-                if !text.is_empty() && text.bytes().all(bare) {
-                    self.pair("--comment", text);
-                } else {
-                    self.pair("--comment", Quoted(text));
-                }
+                self.text("--comment", text);
             }
+        }
+    }
+
+    /// A text, in quotes where iptables-save puts it into quotes.
+    fn text(&mut self, option: &str, text: &str) {
+        let bare = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+        if !text.is_empty() && text.bytes().all(bare) {
+            self.pair(option, text);
+        } else {
+            self.pair(option, Quoted(text));
+        }
+    }
+
+    fn log(&mut self, log: &Log) {
+        self.pair("-j", "LOG");
+        if !log.prefix.is_empty() {
+            self.text("--log-prefix", &log.prefix);
+        }
+        if log.level != Log::LEVEL {
+            self.pair("--log-level", log.level);
+        }
+        let flags = [
+            (log.tcp_sequence, "--log-tcp-sequence"),
+            (log.tcp_options, "--log-tcp-options"),
+            (log.ip_options, "--log-ip-options"),
+            (log.mac_decode, "--log-macdecode"),
+        ];
+        for (_, name) in flags.into_iter().filter(|(set, _)| *set) {
+            self.word(name);
+        }
+    }
+
+    fn nflog(&mut self, nflog: &Nflog) {
+        self.pair("-j", "NFLOG");
+        if !nflog.prefix.is_empty() {
+            self.text("--nflog-prefix", &nflog.prefix);
+        }
+        if nflog.group != 0 {
+            self.pair("--nflog-group", nflog.group);
+        }
+        if let Some(range) = nflog.range.filter(|range| *range != 0) {
+            self.pair("--nflog-range", range);
+        }
+        if let Some(size) = nflog.size {
+            self.pair("--nflog-size", size);
+        }
+        if nflog.threshold != 0 {
+            self.pair("--nflog-threshold", nflog.threshold);
         }
     }
 
@@ -239,7 +282,7 @@ impl Words {
         self.option("--dport", &ports.destination);
     }
 
-    fn target(&mut self, target: &Target) {
+    fn target(&mut self, target: &Target, family: Family) {
         match target {
             Target::Continue => {}
             Target::Accept => self.pair("-j", "ACCEPT"),
@@ -266,6 +309,12 @@ impl Words {
                 if *random_fully {
                     self.word("--random-fully");
                 }
+            }
+            Target::Log(log) => self.log(log),
+            Target::Nflog(nflog) => self.nflog(nflog),
+            Target::Reject(answer) => {
+                self.pair("-j", "REJECT");
+                self.pair("--reject-with", answer.name(family));
             }
         }
     }

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use fw_common::MapCell;
 use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
+use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
@@ -117,6 +118,14 @@ impl<T: Tables> Tables for Held<'_, T> {
 
     fn deferred_hold(&self, _scratch: &mut Scratch) -> u32 {
         LATER
+    }
+
+    fn holds_back(&self) -> bool {
+        true
+    }
+
+    fn emit(&self, event: &Event) -> bool {
+        self.tables.emit(event)
     }
 
     fn now(&self) -> u64 {

@@ -1,5 +1,6 @@
 //! A packet in a byte vector.
 
+use fw_common::abi::event::Event;
 use fw_common::datapath::packet::{Destination, Packet, Route, Way};
 
 /// A frame, and what the kernel would know about it besides its bytes.
@@ -24,6 +25,8 @@ pub struct SlicePacket {
     /// The transport checksum is unfinished (CHECKSUM_PARTIAL): it covers the pseudo header only,
     /// and the network card will do the rest.
     pub partial_sum: bool,
+    /// The mark.
+    pub mark: u32,
 }
 
 impl SlicePacket {
@@ -43,6 +46,7 @@ impl SlicePacket {
             forwardable: true,
             note: 0,
             partial_sum: false,
+            mark: 0,
         }
     }
 
@@ -89,6 +93,22 @@ impl Packet for SlicePacket {
 
     fn window<const N: usize>(&self) -> Option<&[u8; N]> {
         self.field(0)
+    }
+
+    fn copy(&self, offset: u32, length: u32, room: &mut [u8; Event::PACKET]) -> u32 {
+        let length = length as usize;
+        let Some(bytes) = self
+            .bytes
+            .get(offset as usize..)
+            .and_then(|bytes| bytes.get(..length))
+        else {
+            return 0;
+        };
+        match room.get_mut(..length) {
+            Some(room) => room.copy_from_slice(bytes),
+            None => return 0,
+        }
+        length as u32
     }
 
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
@@ -149,6 +169,10 @@ impl Packet for SlicePacket {
 
     fn is_forwardable(&self, _destination: &Destination) -> bool {
         self.forwardable
+    }
+
+    fn mark(&self) -> u32 {
+        self.mark
     }
 
     fn device(&self) -> u32 {

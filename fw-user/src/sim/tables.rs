@@ -9,6 +9,7 @@ use elsa::FrozenVec;
 use fw_common::MapCell;
 use fw_common::abi::blob::{Cell, MAX_DEPTH, Page};
 use fw_common::abi::device::Device;
+use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::maps;
 use fw_common::abi::stat::Stat;
@@ -62,6 +63,7 @@ pub struct HostTables {
     frames: Vec<MapCell<u64>>,
     /// States of limits by cell, where packets have changed them.
     limits: RefCell<BTreeMap<u32, u64>>,
+    events: RefCell<Vec<Event>>,
     counters: RefCell<BTreeMap<u32, [u64; 2]>>,
     stats: RefCell<BTreeMap<u32, u64>>,
     now: StdCell<u64>,
@@ -103,6 +105,7 @@ impl HostTables {
             fragments_max: capacities.fragments,
             frames: (0..MAX_DEPTH).map(|_| MapCell::new(0)).collect(),
             limits: RefCell::default(),
+            events: RefCell::default(),
             counters: RefCell::default(),
             stats: RefCell::default(),
             now: StdCell::new(1_000_000_000),
@@ -168,6 +171,11 @@ impl HostTables {
             .get(&(stat as u32))
             .copied()
             .unwrap_or_default()
+    }
+
+    /// What was said about packets since the last call.
+    pub fn take_events(&self) -> Vec<Event> {
+        self.events.take()
     }
 
     /// Everything that packets changed.
@@ -367,6 +375,11 @@ impl Tables for HostTables {
             return false;
         }
         self.limits.borrow_mut().insert(cell, new);
+        true
+    }
+
+    fn emit(&self, event: &Event) -> bool {
+        self.events.borrow_mut().push(*event);
         true
     }
 

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use fw_common::MapCell;
 use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
+use fw_common::abi::event;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
@@ -200,6 +201,14 @@ impl<T: Tables> Tables for Traced<'_, T> {
     fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
         // Not through this, which would lead nowhere else.
         self.tables.deferred_hold(scratch)
+    }
+
+    fn holds_back(&self) -> bool {
+        self.tables.holds_back()
+    }
+
+    fn emit(&self, event: &event::Event) -> bool {
+        self.tables.emit(event)
     }
 
     fn now(&self) -> u64 {

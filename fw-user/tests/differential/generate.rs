@@ -4,8 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use fw_user::policy::TableName;
 use fw_user::policy::model::{
-    Chain, ChainPolicy, Conntrack, CtDirection, CtStates, Family, IcmpType, InterfacePattern,
-    Masquerade, Match, Multiport, Negatable, Origin, Policy, PortRange, Ports, Prefix, Rule,
+    Chain, ChainPolicy, Conntrack, CtDirection, CtStates, Family, IcmpType, InterfacePattern, Log,
+    Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy, PortRange, Ports, Prefix, Rule,
     Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use proptest::collection::vec;
@@ -335,6 +335,8 @@ fn target(callees: Callees) -> BoxedStrategy<Target> {
         2 => Just(Target::Drop),
         2 => Just(Target::Return),
         1 => masquerade,
+        1 => Just(Target::Log(Log::PLAIN)),
+        1 => Just(Target::Nflog(Nflog::PLAIN)),
     ];
     if callees.is_empty() {
         return simple.boxed();

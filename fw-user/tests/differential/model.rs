@@ -106,9 +106,9 @@ impl Walk<'_> {
             }
             self.hit(chain, Some(index));
             match &rule.target {
-                Target::Continue => {}
+                Target::Continue | Target::Log(_) | Target::Nflog(_) => {}
                 Target::Accept => return Some(Outcome::Accept),
-                Target::Drop => return Some(Outcome::Drop),
+                Target::Drop | Target::Reject(_) => return Some(Outcome::Drop),
                 Target::Return => return None,
                 Target::Jump(name) => {
                     let called = self.position(name);

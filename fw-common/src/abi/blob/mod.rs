@@ -5,7 +5,7 @@
 //! cell 0            header
 //! cell 1            timeouts
 //! cell 2..          directory: one chain cell per chain; base chains at fixed places
-//! then              predicate cells, those of one rule next to each other
+//! then              predicate cells, those of one rule next to each other, and effect cells
 //! then, per chain   linear: its rules, in order
 //!                   tables: table cells; per table its buckets and its rules, list by list
 //! then              meta cells (the model itself, for `show`)
@@ -14,11 +14,13 @@
 //! borrowing views (`Rule`, `Chain`, ...), which cost nothing: each getter is one indexed load.
 
 mod chain;
+mod effect;
 mod predicate;
 mod rule;
 mod table;
 
 pub use chain::{Chain, ChainFields, Filter, chain_kind};
+pub use effect::{Effect, EffectFields, effect_kind};
 pub use predicate::{Condition, Predicate, PredicateFields, condition};
 pub use rule::{Rule, RuleFields, pack_range, target};
 pub use table::{Bucket, HashKey, Table, TableFields};
@@ -55,7 +57,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
@@ -91,6 +93,8 @@ pub const EMPTY_NAT: usize = 8;
 impl HeaderFields {
     /// IPv4 has a nat table: replies may have to be translated.
     pub const NAT4: u32 = 1;
+    /// There are rules with LOG or NFLOG.
+    pub const LOGS: u32 = 1 << 8;
     /// IPv6 has a nat table.
     pub const NAT6: u32 = 1 << 1;
 

@@ -21,6 +21,13 @@ pub mod target {
     pub const MASQUERADE: u32 = 6;
     /// MASQUERADE with a random port, never the original one first.
     pub const MASQUERADE_RANDOM: u32 = 7;
+    /// Do what the effect cell says whose place the argument is ([`super::super::EffectFields`]), and
+    /// go on.
+    pub const EFFECT: u32 = 8;
+    /// REJECT: the argument is the code of "destination unreachable", or [`REJECT_RESET`].
+    pub const REJECT: u32 = 9;
+    /// Argument of [`REJECT`]: answer with a TCP reset.
+    pub const REJECT_RESET: u32 = 0x100;
 }
 
 /// A compiled rule: one cell, and a second for IPv6's further address words. What does not fit the
@@ -57,7 +64,7 @@ pub struct RuleFields {
     pub next: u32,
     /// One of [`target`].
     pub target: u32,
-    /// Chain id or port range.
+    /// Chain id, port range or the place of an effect cell.
     pub argument: u32,
     /// Counter slot.
     pub slot: u32,

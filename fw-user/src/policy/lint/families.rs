@@ -145,11 +145,7 @@ fn chain_drops(table: &Table, name: &str) -> bool {
         return false;
     };
     let policy_drops = chain.policy.as_ref().is_some_and(|policy| !policy.accept);
-    policy_drops
-        || chain
-            .rules
-            .iter()
-            .any(|rule| matches!(rule.target, Target::Drop))
+    policy_drops || chain.rules.iter().any(|rule| rule.target.refuses())
 }
 
 /// Whether INPUT lets in everything that no rule names.
@@ -161,7 +157,7 @@ fn open_input(table: &Table) -> bool {
         if crate::policy::save::is_unconditional(rule) {
             match rule.target {
                 Target::Accept => return true,
-                Target::Drop => return false,
+                Target::Drop | Target::Reject(_) => return false,
                 _ => {}
             }
         }
@@ -179,7 +175,9 @@ fn neighbour_discovery(findings: &mut Findings<'_>, table: &Table) {
             for rule in flattened(table, chain) {
                 match (decides(rule, kind), &rule.target) {
                     (true, Target::Accept) => verdict = Some((true, rule.origin)),
-                    (true, Target::Drop) => verdict = Some((false, rule.origin)),
+                    (true, Target::Drop | Target::Reject(_)) => {
+                        verdict = Some((false, rule.origin))
+                    }
                     _ => continue,
                 }
                 break;

@@ -97,8 +97,9 @@ fn leaves_chain(target: &Target) -> bool {
         | Target::Drop
         | Target::Return
         | Target::Goto(_)
-        | Target::Masquerade(_) => true,
-        Target::Continue | Target::Jump(_) => false,
+        | Target::Masquerade(_)
+        | Target::Reject(_) => true,
+        Target::Continue | Target::Jump(_) | Target::Log(_) | Target::Nflog(_) => false,
     }
 }
 

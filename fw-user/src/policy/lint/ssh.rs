@@ -125,9 +125,9 @@ fn walk(table: &Table, chain: &Chain, packet: &Packet<'_>, budget: &mut Budget) 
     for rule in chain.rules.iter().filter(|rule| packet.meets(rule)) {
         match &rule.target {
             Target::Accept => return Some(Verdict::Accept),
-            Target::Drop => return Some(Verdict::Drop(Some(rule.origin))),
+            Target::Drop | Target::Reject(_) => return Some(Verdict::Drop(Some(rule.origin))),
             Target::Return => break,
-            Target::Continue | Target::Masquerade(_) => {}
+            Target::Continue | Target::Masquerade(_) | Target::Log(_) | Target::Nflog(_) => {}
             Target::Jump(_) | Target::Goto(_) => {
                 let callee = called(rule).and_then(|name| table.chain(name));
                 if let Some(callee) = callee.filter(|_| budget.depth > 0 && budget.calls > 0) {
@@ -163,7 +163,7 @@ impl Packet<'_> {
         } else {
             (client, server)
         };
-        let doubt = !matches!(rule.target, Target::Drop);
+        let doubt = !rule.target.refuses();
         let interfaces = [&rule.in_interface, &rule.out_interface];
         let interfaces =
             interfaces
@@ -226,7 +226,7 @@ impl Packet<'_> {
             Match::State(states) => state(*states),
             Match::Conntrack(conntrack) => conntrack.states.is_none_or(state),
             // Only what the limit lets through matches.
-            Match::Limit(_) => !matches!(rule.target, Target::Drop),
+            Match::Limit(_) => !rule.target.refuses(),
             Match::Comment(_) => true,
         }
     }

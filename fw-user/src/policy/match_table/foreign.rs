@@ -101,10 +101,8 @@ pub(crate) const TARGETS: &[TargetRow] = &[
     none("HMARK", BOTH, "Packets bear no marks: leave the rule out."),
     none("IDLETIMER", BOTH, "There are no timers: leave the rule out."),
     none("LED", BOTH, "No lamps are lit: leave the rule out."),
-    none("LOG", BOTH, "Packets are not logged: leave the target out to count them, and read the counters with `fwbpf show`."),
     none("MARK", BOTH, "Packets are not marked: leave the rule out."),
     none("NETMAP", BOTH, "Networks are not mapped: route them instead."),
-    none("NFLOG", BOTH, "Packets are not logged: leave the target out to count them, and read the counters with `fwbpf show`."),
     none("NFQUEUE", BOTH, "Packets are not handed to programs: decide with ACCEPT or DROP."),
     none("NOTRACK", BOTH, "Every flow is tracked: leave the rule out."),
     none("QUEUE", BOTH, "Packets are not handed to programs: decide with ACCEPT or DROP."),
@@ -123,5 +121,5 @@ pub(crate) const TARGETS: &[TargetRow] = &[
     none("TPROXY", BOTH, "Packets are not handed to local sockets: let the service listen on the port itself."),
     none("TRACE", BOTH, "Ask `fwbpf explain` which rules a packet meets."),
     none("TTL", ONLY_V4, "The TTL is not changed: leave the rule out."),
-    none("ULOG", ONLY_V4, "Packets are not logged: leave the target out to count them, and read the counters with `fwbpf show`."),
+    none("ULOG", ONLY_V4, "It is gone from the kernel: use LOG or NFLOG."),
 ];

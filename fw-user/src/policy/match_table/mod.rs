@@ -2,6 +2,7 @@
 //! with it. The parser, its error messages and docs/iptables-support.md read these rows.
 
 mod foreign;
+mod log;
 mod matches;
 mod support;
 mod targets;
@@ -136,5 +137,5 @@ pub(crate) fn find_target(name: &str) -> Option<&'static TargetRow> {
 
 /// Every target.
 pub(crate) fn all_targets() -> impl Iterator<Item = &'static TargetRow> {
-    TARGETS.iter().chain(foreign::TARGETS)
+    TARGETS.iter().chain(log::TARGETS).chain(foreign::TARGETS)
 }

@@ -2,16 +2,21 @@
 
 use super::{BOTH, OptionRow, ReadOption, Support, TargetRow};
 use crate::policy::ids::TableName;
-use crate::policy::model::Masquerade;
+use crate::policy::model::{Log, Masquerade, Nflog, Reject};
 use crate::policy::save::values;
 
 /// A target while its options are being read.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum TargetDraft {
     Accept,
     Drop,
     Return,
     Masquerade(Masquerade),
+    Log(Log),
+    Nflog(Nflog),
+    /// The answer, if one is named.
+    #[expect(dead_code, reason = "its row comes with what answers")]
+    Reject(Option<Reject>),
 }
 
 pub(crate) const TARGETS: &[TargetRow] = &[
@@ -92,7 +97,7 @@ pub(crate) const TARGETS: &[TargetRow] = &[
     },
 ];
 
-fn flag(place: &mut bool, argument: &super::Argument<'_>) -> super::Value<()> {
+pub(super) fn flag(place: &mut bool, argument: &super::Argument<'_>) -> super::Value<()> {
     if std::mem::replace(place, true) {
         Err(argument.twice())
     } else {

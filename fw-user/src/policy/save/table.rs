@@ -261,7 +261,10 @@ pub(crate) fn called(rule: &Rule) -> Option<&str> {
         | Target::Accept
         | Target::Drop
         | Target::Return
-        | Target::Masquerade(_) => None,
+        | Target::Masquerade(_)
+        | Target::Log(_)
+        | Target::Nflog(_)
+        | Target::Reject(_) => None,
     }
 }
 

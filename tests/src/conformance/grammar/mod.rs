@@ -1,5 +1,7 @@
 //! Rule sets over the whole supported grammar, biased so that the traffic matches.
 
+mod log;
+
 use std::net::IpAddr;
 
 use fw_user::policy::model::Family;
@@ -188,7 +190,8 @@ impl<R: Rng> Writer<'_, R> {
         match roll {
             0..6 => "-j ACCEPT".into(),
             6..9 => "-j DROP".into(),
-            9..11 => String::new(),
+            9 => String::new(),
+            10 => self.log_target(),
             11 if in_user_chain || self.chance(0.3) => "-j RETURN".into(),
             12..18 if !users.is_empty() => format!("-j {}", self.one_of(users)),
             18..20 if !users.is_empty() => format!("-g {}", self.one_of(users)),

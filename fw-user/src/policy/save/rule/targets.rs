@@ -40,7 +40,7 @@ impl<'a> Reader<'a, '_, '_> {
         let Some(row) = row else {
             return self.unknown_target(word);
         };
-        let Some(start) = row.start else {
+        let Some(start) = row.start.clone() else {
             self.foreign = true;
             return self.error(
                 Problem::unsupported(
@@ -150,6 +150,14 @@ impl<'a> Reader<'a, '_, '_> {
         else {
             return;
         };
+        if let ReadOption::Unsupported(instead) = row.read {
+            let message = format!("`{}` is not supported", word.text);
+            return self.error(
+                Problem::unsupported("unsupported-option", word.span, message)
+                    .expected("the target's other options")
+                    .help(instead),
+            );
+        }
         // iptables looks at the protocol's number only, not at a `!` before it, and counts
         // IPv4's ICMP in, whose echo has identifiers for ports, for both IP versions.
         let with_ports = [TCP, UDP, SCTP, DCCP, ICMP];

@@ -1,0 +1,56 @@
+//! What targets do that let the walk go on.
+
+use super::Cell;
+use crate::abi::event::Event;
+
+/// The effect of a rule with [`super::target::EFFECT`], whose argument is its cell's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EffectFields {
+    /// LOG. What is written, and how, is the daemon's business, which finds the rule in the model.
+    Log,
+    /// NFLOG.
+    Nflog {
+        /// How much of the packet is asked for (`--nflog-size`).
+        size: Option<u32>,
+    },
+}
+
+/// The effects' numbers, the first word's low byte. 10 to 19 change packets and flows, 20 to 29
+/// change sets.
+pub mod effect_kind {
+    /// [`super::EffectFields::Log`].
+    pub const LOG: u32 = 1;
+    /// [`super::EffectFields::Nflog`].
+    pub const NFLOG: u32 = 2;
+}
+
+impl EffectFields {
+    /// Writes the cell: kind, then the effect's words.
+    pub fn encode(&self) -> Cell {
+        let mut cell = Cell::default();
+        cell.w[0] = match *self {
+            EffectFields::Log => {
+                cell.w[1] = Event::PACKET as u32;
+                effect_kind::LOG
+            }
+            EffectFields::Nflog { size } => {
+                let room = Event::PACKET as u32;
+                cell.w[1] = size.map_or(room, |size| size.min(room));
+                effect_kind::NFLOG
+            }
+        };
+        cell
+    }
+}
+
+/// View of an effect cell.
+#[derive(Clone, Copy)]
+pub struct Effect<'a>(pub &'a Cell);
+
+impl Effect<'_> {
+    /// One of [`effect_kind`].
+    #[inline(always)]
+    pub fn kind(&self) -> u32 {
+        self.0.w[0] & 0xff
+    }
+}
