@@ -25,6 +25,18 @@ Examples:
   fwbpf explain --in eth0 --src 203.0.113.7 --dst 198.51.100.10 --proto tcp --dport 22
   fwbpf unload                         back to no firewall";
 
+const STATUS: &str = "\
+Which interfaces have the programs and by which hook, where packets are dropped or forwarded early,
+how full the tables of flows are, packets dropped and why, and what is degraded.
+
+Examples:
+  fwbpf status
+  fwbpf status --json | jq .interfaces";
+
+const UNLOAD: &str = "\
+Afterwards nothing is filtered or translated, and no connection is known. To change a policy load
+the new one instead: that is a single step.";
+
 /// A firewall in BPF that reads iptables rule files.
 ///
 /// The firewall lives in the kernel, in the network namespace in which it was loaded. It goes on
@@ -43,15 +55,28 @@ pub struct Cli {
 
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Options of every command")]
 pub struct Global {
     /// Print JSON
-    #[arg(long, global = true)]
+    #[arg(long, global = true, display_order = 900)]
     pub json: bool,
     /// When to use colours
-    #[arg(long, global = true, value_name = "WHEN", default_value = "auto")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "WHEN",
+        default_value = "auto",
+        display_order = 901
+    )]
     pub color: ColorChoice,
     /// Directory in a bpffs that holds the firewall's pins
-    #[arg(long, global = true, value_name = "DIR", env = "FWBPF_STATE_DIR")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "FWBPF_STATE_DIR",
+        display_order = 902
+    )]
     #[arg(default_value = DEFAULT_DIRECTORY, hide_default_value = false)]
     pub state_dir: PathBuf,
 }
@@ -66,6 +91,7 @@ pub enum Command {
     /// Print the running policy with its counters
     Show(Show),
     /// Print how the firewall is doing: interfaces, tables, drops
+    #[command(after_help = STATUS)]
     Status,
     /// List the tracked connections, like conntrack -L
     Flows(Flows),
@@ -74,6 +100,7 @@ pub enum Command {
     /// Keep the policy that `load --trial` put in force, or go back at once
     Confirm(Confirm),
     /// Remove the firewall: detach the programs, forget policy, counters and flows
+    #[command(after_help = UNLOAD)]
     Unload,
     /// Attach to interfaces that appear, follow address changes, export metrics
     Daemon(Daemon),
@@ -87,6 +114,13 @@ pub enum Command {
 
 /// Arguments of `flows`.
 #[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Each line: protocol, seconds until the flow is forgotten, state, then addresses and ports as its
+first packet had them and as the answers have them.
+
+Examples:
+  fwbpf flows | grep dport=443
+  fwbpf flows --json | jq length")]
 pub struct Flows {
     /// End all of them instead, like conntrack -F: what goes on afterwards is judged anew
     #[arg(long)]
@@ -96,10 +130,10 @@ pub struct Flows {
 /// `--ipv4` and `--ipv6`.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct FamilyArgs {
-    /// IPv4 only: take the files as iptables-save's
+    /// IPv4 only; files are iptables-save's
     #[arg(short = '4', long, conflicts_with = "ipv6")]
     pub ipv4: bool,
-    /// IPv6 only: take the files as ip6tables-save's
+    /// IPv6 only; files are ip6tables-save's
     #[arg(short = '6', long)]
     pub ipv6: bool,
 }
@@ -260,6 +294,9 @@ pub struct Explain {
 #[command(after_help = "\
 The firewall does not depend on the daemon: without it, packets are filtered all the same, but
 interfaces that appear are not guarded until the next load.
+
+Example:
+  fwbpf daemon --metrics 127.0.0.1:9469
 
 Signals: SIGHUP reads the interfaces anew; SIGTERM and SIGINT end the daemon, the firewall stays.")]
 pub struct Daemon {

@@ -73,7 +73,7 @@ fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {
         output.refusal(limit);
     }
     for warning in &report.warnings {
-        output.say(warning);
+        output.doubt(warning);
     }
     if report.accepted {
         output.line(match report.warnings.len() {

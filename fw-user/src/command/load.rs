@@ -106,12 +106,12 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
         }
     };
     for warning in draft.costs(&policy) {
-        output.say(warning);
+        output.doubt(&warning);
     }
     // Afterwards may be too late to read it.
     if let Some(session) = SshSession::of_environment() {
         for warning in cuts_ssh(&policy, &session) {
-            output.say(warning);
+            output.doubt(&warning);
         }
     }
     let terms = Terms::of(arguments, &policy);

@@ -11,6 +11,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::Serialize;
 
 use super::Failure;
+use crate::policy::Warning;
 
 /// Where commands print to.
 #[derive(Debug)]
@@ -96,6 +97,15 @@ impl Output {
         Ok(())
     }
 
+    /// Says what is doubtful about a policy, on standard error: as JSON a line of its own.
+    pub fn doubt(&self, warning: &Warning) {
+        if self.json {
+            self.say(serde_json::json!({ "warning": warning }));
+        } else {
+            self.say(warning);
+        }
+    }
+
     /// Warns, on standard error.
     pub fn warning(&self, text: impl Display) {
         let style = AnsiColor::Yellow.on_default().bold();
@@ -110,27 +120,31 @@ impl Output {
 
     /// Says why a policy is refused that cannot be blamed on one word of it.
     pub fn refusal(&self, reason: impl Display) {
+        if self.json {
+            return self.say(serde_json::json!({ "error": reason.to_string() }));
+        }
         let style = AnsiColor::Red.on_default().bold();
         self.say(format_args!("{style}error{style:#}: {reason}"));
     }
 
-    /// Explains a failure, on standard error.
+    /// Explains a failure, on standard error: as JSON a line of its own.
     pub fn failure(&self, failure: &Failure) {
-        let style = AnsiColor::Red.on_default().bold();
-        match failure {
-            Failure::System(error) => {
-                self.say(format_args!("{style}error{style:#}: {error:#}"));
-                if let Some(hint) = hint(error) {
-                    self.say(format_args!("  help: {hint}"));
-                }
-            }
-            Failure::Usage(text) => self.say(format_args!("{style}error{style:#}: {text}")),
+        let (error, help) = match failure {
+            Failure::System(error) => (format!("{error:#}"), hint(error)),
+            Failure::Usage(text) => (text.clone(), None),
             // Its errors have been printed with their lines.
-            Failure::Refused => {}
-            Failure::NotLoaded(state) => self.say(format_args!(
-                "{style}error{style:#}: no firewall is loaded in {}\n  help: `fwbpf load FILE...`",
-                state.path().display()
-            )),
+            Failure::Refused => return,
+            Failure::NotLoaded(state) => (
+                format!("no firewall is loaded in {}", state.path().display()),
+                Some("`fwbpf load FILE...`"),
+            ),
+        };
+        if self.json {
+            return self.say(serde_json::json!({ "error": error, "help": help }));
+        }
+        self.refusal(error);
+        if let Some(help) = help {
+            self.say(format_args!("  help: {help}"));
         }
     }
 }

@@ -16,7 +16,7 @@ pub fn read(files: &Files, output: &mut Output) -> Result<Policy, Failure> {
     match parse(&files.files, files.family.chosen(), files.strict)? {
         Ok(loaded) => {
             for warning in &loaded.warnings {
-                output.say(warning);
+                output.doubt(warning);
             }
             Ok(loaded.policy)
         }
