@@ -11,9 +11,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use fw_user::command::names::SystemHosts;
 use fw_user::policy::model::{Counters, Family, Match, Negatable, Policy, PortRange, Ports, Rule};
 use fw_user::policy::{
-    CounterId, Kind, LoadOptions, SourceFile, arbitrary, load, names, print_save,
+    CounterId, Kind, LoadOptions, SourceFile, arbitrary, load_with_hosts, names, print_save,
 };
 use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
@@ -193,7 +194,11 @@ fn compare_with_iptables(family: Family, inputs: Vec<String>, saved: Saved) {
 
 fn compare(family: Family, input: &str, outcome: &Outcome, saved: Saved) -> Result<(), String> {
     let file = SourceFile::new("input", input.as_bytes(), Some(family));
-    match (load(&[file], LoadOptions { strict: true }), outcome) {
+    let options = LoadOptions { strict: true };
+    match (
+        load_with_hosts(&[file], options, &SystemHosts::default()),
+        outcome,
+    ) {
         (Ok(loaded), Outcome::Taken(expected)) => {
             let found = print_with_counters(&loaded.policy, family);
             let same = saved == Saved::Lossy || found == *expected;

@@ -6,6 +6,7 @@ pub mod explain;
 pub mod flows;
 pub mod guard;
 pub mod load;
+pub mod names;
 pub mod output;
 pub mod running;
 pub mod show;

@@ -6,10 +6,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result};
 
 use super::Failure;
+use super::names::SystemHosts;
 use super::output::Output;
 use crate::cli::Files;
 use crate::policy::model::{Family, Policy};
-use crate::policy::{LoadOptions, Loaded, PolicyErrors, SourceFile, load};
+use crate::policy::{LoadOptions, Loaded, PolicyErrors, SourceFile, load_with_hosts};
 
 /// Reads all files as one policy, and says on standard error what is wrong or doubtful.
 pub fn read(files: &Files, output: &mut Output) -> Result<Policy, Failure> {
@@ -44,7 +45,8 @@ pub fn parse(
             Ok(SourceFile::new(name, bytes, family))
         })
         .collect::<Result<Vec<_>>>()?;
-    Ok(load(&sources, LoadOptions { strict }))
+    let hosts = SystemHosts::default();
+    Ok(load_with_hosts(&sources, LoadOptions { strict }, &hosts))
 }
 
 /// `-` is standard input.

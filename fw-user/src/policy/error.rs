@@ -6,6 +6,7 @@ use std::sync::Arc;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource};
 use serde::Serialize;
 
+use super::hosts::Hosts;
 use super::model::Origin;
 use super::source::{LineIndex, SourceFile, Span};
 
@@ -220,6 +221,8 @@ pub(crate) struct Report<'a> {
     file: &'a SourceFile,
     index: u32,
     strict: bool,
+    /// Who is asked for the addresses of hosts.
+    pub hosts: Option<&'a dyn Hosts>,
     lines: LineIndex,
     /// Made for the first error.
     source: Option<Arc<NamedSource<String>>>,
@@ -228,12 +231,18 @@ pub(crate) struct Report<'a> {
 }
 
 impl<'a> Report<'a> {
-    pub fn new(file: &'a SourceFile, index: usize, strict: bool) -> Self {
+    pub fn new(
+        file: &'a SourceFile,
+        index: usize,
+        strict: bool,
+        hosts: Option<&'a dyn Hosts>,
+    ) -> Self {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         Self {
             file,
             index,
             strict,
+            hosts,
             lines: LineIndex::new(&file.text),
             source: None,
             errors: Vec::new(),

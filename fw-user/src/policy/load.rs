@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::document;
 use super::error::{PolicyErrors, Problem, Report, Warning};
+use super::hosts::Hosts;
 use super::model::{Family, Policy};
 use super::save;
 use super::source::{SourceFile, Span};
@@ -25,14 +26,31 @@ pub struct Loaded {
 }
 
 /// Reads the files that together are one policy: rule files in iptables-save's format, one per
-/// IP version and table, or one policy.toml.
+/// IP version and table, or one policy.toml. Names of hosts are errors.
 pub fn load(files: &[SourceFile], options: LoadOptions) -> Result<Loaded, PolicyErrors> {
+    read(files, options, None)
+}
+
+/// Reads the files as [`load`] does, with names of hosts looked up.
+pub fn load_with_hosts(
+    files: &[SourceFile],
+    options: LoadOptions,
+    hosts: &dyn Hosts,
+) -> Result<Loaded, PolicyErrors> {
+    read(files, options, Some(hosts))
+}
+
+fn read(
+    files: &[SourceFile],
+    options: LoadOptions,
+    hosts: Option<&dyn Hosts>,
+) -> Result<Loaded, PolicyErrors> {
     let mut policy = Policy::default();
     let mut warnings = Vec::new();
     let mut errors = Vec::new();
     for (index, file) in files.iter().enumerate() {
         policy.files.push(file.name.clone());
-        let mut report = Report::new(file, index, options.strict);
+        let mut report = Report::new(file, index, options.strict, hosts);
         load_file(file, &mut policy, &mut report);
         warnings.append(&mut report.warnings);
         report
@@ -56,6 +74,9 @@ fn load_file(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
     }
     if policy.toml.is_some() {
         return report.error(alone());
+    }
+    if let Some(problem) = save::shell_script(file) {
+        return report.error(problem);
     }
     let Some(family) = family_of(file, report) else {
         return;

@@ -10,6 +10,7 @@
 pub mod arbitrary;
 mod document;
 pub mod error;
+pub mod hosts;
 pub mod ids;
 pub mod lint;
 pub mod load;
@@ -22,8 +23,9 @@ pub mod source;
 
 pub use document::{NotExpressible, print_toml};
 pub use error::{Kind, PolicyError, PolicyErrors, Warning};
+pub use hosts::Hosts;
 pub use ids::{CounterId, TableName};
 pub use lint::{LintContext, SshSession, lint};
-pub use load::{LoadOptions, Loaded, load};
+pub use load::{LoadOptions, Loaded, load, load_with_hosts};
 pub use print::{print_rule, print_save};
 pub use source::SourceFile;

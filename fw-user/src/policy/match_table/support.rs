@@ -80,8 +80,8 @@ is never skipped silently.
 | `:CHAIN POLICY [packets:bytes]`, `[packets:bytes] -A ...` | yes | The counters are read and checked. |
 | `-A`, `-I`, `-N`, `-P`, `-F`, `-X`, `-Z` | yes | |
 | `-D`, `-R`, `-C`, `-E`, `-L`, `-S` | no | Write the chain as it shall be. |
-| `COMMIT`, comments, quotes, `-4`, `-6` | yes | Split into words exactly as iptables-restore does. |
-| `-s`, `-d` | partly | Addresses, lists, prefixes, any mask; host names are refused. |
+| `COMMIT`, comments, quotes, `-4`, `-6` | yes | Split into words exactly as iptables-restore does. A missing `*filter` or COMMIT is supplied with a warning, or refused with `--strict`. |
+| `-s`, `-d` | yes | Addresses, lists, prefixes, any mask; names of hosts, looked up when loaded, with a warning that names the addresses. |
 | `-i`, `-o` | yes | `+` at the end for every name that begins so. |
 | `-p` | yes | Names, numbers, `all`. |
 | `-f` | no | Fragments follow their datagram's first fragment. |

@@ -20,9 +20,11 @@ impl FileReader<'_, '_> {
         };
         let mut parts = text[1..].split([' ', '\t']).filter(|part| !part.is_empty());
         let (name, policy, counters) = (parts.next(), parts.next(), parts.next());
+        if matches!(self.open, Open::None) && !self.outside(span) {
+            return;
+        }
         let builder = match &mut self.open {
-            Open::None => return self.outside(span),
-            Open::Unknown => return,
+            Open::None | Open::Unknown => return,
             Open::Idle(table, ..) => {
                 let drops = policy.filter(|policy| !matches!(*policy, "ACCEPT" | "-"));
                 if let Some(policy) = drops {

@@ -5,7 +5,7 @@ use super::lexer::{Line, OpenQuote};
 use super::options::Core;
 use super::table::TableBuilder;
 use super::{FileReader, IDLE_TABLES, Open};
-use super::{lexer, rule, values};
+use super::{lexer, rule, slips, values};
 use crate::policy::error::{Problem, nearest};
 use crate::policy::source::Span;
 
@@ -36,9 +36,11 @@ impl FileReader<'_, '_> {
             line.start += indent + end;
             line.text = &body[end..];
         }
+        if matches!(self.open, Open::None) && !self.outside(span) {
+            return;
+        }
         let builder = match &mut self.open {
-            Open::None => return self.outside(span),
-            Open::Unknown => return,
+            Open::None | Open::Unknown => return,
             Open::Idle(_, _, first, count) => {
                 first.get_or_insert(span);
                 *count += 1;
@@ -46,16 +48,21 @@ impl FileReader<'_, '_> {
             }
             Open::Known(builder, _) => builder,
         };
+        let errors_before = self.report.errors.len();
         let words = match lexer::words(line) {
             Ok(words) => words,
             Err(OpenQuote(quote)) => {
-                return self.report.error(
+                self.report.error(
                     Problem::wrong("open-quote", quote, "a quote is opened and not closed")
                         .expected("a second `\"` on the same line"),
                 );
+                return slips::explain(self.report, errors_before, line);
             }
         };
         let mut read = rule::read_line(&words, self.family, builder, self.report);
+        if !read.sound {
+            slips::explain(self.report, errors_before, line);
+        }
         if read.other_family {
             let other = self.family.other().title();
             return self.report.warn(

@@ -7,10 +7,12 @@ mod commands;
 mod lexer;
 mod options;
 mod rule;
+mod slips;
 mod table;
 pub(crate) mod values;
 
 pub(crate) use lexer::Word;
+pub(crate) use slips::shell_script;
 pub(crate) use table::{called, is_unconditional};
 pub(crate) use values::Value;
 
@@ -28,13 +30,16 @@ pub(crate) fn read(file: &SourceFile, family: Family, report: &mut Report<'_>) -
         report,
         open: Open::None,
         done: Vec::new(),
+        uncommitted: Vec::new(),
         returns: false,
-        shell: false,
+        outside: false,
     };
+    let mut whole = true;
     for line in lexer::lines(&file.text) {
+        whole = line.terminated;
         reader.line(line);
     }
-    reader.finish()
+    reader.finish(whole)
 }
 
 /// The words of a file's rule lines, for telling its IP version: no error is reported.
@@ -83,10 +88,12 @@ struct FileReader<'r, 'f> {
     open: Open,
     /// Tables that were committed.
     done: Vec<TableBuilder>,
+    /// Of those, the ones that another table's beginning had to end: they may go on later.
+    uncommitted: Vec<TableName>,
     /// Whether carriage returns have been reported.
     returns: bool,
     /// Whether lines outside of any table have been reported.
-    shell: bool,
+    outside: bool,
 }
 
 impl FileReader<'_, '_> {
@@ -146,27 +153,40 @@ impl FileReader<'_, '_> {
     }
 
     fn open_table(&mut self, text: &str, span: Span) {
-        if !matches!(self.open, Open::None | Open::Unknown) {
-            self.report.error(
-                Problem::wrong(
-                    "missing-commit",
-                    span,
-                    "a table begins before the last one ends",
-                )
-                .expected("`COMMIT` before this line"),
-            );
-            self.close();
-        }
         let name = text[1..]
             .split([' ', '\t'])
             .find(|part| !part.is_empty())
             .unwrap_or_default();
+        if !matches!(self.open, Open::None | Open::Unknown) {
+            let problem = Problem::wrong(
+                "missing-commit",
+                span,
+                "a table begins before the last one ends",
+            )
+            .expected("`COMMIT` before this line")
+            .help("put `COMMIT` before this line");
+            let (again, taken_as) = match &self.open {
+                Open::Known(open, _) if open.name.name() == name => {
+                    (true, "the open table goes on")
+                }
+                _ => (false, "the last one is taken to end here"),
+            };
+            let taken = self.report.lenient(problem, taken_as);
+            if again && taken {
+                return;
+            }
+            if let Open::Known(open, _) = &self.open {
+                self.uncommitted.push(open.name);
+            }
+            self.close();
+        }
         if let Some(known) = TableName::ALL
             .into_iter()
             .find(|table| table.name() == name)
         {
             let builder = match self.done.iter().position(|table| table.name == known) {
                 None => TableBuilder::new(known),
+                Some(index) if self.uncommitted.contains(&known) => self.done.remove(index),
                 Some(index) => {
                     self.report.warn("table-twice", span, format!("the table {known} comes a second time: as with iptables-restore, this one replaces the first"),
                         Some("put all rules of a table between one `*` line and one COMMIT".into()));
@@ -204,6 +224,10 @@ impl FileReader<'_, '_> {
             .help("end the file with an empty line: iptables-restore does not see this COMMIT");
             self.report.lenient(problem, "COMMIT is taken");
         }
+        if let Open::Known(open, _) = &self.open {
+            let name = open.name;
+            self.uncommitted.retain(|table| *table != name);
+        }
         if matches!(self.open, Open::None) {
             self.report.error(
                 Problem::wrong("stray-commit", span, "COMMIT without a table")
@@ -238,26 +262,42 @@ impl FileReader<'_, '_> {
         }
     }
 
-    /// A line that stands before the first table or after a COMMIT.
-    fn outside(&mut self, span: Span) {
-        if std::mem::replace(&mut self.shell, true) {
-            return;
+    /// A line that stands before the first table or after a COMMIT. The table of the first kind is
+    /// evident, as on iptables' command line; true if the line can be read as one of it.
+    fn outside(&mut self, span: Span) -> bool {
+        let problem = Problem::wrong("no-table", span, "the line stands in no table")
+            .expected("a line such as `*filter` before it")
+            .help("rules stand between a `*TABLE` line and COMMIT, as iptables-save writes them");
+        if self.done.is_empty() && !self.outside {
+            self.outside = true;
+            if self
+                .report
+                .lenient(problem, "the table filter is taken to begin here")
+            {
+                let filter = TableBuilder::new(TableName::Filter);
+                self.open = Open::Known(filter, span);
+                return true;
+            }
+        } else if !std::mem::replace(&mut self.outside, true) {
+            let problem = problem.help("put it before the COMMIT of its table");
+            self.report.error(problem);
         }
-        self.report.error(
-            Problem::wrong("no-table", span, "the line stands in no table")
-                .expected("a line such as `*filter` before it")
-                .help(
-                    "rules stand between a `*TABLE` line and COMMIT, as iptables-save writes them",
-                ),
-        );
+        false
     }
 
-    fn finish(mut self) -> Ruleset {
+    /// Ends the file, of which the last line is whole or not.
+    fn finish(mut self, whole: bool) -> Ruleset {
         if let Open::Known(_, span) | Open::Idle(_, span, ..) = &self.open {
             let problem = Problem::wrong("missing-commit", *span, "the table has no COMMIT")
-                .expected("`COMMIT` after its last line")
-                .help("is the file cut off? Nothing of a table is loaded without its COMMIT");
-            self.report.error(problem);
+                .expected("`COMMIT` after its last line");
+            if whole {
+                let problem = problem.help("put `COMMIT` at the end; is the file whole?");
+                let taken_as = "it is taken to end with the file";
+                self.report.lenient(problem, taken_as);
+            } else {
+                let help = "the last line is cut off, so the file is not whole";
+                self.report.error(problem.help(help));
+            }
             self.close();
         }
         let mut ruleset = Ruleset::default();

@@ -127,16 +127,6 @@ pub(crate) fn interface(word: &Word<'_>) -> Value<InterfacePattern> {
     Ok(InterfacePattern(word.text.to_string()))
 }
 
-/// `-s`, `-d`: one address, or several with commas, each with or without a mask.
-pub(crate) fn prefixes(word: &Word<'_>, family: Family) -> Value<Vec<Prefix>> {
-    if !word.text.contains(',') {
-        return Ok(vec![prefix(&word.text, word.span, family)?]);
-    }
-    word.parts(',')
-        .map(|(text, span)| prefix(text, span, family))
-        .collect()
-}
-
 /// One address with or without a mask, as `-s` takes it.
 pub(crate) fn prefix(text: &str, span: Span, family: Family) -> Value<Prefix> {
     // iptables skips blanks before each address of a list.
@@ -273,6 +263,9 @@ fn port(text: &str, span: Span, protocol: Option<u8>) -> Value<u16> {
             let message = format!("`{text}` is neither a port nor a service");
             let problem = Problem::wrong("bad-port", span, message)
                 .expected("a number from 0 to 65535 or a service's name");
+            if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+                return problem.help("the highest port is 65535");
+            }
             if text.contains(',') {
                 return problem.help(format!("for a list write `-m multiport --dports {text}`"));
             }

@@ -1,12 +1,15 @@
 //! The options of iptables itself: `-s`, `-p`, `-i` and the commands.
 
+use std::net::IpAddr;
+
 use super::Reader;
 use crate::policy::error::Problem;
-use crate::policy::model::{Counters, Family, Negatable};
+use crate::policy::model::{Counters, Family, Negatable, Prefix};
 use crate::policy::names::protocol_name;
 use crate::policy::save::lexer::Word;
 use crate::policy::save::options::Core;
-use crate::policy::save::values;
+use crate::policy::save::{slips, values};
+use crate::policy::source::Span;
 
 impl<'a> Reader<'a, '_, '_> {
     pub(super) fn core(&mut self, word: &'a Word<'a>, core: Core) {
@@ -113,7 +116,7 @@ impl<'a> Reader<'a, '_, '_> {
         }
         match core {
             Core::Source | Core::Destination => {
-                let Some(list) = self.ok(values::prefixes(value, self.family)) else {
+                let Some(list) = self.prefixes(value) else {
                     return;
                 };
                 if not && list.len() > 1 {
@@ -149,6 +152,14 @@ impl<'a> Reader<'a, '_, '_> {
                         None,
                     );
                 }
+                if slips::is_placeholder(&name.0) {
+                    let text = format!(
+                        "`{}` looks like a placeholder: it is taken as an interface's name",
+                        name.0
+                    );
+                    let help = Some("put the interface in its place".into());
+                    self.report.warn("odd-interface", value.span, text, help);
+                }
                 let place = if core == Core::InInterface {
                     &mut self.rule.in_interface
                 } else {
@@ -166,6 +177,47 @@ impl<'a> Reader<'a, '_, '_> {
             Core::Jump | Core::Goto => self.jump(option, core, value),
             _ => {}
         }
+    }
+
+    /// `-s`, `-d`: what each part of the list stands for; a host's name for all of its addresses.
+    fn prefixes(&mut self, word: &Word<'_>) -> Option<Vec<Prefix>> {
+        let mut all = Vec::with_capacity(1);
+        for (text, span) in word.parts(',') {
+            match values::prefix(text, span, self.family) {
+                Ok(prefix) => all.push(prefix),
+                Err(problem) => {
+                    let resolved = self.resolve(text, span, problem);
+                    all.append(&mut self.ok(resolved)?);
+                }
+            }
+        }
+        Some(all)
+    }
+
+    /// The addresses of a host, each under the mask behind its name, in the order in which
+    /// iptables makes a rule for each (`xtables_ipparse_multiple`, libxtables/xtables.c).
+    fn resolve(&mut self, text: &str, span: Span, problem: Problem) -> values::Value<Vec<Prefix>> {
+        let Some(hosts) = self.report.hosts.filter(|_| problem.code == "host-name") else {
+            return Err(problem);
+        };
+        let text = text.trim_start();
+        let (name, mask) = text.split_at(text.find('/').unwrap_or(text.len()));
+        let addresses = hosts.addresses(name, self.family).map_err(|why| {
+            let message = format!("the name `{name}` cannot be resolved: {why}");
+            Problem::wrong("unknown-host", span, message)
+                .expected(format!("an {} address, or a name that has one", self.family.title()))
+                .help("write the address: a rule with a name loads only while a name server answers, at boot too")
+        })?;
+        let list: Vec<_> = addresses.iter().map(IpAddr::to_string).collect();
+        self.report.warn(
+            "host-name",
+            span,
+            format!("the name `{name}` is taken for {}", list.join(", ")),
+            Some("write the address, or load again when it changes: a loaded policy does not follow the name".into()),
+        );
+        list.iter()
+            .map(|address| values::prefix(&format!("{address}{mask}"), span, self.family))
+            .collect()
     }
 
     pub(super) fn protocol(&mut self, not: bool, number: u8, value: &Word<'_>) {
