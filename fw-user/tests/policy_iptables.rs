@@ -36,6 +36,21 @@ fn tables() {
     compare_with_iptables(Family::Ipv4, tables, Saved::Compared);
 }
 
+/// Whole files, as Docker, ufw, firewalld and others write them.
+#[test]
+fn files_as_tools_write_them() {
+    let entries = fs::read_dir(folder().join("../real")).expect("tests/policy/real exists");
+    let paths: Vec<_> = entries
+        .map(|entry| entry.expect("the folder is readable").path())
+        .collect();
+    for (family, ending) in [(Family::Ipv4, ".v4.rules"), (Family::Ipv6, ".v6.rules")] {
+        let of_family = |path: &&PathBuf| path.to_string_lossy().ends_with(ending);
+        let texts = paths.iter().filter(of_family).map(fs::read_to_string);
+        let texts = texts.map(|text| text.expect("the file is readable"));
+        compare_with_iptables(family, texts.collect(), Saved::Compared);
+    }
+}
+
 /// iptables-save loses these matches; they are taken all the same.
 #[test]
 fn lines_that_iptables_save_loses() {

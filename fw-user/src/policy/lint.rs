@@ -3,6 +3,7 @@
 mod containers;
 mod covers;
 mod families;
+mod owners;
 mod reach;
 mod ssh;
 
@@ -31,6 +32,7 @@ pub fn lint(policy: &Policy, context: &LintContext) -> Vec<Warning> {
     reach::lint(&mut findings);
     families::lint(&mut findings);
     containers::lint(&mut findings);
+    owners::lint(&mut findings);
     if let Some(session) = &context.ssh {
         ssh::lint(&mut findings, session);
     }
