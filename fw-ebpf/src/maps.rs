@@ -128,9 +128,9 @@ pub const PATH_SLOTS: usize = 64;
 pub fn scratch() -> Option<&'static mut Scratch> {
     let scratch = SCRATCH.get_ptr_mut(0)?;
     // SAFETY: the value is this CPU's, programs at these hooks run to their end before another
-    // starts on the same CPU (they run with bottom halves off, and never in interrupts), and each
-    // program asks for it once. It begins as zeroes, which are a value of every
-    // field, and is only written as a whole type since.
+    // starts on the same CPU (they run with bottom halves off, and never in interrupts). Each program
+    // asks for it once, and each global function that its caller lends it to (`stages::lend`). It
+    // begins as zeroes, which are a value of every field, and is only written as a whole type since.
     Some(unsafe { &mut *scratch })
 }
 

@@ -4,6 +4,8 @@
     reason = "global functions are called as C calls them, with pointers that the verifier checks"
 )]
 
+use core::arch::asm;
+
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::datapath::classify::Traverse;
@@ -25,8 +27,12 @@ use crate::maps;
 use crate::packet::{SkbPacket, XdpPacket};
 use crate::tables::{BpfTables, RecordingTables};
 
-/// Defines a stage's function: name, stage, what its packet wraps, tables. Both pointers outlive
-/// the call; the scratch space is nobody else's meanwhile, since the caller lends its own.
+/// Defines a stage's function: name, stage, what its packet wraps, tables.
+///
+/// The scratch space is no argument, though the caller lends its own: memory that a global function
+/// gets is `mem` to the verifier, and Linux 6.1's does not take `mem` for a map's key or value
+/// (`map_key_value_types`, kernel/bpf/verifier.c). So each function finds it in its map again, which
+/// newer kernels inline.
 macro_rules! stages {
     ($($name:ident: $stage:ty, $packet:ident($context:ty), $tables:expr;)*) => {
         $(
@@ -34,15 +40,13 @@ macro_rules! stages {
             #[inline(never)]
             extern "C" fn $name(
                 context: *mut $context,
-                scratch: *mut Scratch,
                 argument: u32,
             ) -> u32 {
                 let mut packet = $packet::of(context);
                 // LLVM has callers pass nothing for what a function does not use. The verifier wants
                 // all the same that there is a context and a number.
                 let _ = packet.device();
-                // SAFETY: see the macro. The verifier asks for the check of null.
-                match unsafe { scratch.as_mut() } {
+                match maps::scratch() {
                     Some(scratch) => {
                         let argument = scratch.forget(argument);
                         <$stage>::run(&mut packet, &$tables, scratch, argument)
@@ -67,7 +71,7 @@ stages! {
     fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
 }
 
-/// Defines the fast path's function.
+/// Defines the fast path's function, which needs no keys: it can have the scratch space passed.
 macro_rules! forward {
     ($name:ident, $packet:ident($context:ty)) => {
         /// [`send`].
@@ -80,7 +84,8 @@ macro_rules! forward {
             reply: u32,
         ) -> u32 {
             let mut packet = $packet::of(context);
-            // SAFETY: as in `stages`.
+            // SAFETY: both pointers outlive the call, what changes of a flow is in cells, and the
+            // caller lends its own scratch space. The verifier asks for the check of null.
             match unsafe { (scratch.as_mut(), flow.as_ref()) } {
                 (Some(scratch), Some(flow)) => {
                     send(&mut packet, &BpfTables, scratch, flow, reply != 0) as u32
@@ -112,9 +117,8 @@ pub extern "C" fn fwbpf_advance_tcp(
 /// [`limit::deferred_hold`].
 #[unsafe(no_mangle)]
 #[inline(never)]
-pub extern "C" fn fwbpf_deferred(scratch: *mut Scratch) -> u32 {
-    // SAFETY: the pointer outlives the call, and the caller lends its own scratch space.
-    match unsafe { scratch.as_mut() } {
+extern "C" fn fwbpf_deferred() -> u32 {
+    match maps::scratch() {
         Some(scratch) => limit::deferred_hold(&BpfTables, scratch),
         None => limit::LATER,
     }
@@ -133,29 +137,48 @@ pub extern "C" fn fwbpf_unlink(key: *const FlowKey, flow: *const Flow) -> u32 {
     0
 }
 
+/// Lends the scratch space to the global function that is called next, which finds it in its map: the
+/// compiler, which takes a `&mut` that it does not see passed on for untouched, learns that somebody
+/// else has the pointer.
+#[inline(always)]
+fn lend(scratch: &mut Scratch) {
+    // SAFETY: it does nothing. (No instruction at all would give two lines of the source the same
+    // place in the program, which the kernel refuses.)
+    unsafe { asm!("{0} = {0}", in(reg) &raw mut *scratch) }
+}
+
+/// [`limit::deferred_hold`], as a global function.
+#[inline(always)]
+pub fn call_deferred(scratch: &mut Scratch) -> u32 {
+    lend(scratch);
+    fwbpf_deferred()
+}
+
 /// Calls a stage from a tc program.
 #[inline(always)]
 pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument: u32) -> u32 {
+    lend(scratch);
     match name {
-        Name::Begin => fwbpf_begin(skb, scratch, argument),
-        Name::PlaceIn => fwbpf_place_in(skb, scratch, argument),
-        Name::PlaceOut => fwbpf_place_out(skb, scratch, argument),
-        Name::Act => fwbpf_act(skb, scratch, argument),
-        Name::Traverse => fwbpf_traverse(skb, scratch, argument),
+        Name::Begin => fwbpf_begin(skb, argument),
+        Name::PlaceIn => fwbpf_place_in(skb, argument),
+        Name::PlaceOut => fwbpf_place_out(skb, argument),
+        Name::Act => fwbpf_act(skb, argument),
+        Name::Traverse => fwbpf_traverse(skb, argument),
         // Tracking does it.
         Name::SendOn => 0,
-        Name::Open => fwbpf_open(skb, scratch, argument),
-        Name::Translate => fwbpf_translate(skb, scratch, argument),
+        Name::Open => fwbpf_open(skb, argument),
+        Name::Translate => fwbpf_translate(skb, argument),
     }
 }
 
 /// Calls one of the stages that XDP has; nothing for others.
 #[inline(always)]
 pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u32) -> Option<u32> {
+    lend(scratch);
     match name {
-        Name::Begin => Some(fwbpf_xdp_begin(xdp, scratch, argument)),
-        Name::SendOn => Some(fwbpf_xdp_send_on(xdp, scratch, argument)),
-        Name::Traverse => Some(fwbpf_xdp_traverse(xdp, scratch, argument)),
+        Name::Begin => Some(fwbpf_xdp_begin(xdp, argument)),
+        Name::SendOn => Some(fwbpf_xdp_send_on(xdp, argument)),
+        Name::Traverse => Some(fwbpf_xdp_traverse(xdp, argument)),
         // Whether the packet ends here is not certain yet.
         Name::Act => Some(effect::LATER),
         Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate => None,

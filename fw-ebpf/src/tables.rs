@@ -31,7 +31,7 @@ use crate::maps::{
     ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS, FRAMES,
     HINTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, STATS, path,
 };
-use crate::stages::{fwbpf_advance_tcp, fwbpf_deferred, fwbpf_unlink};
+use crate::stages::{call_deferred, fwbpf_advance_tcp, fwbpf_unlink};
 
 /// One generation: its place. User space leaves a place alone while a program may be running that
 /// has found it active.
@@ -285,7 +285,7 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
-        fwbpf_deferred(scratch)
+        call_deferred(scratch)
     }
 
     #[inline(always)]

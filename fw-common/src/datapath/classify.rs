@@ -406,11 +406,10 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
     fn count(&mut self, slot: u32) {
         let walk = &mut self.scratch.walk;
         let hit = walk.hits;
-        walk.slots[if hit as usize > CACHED_SLOTS {
-            CACHED_SLOTS
-        } else {
-            hit as usize
-        }] = slot;
+        // Without a comparison, whose outcome older verifiers forget where LLVM has copied the number
+        // (a 32-bit copy is another number to them).
+        const { assert!((CACHED_SLOTS + 1).is_power_of_two()) };
+        walk.slots[hit as usize % (CACHED_SLOTS + 1)] = slot;
         walk.hits = hit.wrapping_add(1);
         let packets = self.scratch.query.packets as u32;
         self.tables.hit(slot, packets, self.scratch.headers.bytes);

@@ -354,17 +354,17 @@ impl<T: Tables> Search<'_, T> {
     /// makes way.
     #[inline(always)]
     fn insert_alias(&self) -> bool {
+        self.try_alias() || self.make_way() && self.try_alias()
+    }
+
+    /// Stores the alias, if its name is free. (Not inlined, so that its stack is not under that of what
+    /// makes way, which is deep.)
+    #[inline(never)]
+    fn try_alias(&self) -> bool {
         let (tables, draft) = (self.tables, &*self.draft);
-        if tables
+        tables
             .insert_flow(&draft.alias, &draft.flow, Tier::Confirmed)
             .is_ok()
-        {
-            return true;
-        }
-        self.make_way()
-            && tables
-                .insert_flow(&draft.alias, &draft.flow, Tier::Confirmed)
-                .is_ok()
     }
 
     /// Removes what bears the alias's name, if it is over.

@@ -9,6 +9,8 @@
 
 mod input;
 mod kernel;
+mod older;
+mod programs;
 mod trial;
 
 use std::collections::BTreeMap;
