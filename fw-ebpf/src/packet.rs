@@ -464,11 +464,36 @@ impl Packet for XdpPacket {
 const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
+/// A question to the routing table, aligned for [`blank`].
+#[repr(align(8))]
+struct Question(FibParams);
+
+/// Zeroes it word by word: a call of `memset` would be a frame more on the stack, just where it is
+/// deepest.
+#[inline(always)]
+fn blank(question: &mut MaybeUninit<Question>) -> &mut FibParams {
+    const WORDS: usize = 8;
+    const { assert!(size_of::<Question>() == 8 * WORDS && size_of::<FibParams>() == 8 * WORDS) };
+    let words = question.as_mut_ptr().cast::<u64>();
+    // SAFETY: the record is so many aligned words, and plain integers, of which zero is a value.
+    unsafe {
+        words.write_volatile(0);
+        words.add(1).write_volatile(0);
+        words.add(2).write_volatile(0);
+        words.add(3).write_volatile(0);
+        words.add(4).write_volatile(0);
+        words.add(5).write_volatile(0);
+        words.add(6).write_volatile(0);
+        words.add(7).write_volatile(0);
+        &mut question.assume_init_mut().0
+    }
+}
+
 /// Asks the routing table for the next hop; what `BPF_FIB_LKUP_RET_*` says.
 #[inline(never)]
 fn next_hop(context: *mut c_void, device: u32, way: &Way, bytes: u32, route: &mut Route) -> i64 {
-    // SAFETY: the all-zero record is a valid request of plain integers.
-    let mut params: FibParams = unsafe { core::mem::zeroed() };
+    let mut question = MaybeUninit::<Question>::uninit();
+    let params = blank(&mut question);
     params.ifindex = device;
     params.l4_protocol = way.protocol;
     params.sport = ((way.ports >> 16) as u16).to_be();
@@ -490,7 +515,7 @@ fn next_hop(context: *mut c_void, device: u32, way: &Way, bytes: u32, route: &mu
     }
     // SAFETY: the context is the program's own, and `params` is as large as said.
     let result =
-        unsafe { bpf_fib_lookup(context, &raw mut params, size_of::<FibParams>() as i32, 0) };
+        unsafe { bpf_fib_lookup(context, &raw mut *params, size_of::<FibParams>() as i32, 0) };
     route.device = params.ifindex;
     route.source = params.smac;
     route.destination = params.dmac;
@@ -506,8 +531,8 @@ pub fn redirect(device: u32) -> i32 {
 
 #[inline(never)]
 fn fib_forwards(context: *mut c_void, device: u32, destination: &Destination) -> bool {
-    // SAFETY: the all-zero record is a valid request of plain integers.
-    let mut params: FibParams = unsafe { core::mem::zeroed() };
+    let mut question = MaybeUninit::<Question>::uninit();
+    let params = blank(&mut question);
     params.ifindex = device;
     match destination.family {
         Family::V4 => {
@@ -523,7 +548,7 @@ fn fib_forwards(context: *mut c_void, device: u32, destination: &Destination) ->
     }
     // SAFETY: the context is the program's own, and `params` is as large as said.
     let result =
-        unsafe { bpf_fib_lookup(context, &raw mut params, size_of::<FibParams>() as i32, 0) };
+        unsafe { bpf_fib_lookup(context, &raw mut *params, size_of::<FibParams>() as i32, 0) };
     result == BPF_FIB_LKUP_RET_SUCCESS as i64
         || result == BPF_FIB_LKUP_RET_NO_NEIGH as i64
         || result == BPF_FIB_LKUP_RET_FRAG_NEEDED as i64

@@ -425,8 +425,9 @@ pub fn read_segment<P: Packet>(packet: &P, scratch: &mut Scratch) -> bool {
     }
 }
 
-/// A later fragment's place: its first fragment's, whose flow is not moved on again.
-#[inline(always)]
+/// A later fragment's place: its first fragment's, whose flow is not moved on again. (Not inlined, so
+/// that its stack is not under that of [`track`].)
+#[inline(never)]
 pub fn follow<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases, first: Borrowed) {
     scratch.tracked.set_without_flow(first.ct);
     scratch.tracked.direction = first.direction;

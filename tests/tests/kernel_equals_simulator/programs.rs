@@ -104,7 +104,7 @@ const FRAME: u8 = 10;
 fn stack_use(instruction: &bpf_insn) -> u32 {
     const ADD: u8 = 0x07;
     let below = |offset: i32| {
-        if offset < 0 && offset >= -512 {
+        if (-512..0).contains(&offset) {
             offset.unsigned_abs()
         } else {
             0
@@ -203,8 +203,14 @@ impl<'b> Types<'b> {
             [] => 0,
             record => word(record, 0)? as usize,
         };
-        let text = self.strings.get(at..).context("a name beyond the strings")?;
-        let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+        let text = self
+            .strings
+            .get(at..)
+            .context("a name beyond the strings")?;
+        let end = text
+            .iter()
+            .position(|byte| *byte == 0)
+            .unwrap_or(text.len());
         Ok(String::from_utf8_lossy(&text[..end]).into_owned())
     }
 
