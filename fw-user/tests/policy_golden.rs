@@ -95,3 +95,53 @@ fn support_document_is_the_tables() {
     let found = fw_user::policy::match_table::support_document();
     compare(&path, &found).expect("FWBPF_BLESS=1 writes docs/iptables-support.md");
 }
+
+/// Every extension that iptables has on this machine has a row, for the IP versions that have it.
+#[test]
+fn support_document_has_every_match_and_target_of_iptables() {
+    let document = fw_user::policy::match_table::support_document();
+    let mut files: Vec<String> = Vec::new();
+    for folder in fs::read_dir("/usr/lib").into_iter().flatten().flatten() {
+        let entries = fs::read_dir(folder.path().join("xtables"));
+        files.extend(
+            entries
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|file| file.file_name().to_string_lossy().into_owned()),
+        );
+    }
+    if files.is_empty() {
+        eprintln!("SKIPPED: iptables is not installed");
+        return;
+    }
+    let has = |start: &str, name: &str| files.contains(&format!("{start}{name}.so"));
+    let mut missing = Vec::new();
+    for file in &files {
+        let name = file
+            .strip_suffix(".so")
+            .and_then(|stem| stem.split_once('_'));
+        let Some(("libxt" | "libipt" | "libip6t", name)) = name else {
+            continue;
+        };
+        // ACCEPT, DROP and RETURN; and what DNAT, SNAT, MASQUERADE and REDIRECT have in common.
+        if ["standard", "NAT"].contains(&name) {
+            continue;
+        }
+        let option = if name.starts_with(|letter: char| letter.is_uppercase()) {
+            'j'
+        } else {
+            'm'
+        };
+        let versions = match (has("libipt_", name), has("libip6t_", name)) {
+            (true, false) => "IPv4",
+            (false, true) => "IPv6",
+            _ => "IPv4, IPv6",
+        };
+        let row = format!("| `-{option} {name}` | {versions} |");
+        if !document.contains(&row) && !missing.contains(&row) {
+            missing.push(row);
+        }
+    }
+    assert!(missing.is_empty(), "missing: {missing:#?}");
+}
