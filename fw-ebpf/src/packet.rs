@@ -19,6 +19,7 @@ use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
 use fw_common::abi::Family;
 use fw_common::abi::event::Event;
+
 use fw_common::abi::flow::Flow;
 use fw_common::datapath::checksum::Difference;
 use fw_common::datapath::header::protocol;
@@ -127,6 +128,20 @@ impl Packet for SkbPacket {
         };
         if failed == 0 { length } else { 0 }
     }
+
+    #[inline(always)]
+    fn window_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        // SAFETY: as in `window`; the kernel makes sure that no one else has the bytes of a packet
+        // that a program writes in place.
+        unsafe {
+            let data = (&raw const (*self.0).data).read_volatile() as usize;
+            let end = (&raw const (*self.0).data_end).read_volatile() as usize;
+            (data + N <= end).then(|| &mut *(data as *mut [u8; N]))
+        }
+    }
+
+    /// A sum may be unfinished (CHECKSUM_PARTIAL), and the skb may know one of all its bytes.
+    const SUMS_ARE_BYTES: bool = false;
 
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
@@ -343,6 +358,20 @@ impl Packet for XdpPacket {
     fn copy(&self, _offset: u32, _length: u32, _room: &mut [u8; Event::PACKET]) -> u32 {
         0
     }
+
+    #[inline(always)]
+    fn window_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        // SAFETY: as in `window`; the kernel makes sure that no one else has the bytes of a packet
+        // that a program writes in place.
+        unsafe {
+            let data = (&raw const (*self.0).data).read_volatile() as usize;
+            let end = (&raw const (*self.0).data_end).read_volatile() as usize;
+            (data + N <= end).then(|| &mut *(data as *mut [u8; N]))
+        }
+    }
+
+    /// What a device took off a frame is not known here, and hardware only gets whole frames.
+    const SUMS_ARE_BYTES: bool = true;
 
     #[inline(always)]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {

@@ -133,7 +133,7 @@ impl Tables for BpfTables {
         // and used again while we look at it shows another flow's words for one packet.
         unsafe {
             let hint = HINTS.get(key.hint())?;
-            if !hint.may_have(self.now()) {
+            if !hint.may_have(|| self.now()) {
                 return None;
             }
             if key.is_v4() {

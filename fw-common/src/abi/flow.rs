@@ -254,8 +254,10 @@ impl Hint {
 
     /// Whether there may be a confirmed flow, or an embryonic one that is alive.
     #[inline(always)]
-    pub fn may_have(&self, now: u64) -> bool {
-        self.word.get() as u32 != 0 || self.may_have_embryo(now)
+    pub fn may_have(&self, now: impl FnOnce() -> u64) -> bool {
+        let word = self.word.get();
+        // Most often either half says it all, and nobody need look at the clock.
+        word as u32 != 0 || word >> 32 != 0 && word >> 32 >= now() >> UNIT
     }
 
     /// Whether there may be an embryonic flow that is alive.

@@ -310,7 +310,7 @@ pub fn track<P: Packet, T: Tables>(
         }
         return false;
     };
-    if scratch.fast && forward(packet, tables, scratch, &found) {
+    if scratch.fast && forward(packet, tables, scratch, &found, now) {
         return true;
     }
     scratch.tracked.set_label(&found);
@@ -355,7 +355,7 @@ fn track_tcp<P: Packet, T: Tables>(
     }
     let now = tables.now();
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, now) {
-        if scratch.fast && forward(packet, tables, scratch, &found) {
+        if scratch.fast && forward(packet, tables, scratch, &found, now) {
             return true;
         }
         scratch.tracked.set_label(&found);

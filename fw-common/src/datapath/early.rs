@@ -100,10 +100,11 @@ impl Stage for SendOn {
             return IN_FLOW;
         }
         scratch.lookup.tuple.set(&scratch.headers);
-        let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) else {
+        let now = tables.now();
+        let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
             return STRANGER;
         };
-        if forward(packet, tables, scratch, &found) {
+        if forward(packet, tables, scratch, &found, now) {
             SENT_ON
         } else {
             IN_FLOW

@@ -5,8 +5,8 @@
 //! the kernel's routing table names the next hop, for each packet anew. Whatever is not certain to
 //! go as it did then takes the slow way, untouched.
 
-use super::checksum::Difference;
 use super::conntrack::{Found, advance_untimed, outside, refresh};
+use super::frame::{HOPS_V4, HOPS_V6, rewrite};
 use super::header::{Headers, L4_V4, L4_V6, Part, protocol};
 use super::packet::{Packet, Route, Way};
 use super::scratch::Scratch;
@@ -25,7 +25,9 @@ pub fn forward<P: Packet, T: Tables>(
     tables: &T,
     scratch: &mut Scratch,
     found: &Found<'_>,
+    now: u64,
 ) -> bool {
+    scratch.sending.now = now;
     set_ends(&scratch.headers, found, &mut scratch.sending);
     packet.forward(tables, scratch, found.flow, found.is_reply())
 }
@@ -53,6 +55,7 @@ pub fn send<P: Packet, T: Tables>(
         || !is_usual(headers)
         || !packet.is_plain(&scratch.device.link)
         || !lasts(flow, headers)
+        || !has_hops(packet, headers)
     {
         return false;
     }
@@ -75,7 +78,7 @@ pub fn send<P: Packet, T: Tables>(
         return false;
     }
 
-    let now = tables.now();
+    let now = scratch.sending.now;
     let timeout = if scratch.headers.key.protocol as u8 == protocol::TCP {
         match tables.advance_tcp(flow, &scratch.segment, reply) {
             // Not from an acknowledgement in an established flow.
@@ -148,6 +151,8 @@ pub fn remember<T: Tables>(tables: &T, scratch: &Scratch, arrival: u32, departur
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Sending {
+    /// When its flow was found.
+    pub now: u64,
     /// Where to.
     pub route: Route,
     /// Its source and destination from now on.
@@ -170,6 +175,15 @@ fn is_usual(headers: &Headers) -> bool {
         && headers.tos & 0x1c == 0
         && has_ports
         && !headers.broken
+}
+
+/// Whether another hop is left.
+#[inline(always)]
+fn has_hops<P: Packet>(packet: &P, headers: &Headers) -> bool {
+    let at = if headers.is_v6() { HOPS_V6 } else { HOPS_V4 };
+    packet
+        .window::<{ L4_V4 }>()
+        .is_some_and(|frame| frame[at] > 1)
 }
 
 /// Whether the packet leaves the flow in the state that it is in.
@@ -208,92 +222,4 @@ fn set_ends(headers: &Headers, found: &Found<'_>, sending: &mut Sending) {
         sending.source = end.address;
         sending.ports = headers.flow_ports & 0xffff | (end.port as u32) << 16;
     }
-}
-
-/// Writes link-layer addresses, hop count, addresses and ports; false if nothing was changed.
-#[inline(always)]
-fn rewrite<P: Packet>(packet: &mut P, headers: &Headers, sending: &Sending) -> bool {
-    let key = &headers.key;
-    let addresses = Difference::default()
-        .address(&key.source, &sending.source)
-        .address(&key.destination, &sending.destination);
-    let written = if headers.is_v6() {
-        rewrite_v6(packet, sending)
-    } else {
-        rewrite_v4(packet, sending, addresses)
-    };
-    if !written {
-        return false;
-    }
-    let (l4, v6) = (headers.l4 as u32, headers.is_v6());
-    let udp = key.protocol as u8 == protocol::UDP;
-    let sum_at = if udp { l4 + 6 } else { l4 + 16 };
-    if addresses.sum() != 0 {
-        let _ = packet.replace_l4_sum(sum_at, addresses.sum(), true, udp, v6);
-    }
-    if sending.ports != headers.flow_ports {
-        let ports = Difference::default().word(headers.flow_ports, sending.ports);
-        let _ = packet.replace_l4_sum(sum_at, ports.sum(), false, udp, v6);
-        let _ = packet.store(l4, sending.ports.to_be_bytes());
-    }
-    true
-}
-
-#[inline(never)]
-fn rewrite_v4<P: Packet>(packet: &mut P, sending: &Sending, addresses: Difference) -> bool {
-    const HOPS: usize = 22;
-    const SUM: usize = 24;
-    let Some(frame) = packet.window::<L4_V4>() else {
-        return false;
-    };
-    let mut new = *frame;
-    if new[HOPS] <= 1 {
-        return false;
-    }
-    set_link(&mut new, &sending.route);
-    let hops = u16::from_be_bytes([new[HOPS], new[HOPS + 1]]);
-    new[HOPS] -= 1;
-    let sum = addresses.half(hops, hops.wrapping_sub(0x100));
-    let sum = sum.apply([new[SUM], new[SUM + 1]]);
-    new[SUM] = sum[0];
-    new[SUM + 1] = sum[1];
-    put(&mut new, 26, sending.source[0]);
-    put(&mut new, 30, sending.destination[0]);
-    packet.store(0, new).is_some()
-}
-
-#[inline(never)]
-fn rewrite_v6<P: Packet>(packet: &mut P, sending: &Sending) -> bool {
-    const HOPS: usize = 21;
-    let Some(frame) = packet.window::<L4_V6>() else {
-        return false;
-    };
-    let mut new = *frame;
-    if new[HOPS] <= 1 {
-        return false;
-    }
-    set_link(&mut new, &sending.route);
-    new[HOPS] -= 1;
-    put_address(&mut new, 22, &sending.source);
-    put_address(&mut new, 38, &sending.destination);
-    packet.store(0, new).is_some()
-}
-
-#[inline(always)]
-fn set_link<const N: usize>(frame: &mut [u8; N], route: &Route) {
-    frame[..6].copy_from_slice(&route.destination);
-    frame[6..12].copy_from_slice(&route.source);
-}
-
-#[inline(always)]
-fn put_address<const N: usize>(frame: &mut [u8; N], at: usize, address: &Addr) {
-    put(frame, at, address[0]);
-    put(frame, at + 4, address[1]);
-    put(frame, at + 8, address[2]);
-    put(frame, at + 12, address[3]);
-}
-
-#[inline(always)]
-fn put<const N: usize>(frame: &mut [u8; N], at: usize, word: u32) {
-    frame[at..at + 4].copy_from_slice(&word.to_be_bytes());
 }

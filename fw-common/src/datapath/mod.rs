@@ -9,6 +9,7 @@ pub mod classify;
 pub mod conntrack;
 pub mod effect;
 pub mod forward;
+pub mod frame;
 pub mod header;
 pub mod limit;
 mod log;

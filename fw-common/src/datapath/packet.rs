@@ -63,6 +63,12 @@ pub trait Packet {
     /// Copies up to `length` bytes from `offset` to the beginning of the room; how many there were.
     fn copy(&self, offset: u32, length: u32, room: &mut [u8; Event::PACKET]) -> u32;
 
+    /// The same for writing. Of the transport checksum only where [`Packet::SUMS_ARE_BYTES`].
+    fn window_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]>;
+
+    /// Whether a transport checksum is finished, and nothing beside the bytes depends on it.
+    const SUMS_ARE_BYTES: bool;
+
     /// Overwrites `N` bytes.
     #[must_use]
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;

@@ -111,6 +111,12 @@ impl Packet for SlicePacket {
         length as u32
     }
 
+    fn window_mut<const N: usize>(&mut self) -> Option<&mut [u8; N]> {
+        self.field_mut(0)
+    }
+
+    const SUMS_ARE_BYTES: bool = false;
+
     fn store<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         *self.field_mut(offset)? = bytes;
         Some(())

@@ -74,6 +74,7 @@ pub struct Loaded {
     contender: Contender,
     namespace: Arc<Namespace>,
     fwbpf: Option<Fwbpf>,
+    fast_path: &'static str,
     files: tempfile::TempDir,
 }
 
@@ -91,8 +92,17 @@ impl Loaded {
             contender,
             namespace,
             fwbpf,
+            fast_path: "on",
             files: tempfile::tempdir()?,
         })
+    }
+
+    /// Has fwbpf itself say where its fast path is exact, and so on: frames of real sockets have
+    /// unfinished checksums, which a veth's XDP would redirect as they are.
+    #[must_use]
+    pub fn with_exact_fast_path(mut self) -> Self {
+        self.fast_path = "auto";
+        self
     }
 
     /// Loads a policy as a whole, and says how long its own command took.
@@ -124,7 +134,7 @@ impl Loaded {
                     "off"
                 };
                 let mut command = fwbpf.command();
-                command.args(["load", "--xdp", xdp, "--fast-path", "on"]);
+                command.args(["load", "--xdp", xdp, "--fast-path", self.fast_path]);
                 for (family, text) in &policy.save {
                     command.arg(self.write(extension(*family), text)?);
                 }

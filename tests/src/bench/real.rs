@@ -39,7 +39,7 @@ impl RealArena {
     /// Makes the hosts and loads the guide.
     pub fn new(case: &str, contender: Contender) -> Result<Self> {
         let lab = PathLab::new(&format!("{case}-{}", contender.name()), Ends::Real)?;
-        let loaded = Loaded::new(contender, Arc::clone(&lab.host))?;
+        let loaded = Loaded::new(contender, Arc::clone(&lab.host))?.with_exact_fast_path();
         loaded.load(&policies::guide())?;
         Ok(Self {
             contender,
