@@ -4,6 +4,7 @@
 use core::ops::ControlFlow;
 
 use super::effect::{ACTED, Act};
+use super::header::Headers;
 use super::limit;
 use super::packet::Packet;
 use super::predicate::holds;
@@ -12,8 +13,8 @@ use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
 use crate::abi::Family;
 use crate::abi::blob::{
-    BaseChain, Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind,
-    place, target,
+    BaseChain, Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Prune, Rule, Table,
+    chain_kind, place, prune, target,
 };
 use crate::abi::flow::CACHED_SLOTS;
 use crate::abi::stat::Stat;
@@ -51,6 +52,8 @@ pub struct Walk {
     argument: u32,
     /// The search in the present chain: its first table cell.
     first: u32,
+    /// Tables that can hold a rule which the packet matches ([`prune`]).
+    wanted: u64,
     /// Smallest index that matched so far.
     best: u32,
     /// Its cell; 0 for none.
@@ -353,7 +356,17 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
         walk.first = chain.first();
         walk.best = u32::MAX;
         walk.found = 0;
+        walk.wanted = u64::MAX;
         let tables = self.tables;
+        if chain.prune() != 0 {
+            let wanted = wanted(
+                tables,
+                self.generation,
+                chain.prune(),
+                &self.scratch.headers,
+            );
+            self.scratch.walk.wanted = wanted;
+        }
         tables.run(chain.count(), &mut InTables(self.search()));
     }
 
@@ -430,6 +443,9 @@ impl<T: Tables> Step for InTables<'_, T> {
         let search = &mut self.0;
         let (tables, generation) = (search.tables, search.generation);
         let walk = &mut search.scratch.walk;
+        if walk.wanted >> prune::table_bit(turn) & 1 == 0 {
+            return ControlFlow::Continue(());
+        }
         let Some(table) = tables.cell(generation, walk.first.wrapping_add(turn)) else {
             return ControlFlow::Break(());
         };
@@ -457,6 +473,29 @@ impl<T: Tables> Step for InTables<'_, T> {
         }
         ControlFlow::Continue(())
     }
+}
+
+/// The tables that can hold a rule which the packet matches, a bit each.
+#[inline(never)]
+fn wanted<T: Tables>(tables: &T, generation: T::Generation, prune: u32, headers: &Headers) -> u64 {
+    let Some(cell) = tables.cell(generation, prune) else {
+        return u64::MAX;
+    };
+    let (prune, v6) = (Prune(cell), headers.is_v6());
+    let source = prune.entry(Prune::leading(&headers.key.source, v6));
+    let destination = prune.entry(Prune::leading(&headers.key.destination, v6));
+    let port = Prune::port_entry(headers.key.ports & 0xffff);
+    let mut wanted = u64::MAX;
+    if let Some(cell) = tables.cell(generation, prune.cell(0, source)) {
+        wanted &= prune.bits(0, source, cell);
+    }
+    if let Some(cell) = tables.cell(generation, prune.cell(1, destination)) {
+        wanted &= prune.bits(1, destination, cell);
+    }
+    if let Some(cell) = tables.cell(generation, prune.cell(2, port)) {
+        wanted &= prune.bits(2, port, cell);
+    }
+    wanted
 }
 
 /// Longest bucket list; the builder keeps lists far shorter unless rules are alike in every hashed

@@ -76,7 +76,11 @@ impl Dump<'_> {
                 }
             }
             chain_kind::TABLES => {
-                writeln!(f, ": {} tables", chain.count())?;
+                write!(f, ": {} tables", chain.count())?;
+                if chain.prune() != 0 {
+                    write!(f, ", bitmaps at {}", chain.prune())?;
+                }
+                writeln!(f)?;
                 for place in 0..chain.count() {
                     self.table(chain.first() + place, f)?;
                 }

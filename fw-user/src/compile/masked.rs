@@ -12,17 +12,19 @@ use indexmap::IndexMap;
 use indexmap::map::Entry;
 use rustc_hash::FxBuildHasher;
 
+use super::prune::Bitmaps;
 use super::stride;
 use super::table_set::align;
 use crate::policy::model::Family;
 
-/// Appends the chain's table cells, buckets and rules. Returns the number of tables.
+/// Appends the chain's table cells, buckets and rules, and bitmaps if there are many tables. Returns
+/// the number of tables, and the cell that leads to the bitmaps, or 0.
 pub(super) fn place(
     rules: &[RuleFields],
     groups: &Groups,
     family: Family,
     cells: &mut Vec<Cell>,
-) -> u32 {
+) -> (u32, u32) {
     let Groups { tables, next } = groups;
     let chain = Chain {
         rules,
@@ -34,7 +36,19 @@ pub(super) fn place(
     for (number, table) in tables.iter().enumerate() {
         cells[first + number] = table.place(&chain, cells).encode();
     }
-    tables.len() as u32
+    let Some(mut bitmaps) = Bitmaps::for_tables(tables.len(), rules.len(), family) else {
+        return (tables.len() as u32, 0);
+    };
+    for (number, table) in tables.iter().enumerate() {
+        for list in table.lists.values() {
+            let mut index = list.first;
+            while index != END {
+                bitmaps.add(number, &rules[index as usize]);
+                index = next[index as usize];
+            }
+        }
+    }
+    (tables.len() as u32, bitmaps.place(cells))
 }
 
 /// Lists are kept shorter than this where another table can help it.
@@ -389,7 +403,7 @@ fn whole(address: Addr) -> u128 {
         .fold(0, |bits, word| bits << 32 | u128::from(word))
 }
 
-fn leading_ones(mask: Addr, family: Family) -> u32 {
+pub(super) fn leading_ones(mask: Addr, family: Family) -> u32 {
     whole(mask).leading_ones().min(bits(family))
 }
 

@@ -1,5 +1,7 @@
 use std::time::Instant;
 
+use fw_common::abi::blob::{Prune, prune};
+
 use super::*;
 
 /// Rules of many shapes, from a fixed sequence.
@@ -63,9 +65,70 @@ fn assert_findable(rules: &[RuleFields], family: Family, cells: &[Cell], first: 
     }
 }
 
+/// The bitmaps must have the bit of a rule's table for each packet that the rule matches: these try
+/// the ends of each range.
+fn assert_not_pruned(
+    rules: &[RuleFields],
+    family: Family,
+    cells: &[Cell],
+    tables: std::ops::Range<u32>,
+    prune: u32,
+) {
+    let v6 = family == Family::Ipv6;
+    let view = Prune(&cells[prune as usize]);
+    let bits = |dimension, entry| {
+        let cell = &cells[view.cell(dimension, entry) as usize];
+        view.bits(dimension, entry, cell)
+    };
+    let by_address = |dimension, address: Addr, mask: Addr| {
+        let last = std::array::from_fn(|word| address[word] | !mask[word]);
+        [address, last].map(|address| bits(dimension, view.entry(Prune::leading(&address, v6))))
+    };
+    for rule in rules {
+        let number = tables
+            .clone()
+            .position(|table| lists_hold(rule, family, cells, table))
+            .expect("each rule is in a table");
+        let bit = 1 << prune::table_bit(number as u32);
+        for bits in by_address(0, rule.source, rule.source_mask)
+            .into_iter()
+            .chain(by_address(1, rule.destination, rule.destination_mask))
+            .chain(
+                [rule.destination_ports.0, rule.destination_ports.1]
+                    .map(|port| bits(2, Prune::port_entry(port.into()))),
+            )
+        {
+            assert!(bits & bit != 0, "table {number} is left out for {rule:?}");
+        }
+    }
+}
+
+/// Whether a table has the rule where a packet of its own lowest values looks.
+fn lists_hold(rule: &RuleFields, family: Family, cells: &[Cell], table: u32) -> bool {
+    let key = HashKey {
+        source: rule.source,
+        destination: rule.destination,
+        ports: (rule.source_ports.0 as u32) << 16 | rule.destination_ports.0 as u32,
+        protocol: rule.protocol.unwrap_or(1).into(),
+    };
+    let (bucket, tag) = Table(&cells[table as usize]).locate(&key, family == Family::Ipv6);
+    let mut at = Bucket(&cells[bucket as usize]).find(tag);
+    while at != 0 {
+        let view = fw_common::abi::blob::Rule(&cells[at as usize]);
+        if view.index() == rule.index {
+            return true;
+        }
+        at = view.next();
+    }
+    false
+}
+
 fn placed(rules: &[RuleFields], family: Family) -> (Vec<Cell>, u32) {
     let mut cells = vec![Cell::default()];
-    let count = place(rules, &Groups::of(rules, family), family, &mut cells);
+    let (count, prune) = place(rules, &Groups::of(rules, family), family, &mut cells);
+    if prune != 0 {
+        assert_not_pruned(rules, family, &cells, 1..1 + count, prune);
+    }
     (cells, count)
 }
 

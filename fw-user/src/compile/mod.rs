@@ -1,7 +1,8 @@
 //! From the typed model to the exact contents of the policy map. Pure: no system, no clock.
 //!
 //! `compile` -> [`TableSet`], laid out as `fw_common::abi::blob` says; `lower` turns one rule into
-//! a record, `masked` groups the rules of a long chain into masked-hash tables.
+//! a record, `masked` groups the rules of a long chain into masked-hash tables, and `prune` says which
+//! of many tables a packet has to be looked for in.
 
 mod chains;
 mod cost;
@@ -12,6 +13,7 @@ mod masked;
 mod meta;
 mod patterns;
 mod ports;
+mod prune;
 mod slots;
 mod table_set;
 
@@ -262,11 +264,12 @@ fn lower_chains(
 fn place_rules(chain: &ReadyChain, cells: &mut Vec<Cell>) -> ChainFields {
     if let Some(groups) = &chain.groups {
         let first = cells.len() as u32;
-        let count = masked::place(&chain.rules, groups, chain.family, cells);
+        let (count, prune) = masked::place(&chain.rules, groups, chain.family, cells);
         return ChainFields {
             kind: chain_kind::TABLES,
             first,
             count,
+            prune,
             ..chain.fields
         };
     }

@@ -6,10 +6,11 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use fw_common::abi::blob::{Chain, DIRECTORY, chain_kind};
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::Tables as _;
 use fw_common::datapath::{Verdict, early, egress, ingress};
-use fw_user::compile::{Slots, compile};
+use fw_user::compile::{Slots, TableSet, compile};
 use fw_user::host::Host;
 use fw_user::kernel::flows::monotonic_now;
 use fw_user::policy::model::Family;
@@ -36,6 +37,8 @@ pub struct Tally {
     spoiled: u64,
     flows: u64,
     fragments: u64,
+    /// Chains in order, in tables, and in tables with bitmaps over them.
+    shapes: [u64; 3],
 }
 
 /// Both sides with the same policy.
@@ -69,6 +72,10 @@ impl<'k> Trial<'k> {
         let slots = Slots::fresh(&policy);
         let set = compile(&policy, &slots, kernel.next_generation(), &[])
             .context("the policy is beyond the limits")?;
+        let tally = Tally {
+            shapes: shapes(&set),
+            ..Tally::default()
+        };
         let host = Host::read()?;
         kernel.start(&host, &set, slots.of.len() as u32)?;
         Ok(Self {
@@ -80,7 +87,7 @@ impl<'k> Trial<'k> {
             rules: texts.into_iter().map(|(_, text)| text).collect(),
             traffic,
             seen_as: HashMap::new(),
-            tally: Tally::default(),
+            tally,
         })
     }
 
@@ -369,6 +376,19 @@ fn difference(real: &State, expected: &State) -> Result<String> {
     Ok(text)
 }
 
+/// How many chains are stored in each way.
+fn shapes(set: &TableSet) -> [u64; 3] {
+    let chains = set.header().map_or(0, |header| header.chains);
+    let mut shapes = [0; 3];
+    for cell in &set.cells[DIRECTORY as usize..][..chains as usize] {
+        let chain = Chain(cell);
+        shapes[0] += u64::from(chain.kind() == chain_kind::LINEAR);
+        shapes[1] += u64::from(chain.kind() == chain_kind::TABLES);
+        shapes[2] += u64::from(chain.kind() == chain_kind::TABLES && chain.prune() != 0);
+    }
+    shapes
+}
+
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -390,6 +410,9 @@ impl Tally {
         self.spoiled += other.spoiled;
         self.flows += other.flows;
         self.fragments += other.fragments;
+        for (sum, count) in self.shapes.iter_mut().zip(other.shapes) {
+            *sum += count;
+        }
     }
 
     /// Fails if something did not occur at all: then the comparison compared nothing.
@@ -402,6 +425,9 @@ impl Tally {
             self.spoiled,
             self.flows,
             self.fragments,
+            self.shapes[0],
+            self.shapes[1],
+            self.shapes[2],
         ];
         // Too short a run need not have everything.
         ensure!(
@@ -422,12 +448,14 @@ impl fmt::Display for Tally {
             spoiled,
             flows,
             fragments,
+            shapes: [linear, tables, pruned],
         } = self;
         write!(
             f,
             "{runs} runs of a program ({drops} drops, {early_drops} early drops, {rewritten} \
              frames rewritten, {spoiled} frames spoiled), {flows} flows and {fragments} fragmented \
-             datagrams at the end"
+             datagrams at the end; chains: {linear} in order, {tables} in tables, {pruned} of these \
+             with bitmaps"
         )
     }
 }

@@ -30,6 +30,8 @@ pub struct ChainFields {
     pub policy_slot: u32,
     /// Linear: which rules can match which packets.
     pub filter: Filter,
+    /// Tables: the cell that leads to bitmaps over them; 0 for none.
+    pub prune: u32,
 }
 
 impl ChainFields {
@@ -45,6 +47,9 @@ impl ChainFields {
             self.policy_slot,
         ]);
         cell.w[6..].copy_from_slice(&self.filter.0);
+        if self.kind == chain_kind::TABLES {
+            cell.w[6] = self.prune;
+        }
         cell
     }
 }
@@ -88,6 +93,12 @@ impl Chain<'_> {
     #[inline(always)]
     pub fn policy_slot(&self) -> u32 {
         self.0.w[5]
+    }
+
+    /// See [`ChainFields::prune`].
+    #[inline(always)]
+    pub fn prune(&self) -> u32 {
+        self.0.w[6]
     }
 
     /// The rules of a linear chain that the packet may match, a bit each: the others differ from it

@@ -7,7 +7,8 @@
 //! cell 2..          directory: one chain cell per chain; base chains at fixed places
 //! then              predicate cells, those of one rule next to each other, and effect cells
 //! then, per chain   linear: its rules, in order
-//!                   tables: table cells; per table its buckets and its rules, list by list
+//!                   tables: table cells; per table its buckets and its rules, list by list; if
+//!                   there are many tables, bitmaps over them ([`prune`])
 //! then              meta cells (the model itself, for `show`)
 //! ```
 //! The builder (user space) writes records with `encode`; the datapath reads them through the
@@ -16,12 +17,14 @@
 mod chain;
 mod effect;
 mod predicate;
+pub mod prune;
 mod rule;
 mod table;
 
 pub use chain::{Chain, ChainFields, Filter, chain_kind};
 pub use effect::{Effect, EffectFields, effect_kind};
 pub use predicate::{Condition, Predicate, PredicateFields, condition};
+pub use prune::{Prune, PruneFields};
 pub use rule::{Rule, RuleFields, pack_range, target};
 pub use table::{Bucket, HashKey, Table, TableFields};
 
@@ -57,7 +60,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
