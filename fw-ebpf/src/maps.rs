@@ -14,8 +14,9 @@ use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
 use fw_common::abi::maps::{
     COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, EVENTS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX,
-    HINTS_MAX, LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, XDP_DEVICES_MAX,
+    HINTS_MAX, LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, SETS_MAX, XDP_DEVICES_MAX,
 };
+use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::STATS_MAX;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::sources::Sources;
@@ -84,6 +85,18 @@ pub static HINTS: Array<Hint> = Array::with_max_entries(HINTS_MAX, 0);
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
     LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
+
+/// A set: the flag is `BPF_F_NO_PREALLOC`, so that a set takes memory as it grows. Maps of any
+/// capacity fit its place (`bpf_map_meta_equal`, kernel/bpf/map_in_map.c).
+pub type Set = btf_maps::HashMap<SetKey, SetEntry, 1, { BPF_F_NO_PREALLOC as usize }>;
+
+/// Sets. User space puts them in and fills them; programs add and delete elements.
+#[btf_map]
+pub static SETS: btf_maps::ArrayOfMaps<Set, { SETS_MAX as usize }> = btf_maps::ArrayOfMaps::new();
+
+/// What is known of each. User space writes.
+#[map]
+pub static SET_INFO: Array<SetInfo> = Array::with_max_entries(SETS_MAX, 0);
 
 /// Events by `abi::stat::Stat`. Programs write.
 #[map]

@@ -114,15 +114,23 @@ pub extern "C" fn fwbpf_advance_tcp(
     }
 }
 
-/// [`limit::deferred_hold`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn fwbpf_deferred() -> u32 {
-    match maps::scratch() {
-        Some(scratch) => limit::deferred_hold(&BpfTables, scratch),
-        None => limit::LATER,
-    }
+/// Defines the function of what rules put off.
+macro_rules! deferred {
+    ($name:ident, $tables:expr) => {
+        /// [`limit::deferred_hold`].
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        extern "C" fn $name() -> u32 {
+            match maps::scratch() {
+                Some(scratch) => limit::deferred_hold(&$tables, scratch),
+                None => limit::LATER,
+            }
+        }
+    };
 }
+
+deferred!(fwbpf_deferred, BpfTables);
+deferred!(fwbpf_xdp_deferred, RecordingTables);
 
 /// [`sources::unlink`]. Its result says nothing; the verifier wants one.
 #[unsafe(no_mangle)]
@@ -152,6 +160,13 @@ fn lend(scratch: &mut Scratch) {
 pub fn call_deferred(scratch: &mut Scratch) -> u32 {
     lend(scratch);
     fwbpf_deferred()
+}
+
+/// The same at XDP.
+#[inline(always)]
+pub fn call_xdp_deferred(scratch: &mut Scratch) -> u32 {
+    lend(scratch);
+    fwbpf_xdp_deferred()
 }
 
 /// Calls a stage from a tc program.

@@ -19,19 +19,19 @@ use fw_common::abi::blob::{
 use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
+use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::Recorder;
-use fw_common::datapath::limit::LATER;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 
 use crate::maps::{
     ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS, FRAMES,
-    HINTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, STATS, path,
+    HINTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, SET_INFO, SETS, STATS, path,
 };
-use crate::stages::{call_deferred, fwbpf_advance_tcp, fwbpf_unlink};
+use crate::stages::{call_deferred, call_xdp_deferred, fwbpf_advance_tcp, fwbpf_unlink};
 
 /// One generation: its place. User space leaves a place alone while a program may be running that
 /// has found it active.
@@ -284,6 +284,32 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn set_info(&self, place: u32) -> Option<&SetInfo> {
+        SET_INFO.get(place)
+    }
+
+    #[inline(always)]
+    fn set_entry(&self, place: u32, key: &SetKey) -> Option<SetEntry> {
+        // SAFETY: copied out at once. An element deleted meanwhile stays what it was until the
+        // program ends, or becomes another one's for this look-up.
+        unsafe { SETS.get(place)?.get(key) }.copied()
+    }
+
+    #[inline(always)]
+    fn put_set_entry(&self, place: u32, key: &SetKey, entry: &SetEntry) {
+        if let Some(set) = SETS.get(place) {
+            let _ = set.insert(key, entry, BPF_ANY as u64);
+        }
+    }
+
+    #[inline(always)]
+    fn remove_set_entry(&self, place: u32, key: &SetKey) {
+        if let Some(set) = SETS.get(place) {
+            let _ = set.remove(key);
+        }
+    }
+
+    #[inline(always)]
     fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
         call_deferred(scratch)
     }
@@ -506,10 +532,22 @@ impl Tables for RecordingTables {
     fn replace_limit(&self, _: Generation, _: u32, _: u64, _: u64) -> bool {
         false
     }
-    /// Whether the packet ends here is not certain yet: nothing may be taken from a limit.
     #[inline(always)]
-    fn deferred_hold(&self, _scratch: &mut Scratch) -> u32 {
-        LATER
+    fn set_info(&self, place: u32) -> Option<&SetInfo> {
+        SET_INFO.get(place)
+    }
+    #[inline(always)]
+    fn set_entry(&self, place: u32, key: &SetKey) -> Option<SetEntry> {
+        BpfTables.set_entry(place, key)
+    }
+    /// Effects wait for the tc programs.
+    #[inline(always)]
+    fn put_set_entry(&self, _: u32, _: &SetKey, _: &SetEntry) {}
+    #[inline(always)]
+    fn remove_set_entry(&self, _: u32, _: &SetKey) {}
+    #[inline(always)]
+    fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
+        call_xdp_deferred(scratch)
     }
     #[inline(always)]
     fn holds_back(&self) -> bool {

@@ -17,6 +17,7 @@ Exit codes:
   2  the command line is wrong
   3  the policy was refused; nothing was changed
   4  no firewall is loaded
+  5  what was asked for is not there (set del, set test)
 
 Examples:
   fwbpf check rules.v4 rules.v6        what would be said about these files
@@ -95,6 +96,8 @@ pub enum Command {
     Status,
     /// List the tracked connections, like conntrack -L
     Flows(Flows),
+    /// List and change the sets of the running policy, like ipset
+    Set(Set),
     /// Tell what the firewall does with a packet, step by step
     Explain(Box<Explain>),
     /// Keep the policy that `load --trial` put in force, or go back at once
@@ -127,6 +130,65 @@ pub struct Flows {
     pub flush: bool,
 }
 
+/// `fwbpf set`.
+#[derive(Clone, Debug, Args)]
+#[command(after_help = "\
+Sets come from files that `ipset save` wrote, loaded beside the rules. Changes take effect with the
+next packet. A load replaces the sets that its files give, in the same step
+as the rules, and with them what was added or deleted here; sets that no file gives stay as they
+are as long as a rule asks for them.
+
+Examples:
+  fwbpf load rules.v4 blocked.ipset
+  fwbpf set add blocked 203.0.113.0/24
+  fwbpf set add seen 198.51.100.7,tcp:22 timeout 600
+  fwbpf set list blocked > blocked.ipset")]
+pub struct Set {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: SetCommand,
+}
+
+/// What `fwbpf set` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SetCommand {
+    /// Print a set, or all, as `ipset save` does
+    List {
+        /// The set
+        name: Option<String>,
+    },
+    /// Add an element, or give one a new time
+    Add {
+        /// The set
+        name: String,
+        /// Such as 192.0.2.0/24 or 192.0.2.1,udp:53
+        element: String,
+        /// `timeout SECONDS`, 0 for ever, instead of the set's own time; `nomatch`, so that what
+        /// the element contains is not in the set
+        #[arg(value_name = "OPTION")]
+        options: Vec<String>,
+    },
+    /// Delete an element
+    Del {
+        /// The set
+        name: String,
+        /// The element
+        element: String,
+    },
+    /// Say whether an address or element is in a set
+    Test {
+        /// The set
+        name: String,
+        /// The element
+        element: String,
+    },
+    /// Delete all elements of a set, or of all
+    Flush {
+        /// The set
+        name: Option<String>,
+    },
+}
+
 /// `--ipv4` and `--ipv6`.
 #[derive(Clone, Copy, Debug, Default, Args)]
 pub struct FamilyArgs {
@@ -147,7 +209,8 @@ pub struct Files {
     /// Refuse what iptables would refuse, instead of warning
     #[arg(long)]
     pub strict: bool,
-    /// rules.v4, rules.v6 (as iptables-save and ip6tables-save write them) or policy.toml
+    /// rules.v4, rules.v6 (as iptables-save and ip6tables-save write them) or policy.toml, and
+    /// sets as ipset save writes them
     #[arg(required = true, value_name = "FILE")]
     pub files: Vec<PathBuf>,
 }

@@ -21,6 +21,9 @@ pub fn render(command: &Command) -> anyhow::Result<Vec<u8>> {
         man.render_synopsis_section(&mut page)?;
         man.render_description_section(&mut page)?;
         man.render_options_section(&mut page)?;
+        if subcommand.has_subcommands() {
+            man.render_subcommands_section(&mut page)?;
+        }
         man.render_extra_section(&mut page)?;
     }
     Ok(page)

@@ -1,12 +1,13 @@
 //! Golden tests: each file of tests/policy loads to the text beside it, or is refused with it.
 //!
-//! `NAME.rules` or `NAME.toml` is the input. `NAME.ok` holds its warnings and what it is printed
+//! `NAME.rules`, `NAME.toml` or `NAME.ipset` is the input. `NAME.ok` holds its warnings and what it is printed
 //! as; `NAME.err` the errors as people see them. `FWBPF_BLESS=1` writes the expectations anew.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use fw_user::policy::model::Family;
+use fw_user::policy::set::print_element;
 use fw_user::policy::{LintContext, LoadOptions, SourceFile, SshSession, lint, load, print_save};
 
 #[test]
@@ -17,7 +18,7 @@ fn files_are_read_as_expected() {
         .map(|entry| entry.expect("the folder is readable").path())
         .filter(|path| {
             path.extension()
-                .is_some_and(|ending| ending == "rules" || ending == "toml")
+                .is_some_and(|ending| ending == "rules" || ending == "toml" || ending == "ipset")
         })
         .collect();
     inputs.sort();
@@ -66,6 +67,24 @@ fn outcome(name: &str, bytes: &[u8]) -> (&'static str, String) {
             let ssh = SshSession::parse("203.0.113.9 50000 198.51.100.10 22");
             let lints = lint(&loaded.policy, &LintContext { ssh });
             text.extend(lints.iter().map(|warning| format!("check: {warning}\n")));
+            for missing in &loaded.missing_sets {
+                text.push_str(&format!("missing: {}\n", missing.error));
+            }
+            for set in &loaded.policy.sets {
+                text.push_str(&set.create_line());
+                text.push('\n');
+                for element in set.elements.iter().flat_map(|elements| elements.iter()) {
+                    text.push_str(&format!(
+                        "add {} {}",
+                        set.name,
+                        print_element(&element.key, set)
+                    ));
+                    if let Some(seconds) = element.timeout {
+                        text.push_str(&format!(" timeout {seconds}"));
+                    }
+                    text.push_str(if element.nomatch { " nomatch\n" } else { "\n" });
+                }
+            }
             for family in [Family::Ipv4, Family::Ipv6] {
                 let saved = print_save(&loaded.policy, family, None);
                 if !saved.is_empty() {

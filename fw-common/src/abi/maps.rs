@@ -35,6 +35,12 @@ pub const HINTS: &str = "HINTS";
 pub const FRAGMENTS: &str = "FRAGMENTS";
 /// DEVMAP_HASH: interfaces that XDP may send frames out of.
 pub const XDP_DEVICES: &str = "XDP_DEVICES";
+/// ARRAY_OF_MAPS: sets, each a HASH of [`super::set::SetKey`] -> [`super::set::SetEntry`] that was
+/// made with room for the elements that it may have. The places that the running policy uses are
+/// in its description.
+pub const SETS: &str = "SETS";
+/// ARRAY of [`super::set::SetInfo`] by place in [`SETS`].
+pub const SET_INFO: &str = "SET_INFO";
 /// PERCPU_ARRAY of u64 by [`super::stat::Stat`].
 pub const STATS: &str = "STATS";
 /// RINGBUF of [`super::event::Event`]: what LOG and NFLOG say.
@@ -80,6 +86,10 @@ pub const FLOWS6_MAX: u32 = 131_072;
 pub const EMBRYOS_MAX: u32 = 65_536;
 /// Elements of [`HINTS`].
 pub const HINTS_MAX: u32 = 65_536;
+/// Places in [`SETS`]: those of the running and of the next policy together.
+pub const SETS_MAX: u32 = 512;
+/// Sets that a policy may have; as many as ipset makes by default (CONFIG_IP_SET_MAX).
+pub const POLICY_SETS_MAX: usize = 256;
 /// Capacity of [`FRAGMENTS`].
 pub const FRAGMENTS_MAX: u32 = 16_384;
 

@@ -11,6 +11,7 @@ pub mod event;
 pub mod flow;
 pub mod maps;
 mod pod;
+pub mod set;
 pub mod stat;
 
 /// IP address: four words, most significant first; IPv4 is the first word.

@@ -287,11 +287,10 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
         }
     }
 
-    /// Asks the predicates that change when they are asked.
+    /// Asks the predicates that were put off.
     #[inline(never)]
     fn deferred_hold(&mut self, rule: Rule<'_>) -> u32 {
         let walk = &mut self.scratch.walk;
-        walk.uncacheable = true;
         walk.predicates = rule.predicates().wrapping_add(rule.predicate_count());
         walk.deferred = rule.deferred_count();
         self.tables.deferred_hold(self.scratch)

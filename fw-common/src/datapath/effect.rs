@@ -7,6 +7,7 @@
 use super::log::log;
 use super::packet::Packet;
 use super::scratch::Scratch;
+use super::sets::change_sets;
 use super::stage::{Name, Stage};
 use super::tables::Tables;
 use crate::abi::blob::{Effect, effect_kind};
@@ -43,6 +44,10 @@ impl Stage for Act {
             effect_kind::LOG | effect_kind::NFLOG => {
                 let size = cell.w[1];
                 log(packet, tables, generation, scratch, size);
+                ACTED
+            }
+            effect_kind::SETS => {
+                change_sets(tables, scratch, cell);
                 ACTED
             }
             // An effect that this program does not know.

@@ -14,8 +14,10 @@ use super::fragment::note_outcome;
 use super::header::Part;
 use super::predicate::holds;
 use super::scratch::Scratch;
+use super::sets::in_set;
 use super::tables::{Step, Tables};
-use crate::abi::blob::{Predicate, condition};
+use crate::abi::blob::{Predicate, SET_PLACE, condition};
+use crate::abi::set::shape;
 
 /// All of a rule's deferred predicates hold.
 pub const HOLD: u32 = 1;
@@ -67,7 +69,16 @@ impl<T: Tables> Step for All<'_, T> {
         let hold = match self.tables.cell(self.generation, at) {
             Some(cell) => {
                 let predicate = Predicate(cell);
-                if predicate.kind() == condition::LIMIT {
+                if predicate.kind() == condition::IN_SET {
+                    let (place, bits) = (cell.w[SET_PLACE], cell.w[4]);
+                    self.scratch.walk.uncacheable |= bits & shape::VOLATILE != 0;
+                    in_set(self.tables, self.scratch, place, bits) != predicate.not()
+                } else if predicate.kind() == condition::LIMIT {
+                    if self.tables.holds_back() {
+                        self.scratch.walk.hold = LATER;
+                        return ControlFlow::Break(());
+                    }
+                    self.scratch.walk.uncacheable = true;
                     let asked = &mut self.scratch.limit;
                     asked.cell = at;
                     asked.cost = cell.w[2];

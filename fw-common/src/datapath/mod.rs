@@ -19,6 +19,7 @@ mod predicate;
 pub mod quoted;
 pub mod rewrite;
 pub mod scratch;
+pub mod sets;
 pub mod sources;
 pub mod stage;
 pub mod tables;

@@ -9,6 +9,7 @@ use super::limit::Asked;
 use super::nat::Draft;
 use super::quoted::Quoted;
 use super::rewrite::Endpoint;
+use super::sets::Question;
 use super::sources::Sources;
 use super::tcp::Segment;
 use super::tuple::{Lookup, Tuple};
@@ -78,6 +79,8 @@ pub struct Scratch {
     pub outcomes: Outcomes,
     /// The limit that a rule asks.
     pub limit: Asked,
+    /// The set that a rule asks.
+    pub question: Question,
     /// The flow that the packet opens.
     pub draft: Draft,
     /// The link-layer header of [`Scratch::transit`], if anything is logged.

@@ -10,6 +10,7 @@ use crate::abi::blob::{Cell, Page, place};
 use crate::abi::device::Device;
 use crate::abi::event::Event;
 use crate::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use crate::abi::set::{SetEntry, SetInfo, SetKey};
 use crate::abi::stat::Stat;
 use crate::abi::{Addr, Family};
 
@@ -79,9 +80,20 @@ pub trait Tables: Sized {
     /// Replaces a limit's state; false if it is not what it was any more.
     fn replace_limit(&self, generation: Self::Generation, cell: u32, old: u64, new: u64) -> bool;
 
-    /// Asks a rule's predicates that change when they are asked: [`super::limit::deferred_hold`],
-    /// which a BPF program calls as a global function. [`super::limit::LATER`] where nothing may
-    /// change yet.
+    /// What is known of the set in a place.
+    fn set_info(&self, place: u32) -> Option<&SetInfo>;
+
+    /// An element of the set in a place.
+    fn set_entry(&self, place: u32, key: &SetKey) -> Option<SetEntry>;
+
+    /// Adds an element to the set in a place, or replaces it, if there is room.
+    fn put_set_entry(&self, place: u32, key: &SetKey, entry: &SetEntry);
+
+    /// Deletes an element of the set in a place.
+    fn remove_set_entry(&self, place: u32, key: &SetKey);
+
+    /// Asks a rule's deferred predicates: [`super::limit::deferred_hold`], which a BPF program calls
+    /// as a global function.
     #[inline(always)]
     fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
         super::limit::deferred_hold(self, scratch)

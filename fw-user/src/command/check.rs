@@ -7,7 +7,9 @@ use super::output::Output;
 use super::source::parse;
 use crate::cli::Check;
 use crate::compile::Draft;
-use crate::policy::{LintContext, PolicyErrors, SshSession, Warning, lint};
+use crate::policy::model::Origin;
+use crate::policy::set::SetDefinition;
+use crate::policy::{LintContext, Loaded, PolicyErrors, SshSession, Warning, lint};
 
 /// What `--json` prints.
 #[derive(Clone, Debug, Serialize)]
@@ -23,12 +25,14 @@ struct Report {
 pub fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure> {
     let files = &arguments.policy;
     let report = match parse(&files.files, files.family.chosen(), files.strict)? {
-        Ok(loaded) => {
+        Ok(mut loaded) => {
+            let missing = suppose_sets(&mut loaded);
             let draft = Draft::of(&loaded.policy);
             let context = LintContext {
                 ssh: SshSession::of_environment(),
             };
             let mut warnings = loaded.warnings;
+            warnings.extend(missing);
             warnings.extend(lint(&loaded.policy, &context));
             if let Ok(draft) = &draft {
                 warnings.extend(draft.costs(&loaded.policy));
@@ -58,6 +62,28 @@ pub fn run(arguments: &Check, output: &mut Output) -> Result<(), Failure> {
     } else {
         Err(Failure::Refused)
     }
+}
+
+/// Sets that no file gives may be in the kernel already, where a check does not look.
+fn suppose_sets(loaded: &mut Loaded) -> Vec<Warning> {
+    let mut warnings: Vec<Warning> = Vec::new();
+    for missing in std::mem::take(&mut loaded.missing_sets) {
+        let (name, error) = (missing.name, missing.error);
+        if loaded.policy.set(&name).is_none() {
+            loaded.policy.sets.push(SetDefinition::unknown(&name));
+        }
+        warnings.push(Warning {
+            code: "unknown-set",
+            origin: Some(Origin {
+                file: 0,
+                line: error.line,
+            }),
+            file: Some(error.file),
+            text: format!("no file gives the set `{name}`: the running firewall must have it when this is loaded"),
+            help: error.help,
+        });
+    }
+    warnings
 }
 
 fn print(report: &Report, output: &mut Output) -> Result<(), Failure> {

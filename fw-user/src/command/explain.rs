@@ -5,14 +5,16 @@ use std::net::IpAddr;
 use super::Failure;
 use super::output::Output;
 use super::running::Running;
-use super::source::parse;
+use super::source::{adopt_sets, parse};
 use crate::cli::Explain;
 use crate::explain::{Machine, Question, State, explain};
 use crate::host::Host;
 use crate::kernel::flows::{FlowTable, Slices, monotonic_now};
+use crate::kernel::sets::LiveSet;
 use crate::kernel::state::StateDir;
 use crate::policy::model::Family;
 use crate::policy::names::{Named, icmp_type, protocol_names, protocol_number};
+use crate::sim::HostSet;
 
 /// Runs the command.
 pub fn run(state: &StateDir, arguments: &Explain, output: &mut Output) -> Result<(), Failure> {
@@ -36,7 +38,8 @@ fn offline(
     question: &Question,
     output: &mut Output,
 ) -> Result<Machine, Failure> {
-    let loaded = match parse(&arguments.policy, None, false)? {
+    let parsed = parse(&arguments.policy, None, false)?;
+    let loaded = match parsed.and_then(|loaded| adopt_sets(loaded, &[])) {
         Ok(loaded) => loaded,
         Err(errors) => {
             output.say(errors.render(output.colours_on_stderr()));
@@ -59,11 +62,18 @@ fn live(state: &StateDir) -> Result<Machine, Failure> {
             flows.extend(slice.into_iter().map(|(key, flow)| (key, flow, embryo)));
         }
     }
+    let mut sets = Vec::new();
+    let mut running = running;
+    for set in &running.meta.policy.sets {
+        let live = LiveSet::open(&mut running.maps, set)?;
+        sets.push((set.place, HostSet::new(live.info()?, live.elements()?)));
+    }
     Ok(Machine::live(
         running.meta,
         running.tables,
         &Host::read()?,
         flows,
+        sets,
         monotonic_now(),
     ))
 }

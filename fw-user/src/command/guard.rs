@@ -17,6 +17,7 @@ use crate::compile::Draft;
 use crate::host::Host;
 use crate::kernel::attach::{self, Hook, XdpMode};
 use crate::kernel::fast_path::FastPath;
+use crate::kernel::sets::{self, LiveSet};
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::policy::model::Policy;
 
@@ -112,9 +113,13 @@ enum WayBack {
 
 impl WayBack {
     fn find(state: &StateDir) -> Result<Self> {
-        let Some(running) = Running::find(state)? else {
+        let Some(mut running) = Running::find(state)? else {
             return Ok(Self::Unload);
         };
+        // A load may replace the sets: they come back as they are now.
+        for set in &mut running.meta.policy.sets {
+            *set = LiveSet::open(&mut running.maps, set)?.with_elements()?;
+        }
         let counted = running.counters()?;
         let counted = counted
             .iter()
@@ -144,9 +149,12 @@ impl WayBack {
             }
             Self::Policy(before) => {
                 let (policy, terms) = &**before;
-                let draft = Draft::of(policy).map_err(|limit| anyhow!("{limit}"))?;
                 let running = Predecessor::find(state)?;
-                enforce_over(state, lock, running, policy, draft, terms).map(drop)
+                let mut policy = policy.clone();
+                let sets = running.as_ref().map_or(&[][..], |old| &old.known.sets);
+                sets::place(&mut policy.sets, sets);
+                let draft = Draft::of(&policy).map_err(|limit| anyhow!("{limit}"))?;
+                enforce_over(state, lock, running, &policy, draft, terms).map(drop)
             }
         }
     }

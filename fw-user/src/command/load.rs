@@ -4,7 +4,7 @@
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::util::nr_cpus;
 use rustc_hash::FxHashSet;
 use serde::Serialize;
@@ -20,12 +20,13 @@ use crate::host::Host;
 use crate::kernel::attach::{self, Attachment, Hook, Via, XdpMode, attach_all};
 use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
-use crate::kernel::probe;
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace, set_counters};
+use crate::kernel::{probe, sets};
 use crate::policy::SshSession;
 use crate::policy::lint::cuts_ssh;
 use crate::policy::model::{InterfacePattern, Policy};
+use crate::policy::set::SetDefinition;
 
 /// What a load did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -96,7 +97,10 @@ impl Terms {
 
 /// Runs the command.
 pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<(), Failure> {
-    let policy = source::read(&arguments.policy, output)?;
+    let running = running_sets(state)?;
+    let mut policy = source::read(&arguments.policy, &running, output)?;
+    sets::place(&mut policy.sets, &running);
+    let policy = policy;
     // A policy that exceeds a limit is refused before the kernel is asked for anything.
     let draft = match Draft::of(&policy) {
         Ok(draft) => draft,
@@ -115,18 +119,33 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
         }
     }
     let terms = Terms::of(arguments, &policy);
-    let outcome = enforce(state, &policy, draft, &terms)?;
+    let outcome = enforce(state, &policy, &running, draft, &terms)?;
     report(&outcome, output)
 }
 
-/// Puts a policy in force, of which `draft` is what was compiled so far.
-fn enforce(state: &StateDir, policy: &Policy, draft: Draft, terms: &Terms) -> Result<Outcome> {
+/// The sets of the running policy, if there is one.
+fn running_sets(state: &StateDir) -> Result<Vec<SetDefinition>> {
+    Ok(Predecessor::find(state)?.map_or_else(Vec::new, |running| running.known.sets))
+}
+
+/// Puts a policy in force, of which `draft` is what was compiled so far, beside these sets.
+fn enforce(
+    state: &StateDir,
+    policy: &Policy,
+    sets: &[SetDefinition],
+    draft: Draft,
+    terms: &Terms,
+) -> Result<Outcome> {
     let lock = state.lock()?;
     if state.exists() {
         check_owner(state)?;
     }
     let old = Predecessor::find(state)?;
     let first = old.is_none();
+    let still = old.as_ref().map_or(&[][..], |old| &old.known.sets);
+    if still != sets {
+        bail!("the sets of the running policy were replaced meanwhile; load again");
+    }
     let result = enforce_over(state, &lock, old, policy, draft, terms);
     if first && result.is_err() {
         // Nothing was in force before, so nothing may be left behind.
@@ -153,12 +172,14 @@ pub fn enforce_over(
         || Slots::to_make(draft.counters(), nr_cpus().unwrap_or(1)),
         |old| old.slots,
     );
+    let had_sets = old.as_ref().is_some_and(|old| !old.known.sets.is_empty());
     let plan = Plan::new(policy, old.as_ref(), &options.starts, slots)?;
     let generation = plan.generation;
     let (mut maps, mut programs) = prepare(state, lock, slots)?;
     let via = Via::choose(state, options.hook)?;
     let host = Host::read()?;
     let settled = state.settled(lock)?;
+    sets::fill(&mut maps, &policy.sets)?;
     // The kernel takes about as long to set the counters as the rest takes to compile.
     let tables = thread::scope(|scope| {
         let counters = scope.spawn(|| set_counters(&maps, &plan.fresh_slots));
@@ -189,6 +210,9 @@ pub fn enforce_over(
         attach_later(state, &host, &mut maps, &mut programs, via, options.xdp)
             .context("the new policy is in force, but not everywhere")?
     };
+    if had_sets {
+        sets::prune(&maps, &policy.sets).context("the new policy is in force")?;
+    }
     if options.trial.is_none() && on_trial.is_some() {
         // Whoever loads a policy for good has not locked himself out.
         state.forget_fact(Fact::Trial)?;
@@ -246,7 +270,7 @@ impl Plan {
         available: u32,
     ) -> Result<Self> {
         let identities = policy.identity_hashes();
-        let known = old.map_or(&[][..], |old| &old.known.0);
+        let known = old.map_or(&[][..], |old| &old.known.counters);
         let in_use = known.iter().map(|(_, slot)| *slot);
         let (slots, starts) = match starts {
             // In slots that the running policy does not count in.

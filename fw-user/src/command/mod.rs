@@ -9,6 +9,7 @@ pub mod load;
 pub mod names;
 pub mod output;
 pub mod running;
+pub mod set;
 pub mod show;
 pub mod source;
 pub mod status;
@@ -34,6 +35,8 @@ pub enum Failure {
     Refused,
     /// No firewall is loaded.
     NotLoaded(StateDir),
+    /// What was asked for is not there.
+    Absent(String),
 }
 
 impl From<anyhow::Error> for Failure {
@@ -56,6 +59,7 @@ impl Failure {
             Self::Usage(_) => 2,
             Self::Refused => 3,
             Self::NotLoaded(_) => 4,
+            Self::Absent(_) => 5,
         }
     }
 }
@@ -72,6 +76,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Flows(arguments) => flows::run(&state, arguments, &mut output),
         Command::Explain(arguments) => explain::run(&state, arguments, &mut output),
         Command::Confirm(arguments) => confirm::run(&state, *arguments, &mut output),
+        Command::Set(arguments) => set::run(&state, arguments, &mut output),
         Command::Unload => unload::run(&state, &mut output),
         Command::Daemon(arguments) => crate::daemon::run(&state, arguments, &mut output),
         Command::Guard => guard::run(&state),

@@ -131,7 +131,7 @@ impl Output {
     pub fn failure(&self, failure: &Failure) {
         let (error, help) = match failure {
             Failure::System(error) => (format!("{error:#}"), hint(error)),
-            Failure::Usage(text) => (text.clone(), None),
+            Failure::Usage(text) | Failure::Absent(text) => (text.clone(), None),
             // Its errors have been printed with their lines.
             Failure::Refused => return,
             Failure::NotLoaded(state) => (

@@ -10,11 +10,18 @@ use super::names::SystemHosts;
 use super::output::Output;
 use crate::cli::Files;
 use crate::policy::model::{Family, Policy};
+use crate::policy::set::{SetDefinition, adopt};
 use crate::policy::{LoadOptions, Loaded, PolicyErrors, SourceFile, load_with_hosts};
 
-/// Reads all files as one policy, and says on standard error what is wrong or doubtful.
-pub fn read(files: &Files, output: &mut Output) -> Result<Policy, Failure> {
-    match parse(&files.files, files.family.chosen(), files.strict)? {
+/// Reads all files as one policy, and says on standard error what is wrong or doubtful. Sets that
+/// no file gives are taken from those of the running policy.
+pub fn read(
+    files: &Files,
+    running: &[SetDefinition],
+    output: &mut Output,
+) -> Result<Policy, Failure> {
+    let parsed = parse(&files.files, files.family.chosen(), files.strict)?;
+    match parsed.and_then(|loaded| adopt_sets(loaded, running)) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
                 output.doubt(warning);
@@ -30,6 +37,22 @@ pub fn read(files: &Files, output: &mut Output) -> Result<Policy, Failure> {
             Err(Failure::Refused)
         }
     }
+}
+
+/// Takes the sets that no file gives from those of the running policy.
+pub fn adopt_sets(mut loaded: Loaded, running: &[SetDefinition]) -> Result<Loaded, PolicyErrors> {
+    adopt(&mut loaded.policy, running);
+    let policy = &loaded.policy;
+    loaded
+        .missing_sets
+        .retain(|missing| policy.set(&missing.name).is_none());
+    if loaded.missing_sets.is_empty() {
+        return Ok(loaded);
+    }
+    let errors = loaded.missing_sets.into_iter();
+    Err(PolicyErrors {
+        errors: errors.map(|missing| missing.error).collect(),
+    })
 }
 
 /// Reads all files as one policy.

@@ -218,7 +218,7 @@ impl<'a> Nest<'a> {
                 here.rule += 1;
                 let goes_on = matches!(
                     rule.target,
-                    Target::Continue | Target::Log(_) | Target::Nflog(_)
+                    Target::Continue | Target::Log(_) | Target::Nflog(_) | Target::Set(_)
                 );
                 here.steps += u64::from(goes_on);
                 continue;
@@ -267,6 +267,7 @@ fn jump(rule: &Rule) -> Option<(&str, u32)> {
         | Target::Masquerade(_)
         | Target::Log(_)
         | Target::Nflog(_)
+        | Target::Set(_)
         | Target::Reject(_) => None,
     }
 }

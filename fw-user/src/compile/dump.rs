@@ -4,8 +4,8 @@ use std::fmt::{Formatter, Result, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use fw_common::abi::blob::{
-    BASE_CHAINS, Cell, Chain, DIRECTORY, FIRST_USER_CHAIN, Predicate, Rule, chain_kind, condition,
-    target,
+    BASE_CHAINS, Cell, Chain, DIRECTORY, FIRST_USER_CHAIN, Predicate, Rule, SET_PLACE, chain_kind,
+    condition, target,
 };
 
 use super::TableSet;
@@ -216,6 +216,7 @@ impl Dump<'_> {
             condition::CT_DIRECTION => write!(f, "direction {} without flow {}", w[1], w[2])?,
             condition::ICMP => write!(f, "icmp {} codes {}-{}", w[1], w[2], w[3])?,
             condition::LIMIT => write!(f, "limit cost {} cap {}", w[2], w[4])?,
+            condition::IN_SET => write!(f, "in set {} shape {:#x}", w[SET_PLACE], w[4])?,
             other => write!(f, "unknown condition {other}")?,
         }
         f.write_char(']')

@@ -74,6 +74,40 @@ pub enum Limits {
         /// The burst.
         burst: u32,
     },
+    /// A set that nobody has given.
+    #[error(
+        "{place}: there is no set `{set}`; load the file that `ipset save` writes together with the rules"
+    )]
+    UnknownSet {
+        /// The rule that asks it.
+        place: Place,
+        /// The set's name.
+        set: String,
+    },
+    /// A set whose addresses are of the other IP version.
+    #[error(
+        "{place}: the set {set} has {family}'s addresses, so that iptables refuses the rule; make a set of this rule's IP version"
+    )]
+    SetFamily {
+        /// The rule that asks it.
+        place: Place,
+        /// The set's name.
+        set: String,
+        /// Its IP version.
+        family: &'static str,
+    },
+    /// SET with a set of prefixes.
+    #[error(
+        "{place}: SET cannot change {set}, which is of type {kind}: how long a prefix it would add depends on what was in the set before; let it change a set of addresses, such as hash:ip"
+    )]
+    SetOfPrefixes {
+        /// The rule that changes it.
+        place: Place,
+        /// The set's name.
+        set: String,
+        /// Its type.
+        kind: &'static str,
+    },
     /// A port list longer than iptables' own.
     #[error(
         "{place}: the port list has {ranges} separate ranges, and `-m multiport` takes 15; write the rule twice, with half of the list each"

@@ -1,7 +1,7 @@
 //! One rule of the model becomes one record: what the record's fields can say goes there, the rest
 //! becomes predicates.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fw_common::abi::blob::{
     Condition, EffectFields, PredicateFields, RuleFields, pack_range, target,
@@ -9,7 +9,7 @@ use fw_common::abi::blob::{
 use fw_common::abi::{Addr, ct};
 
 use super::patterns::Patterns;
-use super::{Limits, Place, ports};
+use super::{Limits, Place, ports, sets};
 use crate::addr;
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
@@ -21,6 +21,8 @@ pub(super) struct Scope<'a> {
     pub policy: &'a Policy,
     pub family: Family,
     pub patterns: &'a Patterns,
+    /// The sets that rules change.
+    pub changed: &'a BTreeSet<&'a str>,
     /// The ids of the table's chains.
     pub chains: &'a BTreeMap<&'a str, u32>,
 }
@@ -56,7 +58,12 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
     }
     // A limit is asked only if all before it holds, and what stands behind it only if it holds.
     let mut deferred: Vec<Lowered> = Vec::new();
+    let mut sets = Vec::new();
     for condition in &rule.matches {
+        let sets_here = match deferred.is_empty() {
+            true => Some(&mut sets),
+            false => None,
+        };
         let part = deferred.last_mut().unwrap_or(&mut out);
         match condition {
             Match::Tcp(tcp) => part.tcp(tcp),
@@ -85,9 +92,22 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
                 next.predicate(false, Condition::Limit { cost, cap });
                 deferred.push(next);
             }
+            Match::Set(set) => {
+                let predicate = PredicateFields {
+                    not: set.not,
+                    condition: sets::in_set(set, rule, scope)?,
+                };
+                // Sets are asked once all else holds, and so before the first limit.
+                match sets_here {
+                    Some(sets) => sets.push(predicate),
+                    None => part.predicates.push(predicate),
+                }
+            }
             Match::Comment(_) => {}
         }
     }
+    out.fields.deferred_count = sets.len() as u32;
+    out.predicates.extend(sets);
     for part in deferred {
         let before = out.predicates.len();
         part.into_predicates(&mut out.predicates);
@@ -354,6 +374,7 @@ impl Lowered {
             // The argument is filled in by the caller.
             Target::Log(_) => self.effect(EffectFields::Log),
             Target::Nflog(nflog) => self.effect(EffectFields::Nflog { size: nflog.size }),
+            Target::Set(change) => self.effect(sets::change(change, rule, scope)?),
             Target::Reject(answer) => (target::REJECT, reject_argument(*answer)),
             Target::Continue => (target::CONTINUE, 0),
             Target::Accept => (target::ACCEPT, 0),

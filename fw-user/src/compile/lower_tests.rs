@@ -52,6 +52,7 @@ fn lowered_in(family: Family, rule: Rule) -> Result<Lowered, Limits> {
             policy: &policy,
             family,
             patterns: &patterns,
+            changed: &std::collections::BTreeSet::new(),
             chains: &BTreeMap::from([("web", 14)]),
         },
     )

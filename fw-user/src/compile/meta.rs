@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Slots;
 use crate::policy::model::Policy;
+use crate::policy::set::SetDefinition;
 
 /// Stored at the end of the blob, so that it lives exactly as long as the cells it describes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,10 +19,14 @@ pub struct Meta {
     pub version: String,
 }
 
-/// What replacing a policy takes to know of it: its counters, by the hash of their identity
-/// ([`Policy::identity_hashes`]), with their slots.
+/// What replacing a policy takes to know of it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Known(pub Vec<(u128, u32)>);
+pub struct Known {
+    /// Its counters, by the hash of their identity ([`Policy::identity_hashes`]), with their slots.
+    pub counters: Vec<(u128, u32)>,
+    /// Its sets, with their places.
+    pub sets: Vec<SetDefinition>,
+}
 
 /// Why meta data could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -30,8 +35,8 @@ pub struct Known(pub Vec<(u128, u32)>);
 )]
 pub struct MetaError(#[from] postcard::Error);
 
-/// The description's beginning. Before it the counters, in fields of fixed width; behind it the
-/// policy, so that [`Known`] can be read without either.
+/// The description's beginning. Before it the counters, in fields of fixed width, and the sets;
+/// behind it the policy, so that [`Known`] can be read without either.
 #[derive(Serialize, Deserialize)]
 struct Rest<P> {
     loaded_at: u64,
@@ -54,7 +59,8 @@ impl Meta {
         }
     }
 
-    /// As bytes: the number of counters, hash and slot of each, then the rest in postcard's format.
+    /// As bytes: the number of counters, hash and slot of each, then the sets and the rest in
+    /// postcard's format.
     pub fn encode(&self) -> Vec<u8> {
         let hashes = self.policy.identity_hashes();
         let known = hashes.iter().copied().zip(self.slots.of.iter().copied());
@@ -82,6 +88,7 @@ impl Meta {
         };
         // postcard fails on values whose length is unknown, which this struct has none of, and on
         // full buffers, which a Vec is never.
+        let bytes = postcard::to_extend(&policy.sets, bytes).unwrap_or_default();
         postcard::to_extend(&rest, bytes).unwrap_or_default()
     }
 
@@ -92,7 +99,7 @@ impl Meta {
         Ok(Self {
             policy: rest.policy,
             slots: Slots {
-                of: known.0.into_iter().map(|(_, slot)| slot).collect(),
+                of: known.counters.into_iter().map(|(_, slot)| slot).collect(),
             },
             loaded_at: rest.loaded_at,
             version: rest.version,
@@ -120,7 +127,9 @@ impl Known {
             let hash = hash.try_into().map_or(0, u128::from_le_bytes);
             (hash, slot.try_into().map_or(0, u32::from_le_bytes))
         });
-        Ok((Self(known.collect()), rest))
+        let counters = known.collect();
+        let (sets, rest) = postcard::take_from_bytes(rest)?;
+        Ok((Self { counters, sets }, rest))
     }
 }
 
@@ -158,7 +167,7 @@ mod tests {
         let bytes = meta.encode();
         let known = Known::decode(&bytes).expect("own bytes");
         assert_eq!(
-            known.0,
+            known.counters,
             [(hashes[0], 3), (hashes[1], 1), (hashes[2], 70_000)]
         );
         assert_eq!(Meta::decode(&bytes).expect("own bytes"), meta);

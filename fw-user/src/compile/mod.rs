@@ -14,11 +14,13 @@ mod meta;
 mod patterns;
 mod ports;
 mod prune;
+mod sets;
 mod slots;
 mod table_set;
 
 pub use limits::{Limits, Place};
 pub use meta::{Known, Meta, MetaError};
+pub use sets::{contents, set_entry, set_lengths};
 pub use slots::Slots;
 pub use table_set::{BlobError, TableSet, decode_meta};
 
@@ -208,6 +210,7 @@ fn lower_chains(
     cells: &mut Vec<Cell>,
 ) -> Result<Vec<ReadyChain>, Limits> {
     let mut lowered = Vec::new();
+    let changed = policy.rules().flat_map(Rule::changed_sets).collect();
     for PlacedChain {
         id,
         family,
@@ -220,6 +223,7 @@ fn lower_chains(
             policy,
             family,
             patterns,
+            changed: &changed,
             chains: ids,
         };
         let mut rules = Vec::with_capacity(chain.rules.len());

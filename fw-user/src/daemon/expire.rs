@@ -11,7 +11,10 @@ use fw_common::abi::flow::Flow;
 use fw_common::abi::maps;
 use tokio::time::sleep;
 
+use crate::command::running::Predecessor;
 use crate::kernel::flows::{FlowTable, Slices, monotonic_now};
+use crate::kernel::load::Maps;
+use crate::kernel::sets::LiveSet;
 use crate::kernel::state::StateDir;
 use crate::kernel::sweep::Sweeper;
 
@@ -22,6 +25,9 @@ const REST: Duration = Duration::from_millis(10);
 /// Every so many walks, aliases whose flow is gone are looked for as well.
 const ALIASES_EVERY: u32 = 12;
 
+/// Every so many walks, elements of sets are looked for whose time is over.
+const SETS_EVERY: u32 = 6;
+
 /// Walks the tables again and again.
 pub async fn run(state: StateDir) {
     let mut walk = 0_u32;
@@ -29,6 +35,9 @@ pub async fn run(state: StateDir) {
         // A table that cannot be read now (the firewall is being unloaded, say) is read next time;
         // what is wrong for good, the other commands say better.
         let _ = sweep_all(&state, walk.is_multiple_of(ALIASES_EVERY)).await;
+        if walk.is_multiple_of(SETS_EVERY) {
+            let _ = sweep_sets(&state);
+        }
         walk = walk.wrapping_add(1);
         sleep(PERIOD).await;
     }
@@ -49,6 +58,20 @@ async fn sweep_all(state: &StateDir, aliases: bool) -> Result<()> {
                 }
             }
             sleep(REST).await;
+        }
+    }
+    Ok(())
+}
+
+/// Deletes the elements of sets whose time is over. A set that a load replaces meanwhile is read and
+/// written all the same, and is gone afterwards.
+fn sweep_sets(state: &StateDir) -> Result<()> {
+    let (Some(running), Some(mut maps)) = (Predecessor::find(state)?, Maps::open(state)?) else {
+        return Ok(());
+    };
+    for set in &running.known.sets {
+        if set.timeout.is_some() {
+            LiveSet::open(&mut maps, set)?.sweep()?;
         }
     }
     Ok(())

@@ -7,7 +7,7 @@ use super::Question;
 use crate::compile::{Limits, Meta, Slots, TableSet, compile};
 use crate::policy::CounterId;
 use crate::policy::model::{InterfacePattern, Policy};
-use crate::sim::{Host, HostDevice, HostTables};
+use crate::sim::{Host, HostDevice, HostSet, HostTables};
 
 /// A policy, compiled, on a host.
 pub struct Machine {
@@ -52,27 +52,33 @@ impl Machine {
                 .into_iter()
                 .collect(),
         };
+        let mut tables = HostTables::running(host, compiled);
+        tables.put_sets(&policy);
         Ok(Self {
             policy,
             slots,
-            tables: HostTables::running(host, compiled),
+            tables,
             invented: true,
         })
     }
 
     /// The firewall that runs: its policy as the kernel holds it, the host, and the flows that it
-    /// tracks, each with whether it is embryonic. `now` is the clock that flows expire by.
+    /// tracks, each with whether it is embryonic, and its sets by place. `now` is the clock that flows expire by.
     pub fn live(
         meta: Meta,
         tables: TableSet,
         host: &crate::host::Host,
         flows: impl IntoIterator<Item = (FlowKey, Flow, bool)>,
+        sets: Vec<(u32, HostSet)>,
         now: u64,
     ) -> Self {
-        let running = HostTables::running(Host::from(host), tables);
+        let mut running = HostTables::running(Host::from(host), tables);
         running.set_now(now);
         for (key, flow, embryo) in flows {
             running.put_flow(&key, &flow, embryo);
+        }
+        for (place, set) in sets {
+            running.put_set(place, set);
         }
         Self {
             policy: meta.policy,

@@ -449,6 +449,17 @@ fn action(target: &Target) -> String {
         Target::Masquerade(_) => "MASQUERADE".to_owned(),
         Target::Log(log) => format!("LOG \"{}\"", log.prefix.trim_end()),
         Target::Nflog(nflog) => format!("NFLOG to group {}", nflog.group),
+        Target::Set(change) => {
+            let add = change
+                .add
+                .iter()
+                .map(|(name, _)| format!("adds to the set {name}"));
+            let delete = change
+                .delete
+                .iter()
+                .map(|(name, _)| format!("deletes from the set {name}"));
+            add.chain(delete).collect::<Vec<_>>().join(", ")
+        }
         Target::Reject(_) => "REJECT".to_owned(),
     }
 }

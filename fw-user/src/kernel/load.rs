@@ -17,6 +17,7 @@ use fw_common::abi::blob::{NEAR_PAGES, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{FLOW_WORDS, FlowKey, FlowKey4, Fragment, FragmentKey};
 use fw_common::abi::maps;
+use fw_common::abi::set::SetInfo;
 
 use super::probe;
 use super::state::{Fact, Lock, StateDir, current_netns, remove_if_present};
@@ -27,7 +28,9 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 /// Its SHA-256.
 const OBJECT_HASH: &str = env!("FWBPF_OBJECT_HASH");
 
-const MAPS: [&str; 16] = [
+const MAPS: [&str; 18] = [
+    maps::SETS,
+    maps::SET_INFO,
     maps::HINTS,
     maps::NEAR_PAGES,
     maps::ACTIVE,
@@ -60,8 +63,8 @@ pub type FlowWords = [u64; FLOW_WORDS];
 
 /// Typed handles of all maps.
 pub struct Maps {
-    /// Policies, by place.
-    pub policy: Policies,
+    /// Places, by place.
+    pub policy: Places,
     /// Their first pages.
     pub near_pages: Array<MapData, [Page; NEAR_PAGES]>,
     /// The place of the running one.
@@ -86,15 +89,19 @@ pub struct Maps {
     pub embryos6: HashMap<MapData, FlowKey, FlowWords>,
     /// First fragments.
     pub fragments: HashMap<MapData, FragmentKey, Fragment>,
+    /// Sets, by place.
+    pub sets: Places,
+    /// What is known of them.
+    pub set_info: Array<MapData, SetInfo>,
     /// Events by [`fw_common::abi::stat::Stat`].
     pub stats: PerCpuArray<MapData, u64>,
 }
 
-/// Generations of the policy, by place.
+/// Maps in a map: generations of the policy, or sets, by place.
 #[derive(Debug)]
-pub struct Policies(MapData);
+pub struct Places(MapData);
 
-impl TryFrom<Map> for Policies {
+impl TryFrom<Map> for Places {
     type Error = MapError;
 
     fn try_from(map: Map) -> Result<Self, MapError> {
@@ -105,13 +112,13 @@ impl TryFrom<Map> for Policies {
     }
 }
 
-impl AsFd for Policies {
+impl AsFd for Places {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.fd().as_fd()
     }
 }
 
-impl Policies {
+impl Places {
     /// The policy in a place, if there is one.
     fn get(&self, place: u32) -> Result<Option<Blob>> {
         let Some(id) = sys::word(self.as_fd(), place)? else {
@@ -153,6 +160,8 @@ impl Maps {
             embryos4: typed(state, maps::EMBRYOS4)?,
             embryos6: typed(state, maps::EMBRYOS6)?,
             fragments: typed(state, maps::FRAGMENTS)?,
+            sets: typed(state, maps::SETS)?,
+            set_info: typed(state, maps::SET_INFO)?,
             stats: typed(state, maps::STATS)?,
         };
         Ok(Some(opened))

@@ -11,6 +11,7 @@ pub mod flows;
 pub mod load;
 pub mod probe;
 pub mod read;
+pub mod sets;
 pub mod state;
 pub mod sweep;
 pub mod sync;

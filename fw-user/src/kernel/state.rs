@@ -312,6 +312,8 @@ fn is_ours(name: &str) -> bool {
         maps::FRAGMENTS,
         maps::STATS,
         maps::EVENTS,
+        maps::SETS,
+        maps::SET_INFO,
     ]
     .contains(&name);
     let fact = Fact::ALL

@@ -14,6 +14,7 @@ use std::ptr::NonNull;
 
 use aya::Pod;
 use fw_common::abi::blob::Page;
+use fw_common::abi::set::{SetEntry, SetKey};
 
 // enum bpf_cmd, include/uapi/linux/bpf.h.
 const BPF_MAP_CREATE: libc::c_long = 0;
@@ -202,22 +203,11 @@ pub fn update_batch<V: Pod>(
 
 /// Makes an array of so many pages for a policy.
 pub fn create_policy(pages: u32) -> io::Result<OwnedFd> {
-    #[repr(C)]
-    struct Attributes {
-        kind: u32,
-        key_size: u32,
-        value_size: u32,
-        entries: u32,
-        flags: u32,
-        inner: u32,
-        numa_node: u32,
-        name: [u8; 16],
-    }
     /// `BPF_MAP_TYPE_ARRAY`.
     const ARRAY: u32 = 2;
     /// `BPF_F_INNER_MAP | BPF_F_MMAPABLE`: inner maps of different length share a slot.
     const FLAGS: u32 = 0x1400;
-    let mut attributes = Attributes {
+    create_map(&mut Creation {
         kind: ARRAY,
         key_size: 4,
         value_size: size_of::<Page>() as u32,
@@ -226,12 +216,73 @@ pub fn create_policy(pages: u32) -> io::Result<OwnedFd> {
         inner: 0,
         numa_node: 0,
         name: *b"fwbpf_policy\0\0\0\0",
-    };
+    })
+}
+
+/// Makes a map for a set of so many elements at most. It takes memory as it grows.
+pub fn create_set(capacity: u32) -> io::Result<OwnedFd> {
+    /// `BPF_MAP_TYPE_HASH`.
+    const HASH: u32 = 1;
+    /// `BPF_F_NO_PREALLOC`.
+    const FLAGS: u32 = 1;
+    create_map(&mut Creation {
+        kind: HASH,
+        key_size: size_of::<SetKey>() as u32,
+        value_size: size_of::<SetEntry>() as u32,
+        entries: capacity,
+        flags: FLAGS,
+        inner: 0,
+        numa_node: 0,
+        name: *b"fwbpf_set\0\0\0\0\0\0\0",
+    })
+}
+
+/// What BPF_MAP_CREATE reads.
+#[repr(C)]
+struct Creation {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    entries: u32,
+    flags: u32,
+    inner: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+fn create_map(creation: &mut Creation) -> io::Result<OwnedFd> {
     // SAFETY: the attributes are the first ones that BPF_MAP_CREATE reads, and the kernel takes
     // those that follow for zero; no pointer is involved.
-    let fd = unsafe { bpf(BPF_MAP_CREATE, &mut attributes) }?;
+    let fd = unsafe { bpf(BPF_MAP_CREATE, creation) }?;
     // SAFETY: the kernel just made this descriptor for us, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Writes elements of a hash map.
+///
+/// # Panics
+///
+/// If there are not as many values as keys.
+pub fn insert_batch<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    keys: &[K],
+    values: &[V],
+) -> io::Result<()> {
+    assert_eq!(values.len(), keys.len(), "a value for each key");
+    let mut attributes = Batch {
+        in_batch: 0,
+        out_batch: 0,
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count: keys.len() as u32,
+        map_fd: map.as_raw_fd() as u32,
+        element_flags: 0,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those that BPF_MAP_UPDATE_BATCH reads. The kernel reads `count`
+    // keys and values, which the assertion says are there, of the map's sizes, which are those of
+    // the types that the caller made the map for.
+    unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attributes) }.map(drop)
 }
 
 /// The pages of a policy's array, in this process's memory: the very pages that programs read.

@@ -34,6 +34,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             ipv6,
             files: Vec::new(),
             toml: None,
+            sets: Vec::new(),
         })
 }
 

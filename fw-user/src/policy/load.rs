@@ -1,12 +1,14 @@
 //! Files -> policy: what each file is, for which IP version, and how several become one.
 
+use fw_common::abi::maps::POLICY_SETS_MAX;
 use serde::Serialize;
 
 use super::document;
-use super::error::{PolicyErrors, Problem, Report, Warning};
+use super::error::{PolicyError, PolicyErrors, Problem, Report, Warning, nearest};
 use super::hosts::Hosts;
-use super::model::{Family, Policy};
+use super::model::{Family, Origin, Policy};
 use super::save;
+use super::set::{self, is_set_file};
 use super::source::{SourceFile, Span};
 
 /// How files are read.
@@ -17,16 +19,28 @@ pub struct LoadOptions {
 }
 
 /// A policy and what its writer would want to know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Loaded {
     /// The policy.
     pub policy: Policy,
     /// What was taken although it is doubtful.
     pub warnings: Vec<Warning>,
+    /// The places where rules ask sets that no file gives. The running firewall may have them.
+    pub missing_sets: Vec<MissingSet>,
+}
+
+/// A rule that asks a set that no file gives.
+#[derive(Clone, Debug, Serialize)]
+pub struct MissingSet {
+    /// The set's name.
+    pub name: String,
+    /// What is the matter, where nobody else has the set either.
+    pub error: PolicyError,
 }
 
 /// Reads the files that together are one policy: rule files in iptables-save's format, one per
-/// IP version and table, or one policy.toml. Names of hosts are errors.
+/// IP version and table, or one policy.toml; and files of sets, as `ipset save` writes them. Names of
+/// hosts are errors.
 pub fn load(files: &[SourceFile], options: LoadOptions) -> Result<Loaded, PolicyErrors> {
     read(files, options, None)
 }
@@ -48,32 +62,107 @@ fn read(
     let mut policy = Policy::default();
     let mut warnings = Vec::new();
     let mut errors = Vec::new();
-    for (index, file) in files.iter().enumerate() {
-        policy.files.push(file.name.clone());
+    policy.files = files.iter().map(|file| file.name.clone()).collect();
+    // Sets first: rules refer to them.
+    let (sets, others): (Vec<_>, Vec<_>) = files
+        .iter()
+        .enumerate()
+        .partition(|(_, file)| is_set_file(file));
+    for (index, file) in sets {
         let mut report = Report::new(file, index, options.strict, hosts);
-        load_file(file, &mut policy, &mut report);
-        warnings.append(&mut report.warnings);
-        report
-            .errors
-            .sort_by_key(|error| (error.line, error.column));
-        errors.append(&mut report.errors);
+        set::read(file, &mut policy.sets, &mut report);
+        take_report(report, &mut errors, &mut warnings);
+    }
+    let alone = others.len() == 1;
+    for (index, file) in others {
+        let mut report = Report::new(file, index, options.strict, hosts);
+        load_file(file, alone, &mut policy, &mut report);
+        take_report(report, &mut errors, &mut warnings);
+    }
+    if policy.sets.len() > POLICY_SETS_MAX && errors.is_empty() {
+        let set = &policy.sets[POLICY_SETS_MAX];
+        errors.push(error_at(files, set.origin, &set.name, |span| {
+            Problem::wrong("too-many-sets", span, "there are too many sets")
+                .expected(format!("{POLICY_SETS_MAX} sets at most"))
+                .help("leave out sets that no rule asks")
+        }));
     }
     if errors.is_empty() {
-        Ok(Loaded { policy, warnings })
+        Ok(Loaded {
+            missing_sets: missing_sets(files, &policy),
+            policy,
+            warnings,
+        })
     } else {
         Err(PolicyErrors { errors })
     }
 }
 
-fn load_file(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
+fn take_report(mut report: Report<'_>, errors: &mut Vec<PolicyError>, warnings: &mut Vec<Warning>) {
+    warnings.append(&mut report.warnings);
+    report
+        .errors
+        .sort_by_key(|error| (error.line, error.column));
+    errors.append(&mut report.errors);
+}
+
+fn missing_sets(files: &[SourceFile], policy: &Policy) -> Vec<MissingSet> {
+    let mut missing = Vec::new();
+    for rule in policy.rules() {
+        for name in rule.named_sets().filter(|name| policy.set(name).is_none()) {
+            let error = error_at(files, rule.origin, name, |span| {
+                let problem =
+                    Problem::wrong("unknown-set", span, format!("there is no set `{name}`"))
+                        .expected("a set that a file gives, or that the running firewall has");
+                match nearest(name, policy.sets.iter().map(|set| set.name.as_str())) {
+                    Some(near) => problem.help(format!("did you mean `{near}`?")),
+                    None => problem
+                        .help("load the file that `ipset save` writes together with the rules"),
+                }
+            });
+            missing.push(MissingSet {
+                name: name.to_owned(),
+                error,
+            });
+        }
+    }
+    missing
+}
+
+/// An error about a word of a line.
+fn error_at(
+    files: &[SourceFile],
+    origin: Origin,
+    word: &str,
+    problem: impl FnOnce(Span) -> Problem,
+) -> PolicyError {
+    let index = (origin.file as usize).min(files.len().saturating_sub(1));
+    let file = &files[index];
+    let before = origin.line.saturating_sub(1) as usize;
+    let start = file
+        .text
+        .split_inclusive('\n')
+        .take(before)
+        .map(str::len)
+        .sum();
+    let line = file.text[start..].lines().next().unwrap_or_default();
+    let column = line.find(word).unwrap_or(0);
+    let mut report = Report::new(file, index, false, None);
+    report.error(problem(
+        (start + column..start + column + word.len()).into(),
+    ));
+    report.errors.remove(0)
+}
+
+fn load_file(file: &SourceFile, alone: bool, policy: &mut Policy, report: &mut Report<'_>) {
     if is_toml(file) {
-        if policy.files.len() > 1 {
-            report.error(alone());
+        if !alone {
+            report.error(not_alone());
         }
         return document::load(file, policy, report);
     }
     if policy.toml.is_some() {
-        return report.error(alone());
+        return report.error(not_alone());
     }
     if let Some(problem) = save::shell_script(file) {
         return report.error(problem);
@@ -108,7 +197,7 @@ fn is_toml(file: &SourceFile) -> bool {
     file.name.to_lowercase().ends_with(".toml") || header
 }
 
-fn alone() -> Problem {
+fn not_alone() -> Problem {
     Problem::wrong(
         "toml-and-others",
         Span::default(),

@@ -19,6 +19,7 @@ pub mod model;
 pub mod names;
 pub mod print;
 mod save;
+pub mod set;
 pub mod source;
 
 pub use document::{NotExpressible, print_toml};

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub use log::{Log, Nflog};
 pub use reject::Reject;
 
+use super::set::SetDefinition;
+
 /// A whole policy: what one `fwbpf load` enforces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
@@ -25,6 +27,48 @@ pub struct Policy {
     pub files: Vec<String>,
     /// The policy.toml document, canonical text, when the policy was written as one.
     pub toml: Option<String>,
+    /// The sets that its rules may ask.
+    pub sets: Vec<SetDefinition>,
+}
+
+impl Policy {
+    /// The set of that name.
+    pub fn set(&self, name: &str) -> Option<&SetDefinition> {
+        self.sets.iter().find(|set| set.name == name)
+    }
+
+    /// Every rule.
+    pub fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.rulesets()
+            .flat_map(|(_, ruleset)| ruleset.tables())
+            .flat_map(|(_, table)| &table.chains)
+            .flat_map(|chain| &chain.rules)
+    }
+
+    /// The names of the sets that rules ask, each as often as it is asked.
+    pub fn named_sets(&self) -> impl Iterator<Item = &str> {
+        self.rules().flat_map(Rule::named_sets)
+    }
+}
+
+impl Rule {
+    /// The names of the sets that the rule asks or changes.
+    pub fn named_sets(&self) -> impl Iterator<Item = &str> {
+        let asked = self.matches.iter().filter_map(|each| match each {
+            Match::Set(set) => Some(set.name.as_str()),
+            _ => None,
+        });
+        asked.chain(self.changed_sets())
+    }
+
+    /// The names of the sets that the rule changes.
+    pub fn changed_sets(&self) -> impl Iterator<Item = &str> {
+        let change = match &self.target {
+            Target::Set(change) => Some(change),
+            _ => None,
+        };
+        change.into_iter().flat_map(SetChange::sets)
+    }
 }
 
 /// IP version.
@@ -168,8 +212,36 @@ pub enum Match {
     Conntrack(Conntrack),
     /// `-m limit`.
     Limit(Limit),
+    /// `-m set`.
+    Set(SetMatch),
     /// `-m comment --comment`.
     Comment(String),
+}
+
+/// `-m set`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetMatch {
+    /// `!` before `--match-set`.
+    pub not: bool,
+    /// The set's name.
+    pub name: String,
+    /// Up to six sides, one for each part of the set's elements.
+    pub sides: Vec<Side>,
+    /// `--return-nomatch`.
+    pub return_nomatch: bool,
+    /// `! --update-counters`.
+    pub keep_counters: bool,
+    /// `! --update-subcounters`.
+    pub keep_subcounters: bool,
+}
+
+/// `src` or `dst`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Side {
+    /// `src`.
+    Source,
+    /// `dst`.
+    Destination,
 }
 
 /// `-m tcp`.
@@ -333,6 +405,37 @@ pub enum Target {
     Nflog(Nflog),
     /// `-j REJECT`.
     Reject(Reject),
+    /// `-j SET`.
+    Set(SetChange),
+}
+
+/// `-j SET`: adds to a set, deletes from one, or both.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetChange {
+    /// `--add-set`: the set's name, and the sides of the packet that make the element.
+    pub add: Option<(String, Vec<Side>)>,
+    /// `--exist`.
+    pub exist: bool,
+    /// `--timeout`.
+    pub timeout: Option<u32>,
+    /// `--del-set`.
+    pub delete: Option<(String, Vec<Side>)>,
+}
+
+impl SetChange {
+    /// A rule that names nothing.
+    pub const NONE: Self = Self {
+        add: None,
+        exist: false,
+        timeout: None,
+        delete: None,
+    };
+
+    /// The names of the sets that it changes.
+    pub fn sets(&self) -> impl Iterator<Item = &str> {
+        let both = self.add.iter().chain(&self.delete);
+        both.map(|(name, _)| name.as_str())
+    }
 }
 
 impl Target {

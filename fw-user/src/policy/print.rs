@@ -12,7 +12,7 @@ use super::ids::{CounterId, TableName};
 use super::model::{
     Chain, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType, InterfacePattern, Limit,
     Log, Masquerade, Match, Multiport, Negatable, Nflog, Policy, PortRange, Ports, Prefix, Rule,
-    Table, Target, Tcp, TcpFlags, WhichPort,
+    Side, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use super::names::protocol_name;
 
@@ -222,6 +222,22 @@ impl Words {
                     self.pair("--limit-burst", limit.burst);
                 }
             }
+            Match::Set(set) => {
+                self.pair("-m", "set");
+                self.not(set.not);
+                let sides: Vec<&str> = set.sides.iter().map(|side| side.name()).collect();
+                self.pair("--match-set", &set.name);
+                self.word(sides.join(","));
+                if set.return_nomatch {
+                    self.word("--return-nomatch");
+                }
+                if set.keep_counters {
+                    self.word("! --update-counters");
+                }
+                if set.keep_subcounters {
+                    self.word("! --update-subcounters");
+                }
+            }
             Match::Comment(text) => {
                 self.pair("-m", "comment");
                 self.text("--comment", text);
@@ -277,6 +293,14 @@ impl Words {
         }
     }
 
+    fn set(&mut self, option: &str, named: &Option<(String, Vec<Side>)>) {
+        if let Some((name, sides)) = named {
+            let sides: Vec<&str> = sides.iter().map(|side| side.name()).collect();
+            self.pair(option, name);
+            self.word(sides.join(","));
+        }
+    }
+
     fn ports(&mut self, ports: &Ports) {
         self.option("--sport", &ports.source);
         self.option("--dport", &ports.destination);
@@ -312,10 +336,31 @@ impl Words {
             }
             Target::Log(log) => self.log(log),
             Target::Nflog(nflog) => self.nflog(nflog),
+            Target::Set(change) => {
+                self.pair("-j", "SET");
+                self.set("--add-set", &change.add);
+                if change.exist {
+                    self.word("--exist");
+                }
+                if let Some(seconds) = change.timeout {
+                    self.pair("--timeout", seconds);
+                }
+                self.set("--del-set", &change.delete);
+            }
             Target::Reject(answer) => {
                 self.pair("-j", "REJECT");
                 self.pair("--reject-with", answer.name(family));
             }
+        }
+    }
+}
+
+impl Side {
+    /// `src` or `dst`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Source => "src",
+            Self::Destination => "dst",
         }
     }
 }

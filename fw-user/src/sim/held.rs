@@ -7,11 +7,10 @@ use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::Recorder;
-use fw_common::datapath::limit::LATER;
-use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 
 /// Tables whose hits are held back.
@@ -116,8 +115,20 @@ impl<T: Tables> Tables for Held<'_, T> {
         self.tables.replace_limit(generation, cell, old, new)
     }
 
-    fn deferred_hold(&self, _scratch: &mut Scratch) -> u32 {
-        LATER
+    fn set_info(&self, place: u32) -> Option<&SetInfo> {
+        self.tables.set_info(place)
+    }
+
+    fn set_entry(&self, place: u32, key: &SetKey) -> Option<SetEntry> {
+        self.tables.set_entry(place, key)
+    }
+
+    fn put_set_entry(&self, place: u32, key: &SetKey, entry: &SetEntry) {
+        self.tables.put_set_entry(place, key, entry);
+    }
+
+    fn remove_set_entry(&self, place: u32, key: &SetKey) {
+        self.tables.remove_set_entry(place, key);
     }
 
     fn holds_back(&self) -> bool {

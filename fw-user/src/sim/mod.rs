@@ -14,5 +14,5 @@ pub use held::Held;
 pub use host::{Host, HostDevice};
 pub use packet::SlicePacket;
 pub use state::{FlowState, State};
-pub use tables::{Capacities, HostTables};
+pub use tables::{Capacities, HostSet, HostTables};
 pub use trace::{Event, Traced};

@@ -12,6 +12,7 @@ use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
 use fw_common::abi::maps;
+use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
@@ -20,7 +21,8 @@ use lru::LruCache;
 use super::host::Host;
 use super::state::{FlowState, State};
 use crate::addr;
-use crate::compile::TableSet;
+use crate::compile::{TableSet, contents};
+use crate::policy::model::Policy;
 
 /// How much each table holds; by default as much as the kernel's maps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +63,8 @@ pub struct HostTables {
     fragments: RefCell<LruCache<FragmentKey, Fragment>>,
     fragments_max: usize,
     frames: Vec<MapCell<u64>>,
+    /// By place.
+    sets: BTreeMap<u32, HostSet>,
     /// States of limits by cell, where packets have changed them.
     limits: RefCell<BTreeMap<u32, u64>>,
     events: RefCell<Vec<Event>>,
@@ -69,6 +73,25 @@ pub struct HostTables {
     now: StdCell<u64>,
     random: StdCell<u64>,
     drawn: StdCell<Option<u32>>,
+}
+
+/// A set as the kernel holds it.
+#[derive(Clone, Debug, Default)]
+pub struct HostSet {
+    /// Its lengths and times.
+    pub info: SetInfo,
+    /// Its elements.
+    pub entries: RefCell<HashMap<SetKey, SetEntry>>,
+}
+
+impl HostSet {
+    /// A set with these elements.
+    pub fn new(info: SetInfo, entries: impl IntoIterator<Item = (SetKey, SetEntry)>) -> Self {
+        Self {
+            info,
+            entries: RefCell::new(entries.into_iter().collect()),
+        }
+    }
 }
 
 /// The flow tables of one IP version; values are places in the arena.
@@ -104,6 +127,7 @@ impl HostTables {
             fragments: RefCell::new(LruCache::unbounded()),
             fragments_max: capacities.fragments,
             frames: (0..MAX_DEPTH).map(|_| MapCell::new(0)).collect(),
+            sets: BTreeMap::new(),
             limits: RefCell::default(),
             events: RefCell::default(),
             counters: RefCell::default(),
@@ -128,6 +152,20 @@ impl HostTables {
         self.policy = Some(policy);
         self.limits.take();
         self.devices = self.device_records();
+    }
+
+    /// Puts a policy's sets in their places.
+    pub fn put_sets(&mut self, policy: &Policy) {
+        for set in &policy.sets {
+            let elements = set.elements.as_deref().map_or(&[][..], Vec::as_slice);
+            let (info, entries) = contents(set, elements, self.now.get());
+            self.put_set(set.place, HostSet::new(info, entries));
+        }
+    }
+
+    /// Puts a set in its place.
+    pub fn put_set(&mut self, place: u32, set: HostSet) {
+        self.sets.insert(place, set);
     }
 
     /// The policy that runs.
@@ -228,6 +266,7 @@ impl HostTables {
             fork.load(policy.clone());
         }
         fork.limits.clone_from(&self.limits);
+        fork.sets.clone_from(&self.sets);
         fork.set_now(self.now.get());
         fork.set_seed(self.random.get());
         for (key, FlowState { embryo, flow }) in &self.state().flows {
@@ -381,6 +420,26 @@ impl Tables for HostTables {
     fn emit(&self, event: &Event) -> bool {
         self.events.borrow_mut().push(*event);
         true
+    }
+
+    fn set_info(&self, place: u32) -> Option<&SetInfo> {
+        self.sets.get(&place).map(|set| &set.info)
+    }
+
+    fn set_entry(&self, place: u32, key: &SetKey) -> Option<SetEntry> {
+        self.sets.get(&place)?.entries.borrow().get(key).copied()
+    }
+
+    fn put_set_entry(&self, place: u32, key: &SetKey, entry: &SetEntry) {
+        if let Some(set) = self.sets.get(&place) {
+            set.entries.borrow_mut().insert(*key, *entry);
+        }
+    }
+
+    fn remove_set_entry(&self, place: u32, key: &SetKey) {
+        if let Some(set) = self.sets.get(&place) {
+            set.entries.borrow_mut().remove(key);
+        }
     }
 
     fn now(&self) -> u64 {

@@ -8,6 +8,7 @@ use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
 use fw_common::abi::event;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::scratch::Scratch;
@@ -196,6 +197,22 @@ impl<T: Tables> Tables for Traced<'_, T> {
 
     fn replace_limit(&self, generation: Self::Generation, cell: u32, old: u64, new: u64) -> bool {
         self.tables.replace_limit(generation, cell, old, new)
+    }
+
+    fn set_info(&self, place: u32) -> Option<&SetInfo> {
+        self.tables.set_info(place)
+    }
+
+    fn set_entry(&self, place: u32, key: &SetKey) -> Option<SetEntry> {
+        self.tables.set_entry(place, key)
+    }
+
+    fn put_set_entry(&self, place: u32, key: &SetKey, entry: &SetEntry) {
+        self.tables.put_set_entry(place, key, entry);
+    }
+
+    fn remove_set_entry(&self, place: u32, key: &SetKey) {
+        self.tables.remove_set_entry(place, key);
     }
 
     fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {

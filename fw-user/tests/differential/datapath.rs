@@ -91,6 +91,7 @@ fn masquerading() -> Policy {
         ipv6: Some(ruleset),
         files: vec!["generated".into()],
         toml: None,
+        sets: Vec::new(),
     }
 }
 

@@ -36,6 +36,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             ipv6,
             files: vec!["generated".into()],
             toml: None,
+            sets: Vec::new(),
         })
 }
 

@@ -106,7 +106,7 @@ impl Walk<'_> {
             }
             self.hit(chain, Some(index));
             match &rule.target {
-                Target::Continue | Target::Log(_) | Target::Nflog(_) => {}
+                Target::Continue | Target::Log(_) | Target::Nflog(_) | Target::Set(_) => {}
                 Target::Accept => return Some(Outcome::Accept),
                 Target::Drop | Target::Reject(_) => return Some(Outcome::Drop),
                 Target::Return => return None,
@@ -226,7 +226,8 @@ fn fulfils(condition: &Match, seen: &Seen) -> bool {
         Match::State(states) => (states.value.0 & seen.states.0 != 0) != states.not,
         Match::Conntrack(conntrack) => conntrack_mt(conntrack, seen),
         // Limits depend on time, which is not here: the generator has none.
-        Match::Limit(_) | Match::Comment(_) => true,
+        // The judge of sets is ipset, in the comparison with iptables.
+        Match::Limit(_) | Match::Set(_) | Match::Comment(_) => true,
     }
 }
 

@@ -86,6 +86,12 @@ impl Pair {
     fn load(&mut self, trial: &Trial) -> Result<Option<Difference>> {
         self.reference.firewall.clear()?;
         let text = trial.rules.text();
+        let sets = &trial.rules.sets.text;
+        self.reference
+            .firewall
+            .give_sets(sets)
+            .with_context(|| format!("ipset refuses what was generated:\n{sets}"))?;
+        self.tested.firewall.give_sets(sets)?;
         self.reference
             .firewall
             .load(&[(trial.family, &text)])
@@ -141,6 +147,9 @@ impl Difference {
             Family::Ipv4 => "IPv4",
             Family::Ipv6 => "IPv6",
         };
+        for line in trial.rules.sets.text.lines() {
+            let _ = writeln!(text, "    {line}");
+        }
         let _ = writeln!(text, "rules ({version}):");
         for line in trial.rules.text().lines() {
             let _ = writeln!(text, "    {line}");

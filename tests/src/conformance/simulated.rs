@@ -26,6 +26,8 @@ pub struct Simulated {
 struct Inner {
     host: Host,
     running: Option<Running>,
+    /// The sets that the next rules may ask.
+    sets: String,
     /// What passed ingress since the last frame was put in, to know it again at egress.
     arrived: Vec<SlicePacket>,
 }
@@ -45,6 +47,7 @@ impl Simulated {
             inner: Arc::new(Mutex::new(Inner {
                 host,
                 running: None,
+                sets: String::new(),
                 arrived: Vec::new(),
             })),
         })
@@ -105,22 +108,29 @@ impl Firewall for Simulated {
     }
 
     fn load(&self, rules: &[(Family, &str)]) -> Result<()> {
-        let files: Vec<SourceFile> = rules
+        let rules = rules
             .iter()
-            .map(|(family, text)| SourceFile::new("rules", text.as_bytes(), Some(*family)))
-            .collect();
+            .map(|(family, text)| SourceFile::new("rules", text.as_bytes(), Some(*family)));
+        let sets = SourceFile::new("sets.ipset", self.lock().sets.as_bytes(), None);
+        let files: Vec<SourceFile> = rules.chain([sets]).collect();
         let policy = load(&files, LoadOptions { strict: true })
             .map_err(|errors| anyhow!("{errors:?}"))?
             .policy;
         let slots = Slots::fresh(&policy);
         let compiled = compile(&policy, &slots, 1, &[]).map_err(|limits| anyhow!("{limits:?}"))?;
         let mut inner = self.lock();
-        let tables = HostTables::running(inner.host.clone(), compiled);
+        let mut tables = HostTables::running(inner.host.clone(), compiled);
+        tables.put_sets(&policy);
         inner.running = Some(Running {
             policy,
             slots,
             tables,
         });
+        Ok(())
+    }
+
+    fn give_sets(&self, sets: &str) -> Result<()> {
+        self.lock().sets = sets.to_owned();
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::UNIX_EPOCH;
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +17,9 @@ pub trait Firewall: Send {
     fn name(&self) -> &'static str;
     /// Makes these rules (iptables-save text), all counters at zero, the whole policy.
     fn load(&self, rules: &[(Family, &str)]) -> Result<()>;
+    /// Makes these sets (as `ipset save` prints them) the ones that the rules of the next
+    /// [`Firewall::load`] may ask.
+    fn give_sets(&self, sets: &str) -> Result<()>;
     /// Removes all rules and forgets all flows.
     fn clear(&self) -> Result<()>;
     /// Loads policies with nothing left of what was before: no flows, all counters as written.
@@ -65,6 +68,11 @@ impl Firewall for Iptables {
         Ok(())
     }
 
+    fn give_sets(&self, sets: &str) -> Result<()> {
+        run(self.namespace.command("ipset").arg("destroy"))?;
+        run_with_input(self.namespace.command("ipset").arg("restore"), sets)
+    }
+
     fn clear(&self) -> Result<()> {
         const OPEN: &str = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n\
              *nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n";
@@ -90,6 +98,8 @@ pub struct Fwbpf {
     state: PathBuf,
     files: tempfile::TempDir,
     load_options: Vec<String>,
+    /// What the next load is given besides rules.
+    sets: Mutex<Option<PathBuf>>,
 }
 
 impl Fwbpf {
@@ -103,6 +113,7 @@ impl Fwbpf {
             state,
             files,
             load_options: Vec::new(),
+            sets: Mutex::default(),
         })
     }
 
@@ -161,6 +172,7 @@ impl Fwbpf {
             };
             command.arg(self.write_policy(name, text)?);
         }
+        command.args(self.sets.lock().expect("nobody panics with it").as_ref());
         let output = command.output().context("start fwbpf")?;
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         if !output.status.success() {
@@ -185,6 +197,15 @@ impl Firewall for Fwbpf {
 
     fn load(&self, rules: &[(Family, &str)]) -> Result<()> {
         self.load_with(&[], rules).map(drop)
+    }
+
+    fn give_sets(&self, sets: &str) -> Result<()> {
+        let file = match sets {
+            "" => None,
+            sets => Some(self.write_policy("sets.ipset", sets)?),
+        };
+        *self.sets.lock().expect("nobody panics with it") = file;
+        Ok(())
     }
 
     fn load_anew(&self, rules: &[(Family, &str)]) -> Result<()> {

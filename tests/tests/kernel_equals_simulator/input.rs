@@ -11,15 +11,18 @@ use rand::Rng;
 /// Bytes of an Ethernet header.
 pub const L2: usize = 14;
 
-/// Rules as text that make something of these flows.
-pub fn rules(random: &mut impl Rng, family: Family, flows: &[Flow]) -> String {
+/// Rules as text that make something of these flows, and the sets that they ask.
+pub fn rules(random: &mut impl Rng, family: Family, flows: &[Flow]) -> (String, String) {
     let mut rules = Rules::generate(random, family, flows);
     if random.random_bool(0.5) {
         // Chains of more than 16 rules are compiled into hash tables. Most of what is put in front
         // only counts, so that packets come to the end.
         let mut more = Vec::new();
         for _ in 0..8 {
-            let filter = Rules::generate(random, family, flows).tables.swap_remove(0);
+            let sets = rules.sets.clone();
+            let filter = Rules::asking(random, family, flows, sets)
+                .tables
+                .swap_remove(0);
             more.extend(filter.rules.into_iter().filter_map(|rule| {
                 let (matches, target) = rule.split_once(" -j ").unwrap_or((&rule, ""));
                 if rule.starts_with("-A user") || rule.contains("user") {
@@ -36,7 +39,7 @@ pub fn rules(random: &mut impl Rng, family: Family, flows: &[Flow]) -> String {
     for rule in rules.tables.iter_mut().flat_map(|table| &mut table.rules) {
         *rule = with_one_port(rule);
     }
-    rules.text()
+    (rules.text(), rules.sets.text)
 }
 
 /// `--to-ports` with the first port only. Two draws of one port from the same range can be made
@@ -54,11 +57,16 @@ fn with_one_port(rule: &str) -> String {
     format!("{before}{OPTION}{first}{rest}")
 }
 
-/// The policy that the texts make together.
-pub fn policy(texts: &[(Family, String)]) -> Result<Policy> {
+/// The policy that rules and sets make together.
+pub fn policy(texts: &[(Family, (String, String))]) -> Result<Policy> {
     let files: Vec<SourceFile> = texts
         .iter()
-        .map(|(family, text)| SourceFile::new("generated", text.as_bytes(), Some(*family)))
+        .flat_map(|(family, (rules, sets))| {
+            [
+                SourceFile::new("generated", rules.as_bytes(), Some(*family)),
+                SourceFile::new("generated.ipset", sets.as_bytes(), None),
+            ]
+        })
         .collect();
     let loaded = load(&files, LoadOptions::default())
         .map_err(|errors| anyhow::anyhow!("{errors:?}"))

@@ -14,6 +14,7 @@ use fw_user::host::Host;
 use fw_user::kernel::load::{FlowWords, Maps};
 use fw_user::kernel::state::Settled;
 use fw_user::kernel::{read, sync};
+use fw_user::policy::set::SetDefinition;
 use fw_user::sim::{FlowState, State};
 use tempfile::NamedTempFile;
 
@@ -80,6 +81,8 @@ impl Kernel {
             embryos4: take(&mut object, maps::EMBRYOS4)?,
             embryos6: take(&mut object, maps::EMBRYOS6)?,
             fragments: take(&mut object, maps::FRAGMENTS)?,
+            sets: take(&mut object, maps::SETS)?,
+            set_info: take(&mut object, maps::SET_INFO)?,
             stats: take(&mut object, maps::STATS)?,
         };
         Ok(Self {
@@ -110,6 +113,11 @@ impl Kernel {
     /// The generation that the next policy has to be compiled as.
     pub fn next_generation(&self) -> u32 {
         self.generation + 1
+    }
+
+    /// Makes and fills the sets of the policy that is to be run.
+    pub fn fill(&mut self, sets: &[SetDefinition]) -> Result<()> {
+        fw_user::kernel::sets::fill(&mut self.maps, sets)
     }
 
     /// Forgets what packets did, and runs this policy, which has so many counters.

@@ -64,7 +64,7 @@ impl<'k> Trial<'k> {
         forwards: bool,
     ) -> Result<Self> {
         let traffic = input::traffic(random, packets);
-        let texts: Vec<(Family, String)> = traffic
+        let texts: Vec<(Family, (String, String))> = traffic
             .iter()
             .map(|(family, traffic)| (*family, input::rules(random, *family, &traffic.flows)))
             .collect();
@@ -77,14 +77,20 @@ impl<'k> Trial<'k> {
             ..Tally::default()
         };
         let host = Host::read()?;
+        kernel.fill(&policy.sets)?;
         kernel.start(&host, &set, slots.of.len() as u32)?;
+        let mut tables = HostTables::running(sim::Host::from(&host), set);
+        tables.put_sets(&policy);
         Ok(Self {
             kernel,
-            tables: HostTables::running(sim::Host::from(&host), set),
+            tables,
             scratch: Scratch::default(),
             forwards,
             host,
-            rules: texts.into_iter().map(|(_, text)| text).collect(),
+            rules: texts
+                .into_iter()
+                .map(|(_, (rules, sets))| rules + &sets)
+                .collect(),
             traffic,
             seen_as: HashMap::new(),
             tally,

@@ -58,12 +58,13 @@ const PING: Package = program(
     "sends the demo's and the tests' pings",
 );
 
-const TESTS: [Package; 10] = [
+const TESTS: [Package; 11] = [
     program(
         "iptables",
         "iptables-legacy",
         "the judge of the conformance test",
     ),
+    program("ipset", "ipset", "the judge of what sets contain"),
     program(
         "nftables",
         "nft",

@@ -13,6 +13,28 @@ pub enum EffectFields {
         /// How much of the packet is asked for (`--nflog-size`).
         size: Option<u32>,
     },
+    /// SET.
+    Sets {
+        /// An element is added.
+        add: Option<SetAddition>,
+        /// And one deleted: the set's place, and how it is asked ([`crate::abi::set::shape`]).
+        delete: Option<(u32, u32)>,
+    },
+}
+
+/// What SET adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SetAddition {
+    /// The set's place.
+    pub place: u32,
+    /// Bits of [`crate::abi::set::shape`].
+    pub shape: u32,
+    /// An element that is there already gets a new time.
+    pub exist: bool,
+    /// Seconds that the element stays, 0 for ever; nothing for the set's own time.
+    pub timeout: Option<u32>,
+    /// Addresses or ports that the set may have.
+    pub range: (u32, u32),
 }
 
 /// The effects' numbers, the first word's low byte. 10 to 19 change packets and flows, 20 to 29
@@ -22,6 +44,20 @@ pub mod effect_kind {
     pub const LOG: u32 = 1;
     /// [`super::EffectFields::Nflog`].
     pub const NFLOG: u32 = 2;
+    /// [`super::EffectFields::Sets`].
+    pub const SETS: u32 = 20;
+}
+
+/// Bits of an effect's first word, of [`effect_kind::SETS`].
+pub mod set_change {
+    /// There is something to add.
+    pub const ADD: u32 = 1 << 8;
+    /// There is something to delete.
+    pub const DELETE: u32 = 1 << 9;
+    /// See [`super::SetAddition::exist`].
+    pub const EXIST: u32 = 1 << 10;
+    /// The sixth word holds seconds.
+    pub const TIMEOUT: u32 = 1 << 11;
 }
 
 impl EffectFields {
@@ -37,6 +73,27 @@ impl EffectFields {
                 let room = Event::PACKET as u32;
                 cell.w[1] = size.map_or(room, |size| size.min(room));
                 effect_kind::NFLOG
+            }
+            // Not next to each other, as in the predicate of a limit.
+            EffectFields::Sets { add, delete } => {
+                let mut first = effect_kind::SETS;
+                if let Some(add) = add {
+                    first |= set_change::ADD;
+                    first |= if add.exist { set_change::EXIST } else { 0 };
+                    cell.w[2] = add.place;
+                    cell.w[4] = add.shape;
+                    if let Some(seconds) = add.timeout {
+                        first |= set_change::TIMEOUT;
+                        cell.w[6] = seconds;
+                    }
+                    (cell.w[8], cell.w[10]) = add.range;
+                }
+                if let Some((place, shape)) = delete {
+                    first |= set_change::DELETE;
+                    cell.w[12] = place;
+                    cell.w[14] = shape;
+                }
+                first
             }
         };
         cell

@@ -65,6 +65,13 @@ pub enum Condition {
         /// The most credit there can be.
         cap: u32,
     },
+    /// The packet is in a set ([`crate::datapath::sets`]).
+    InSet {
+        /// The set's place.
+        place: u32,
+        /// How it is asked: bits of [`crate::abi::set::shape`].
+        shape: u32,
+    },
 }
 
 /// The conditions' numbers, the first word's low byte.
@@ -92,7 +99,12 @@ pub mod condition {
     /// [`super::Condition::Limit`]: the cell's last two words are the limit's state, which the
     /// programs write.
     pub const LIMIT: u32 = 11;
+    /// [`super::Condition::InSet`].
+    pub const IN_SET: u32 = 40;
 }
+
+/// The word of a predicate that holds a set's place.
+pub const SET_PLACE: usize = 2;
 
 impl PredicateFields {
     /// Writes the cell: kind, `not` in bit 8, then the condition's words.
@@ -155,6 +167,12 @@ impl PredicateFields {
                 cell.w[2] = cost;
                 cell.w[4] = cap;
                 condition::LIMIT
+            }
+            Condition::InSet { place, shape } => {
+                // Apart, as above.
+                cell.w[SET_PLACE] = place;
+                cell.w[4] = shape;
+                condition::IN_SET
             }
         };
         cell.w[0] = kind | (self.not as u32) << 8;

@@ -73,7 +73,7 @@ pub struct RuleFields {
     /// Number of predicate cells that may be looked at in any order and number.
     pub predicate_count: u32,
     /// Number of predicate cells after these that are looked at once all else matches, and only for
-    /// the first rule that does: a limit, and what stands behind it in the rule.
+    /// the first rule that does: sets; a limit, and what stands behind it in the rule.
     pub deferred_count: u32,
 }
 

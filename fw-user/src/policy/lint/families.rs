@@ -228,6 +228,8 @@ fn decides(rule: &Rule, kind: u8) -> bool {
             .is_some_and(|states| (states.value.0 & CtStates::UNTRACKED.0 != 0) != states.not),
         // Discovery needs little, and a limit lets little pass.
         Match::Limit(_) => accepts,
+        // Sets of neighbours are rare.
+        Match::Set(_) => false,
         Match::Tcp(_) | Match::Udp(_) | Match::Multiport(_) => false,
     });
     protocol

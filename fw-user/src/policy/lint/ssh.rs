@@ -127,7 +127,11 @@ fn walk(table: &Table, chain: &Chain, packet: &Packet<'_>, budget: &mut Budget) 
             Target::Accept => return Some(Verdict::Accept),
             Target::Drop | Target::Reject(_) => return Some(Verdict::Drop(Some(rule.origin))),
             Target::Return => break,
-            Target::Continue | Target::Masquerade(_) | Target::Log(_) | Target::Nflog(_) => {}
+            Target::Continue
+            | Target::Masquerade(_)
+            | Target::Log(_)
+            | Target::Nflog(_)
+            | Target::Set(_) => {}
             Target::Jump(_) | Target::Goto(_) => {
                 let callee = called(rule).and_then(|name| table.chain(name));
                 if let Some(callee) = callee.filter(|_| budget.depth > 0 && budget.calls > 0) {
@@ -227,6 +231,8 @@ impl Packet<'_> {
             Match::Conntrack(conntrack) => conntrack.states.is_none_or(state),
             // Only what the limit lets through matches.
             Match::Limit(_) => !rule.target.refuses(),
+            // What is in a set may change any moment; most drop what hardly anybody is in.
+            Match::Set(_) => !rule.target.refuses(),
             Match::Comment(_) => true,
         }
     }

@@ -4,6 +4,7 @@
 mod foreign;
 mod log;
 mod matches;
+mod set_target;
 mod support;
 mod targets;
 
@@ -127,7 +128,8 @@ pub(crate) fn find_match(name: &str, family: Family) -> Option<&'static MatchRow
 
 /// Every match.
 pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
-    MATCHES.iter().chain(foreign::MATCHES)
+    let known = MATCHES.iter().chain(matches::set::MATCHES);
+    known.chain(foreign::MATCHES)
 }
 
 /// The target of that name.
@@ -137,5 +139,6 @@ pub(crate) fn find_target(name: &str) -> Option<&'static TargetRow> {
 
 /// Every target.
 pub(crate) fn all_targets() -> impl Iterator<Item = &'static TargetRow> {
-    TARGETS.iter().chain(log::TARGETS).chain(foreign::TARGETS)
+    let known = TARGETS.iter().chain(log::TARGETS);
+    known.chain(set_target::TARGETS).chain(foreign::TARGETS)
 }

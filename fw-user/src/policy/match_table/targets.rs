@@ -2,7 +2,7 @@
 
 use super::{BOTH, OptionRow, ReadOption, Support, TargetRow};
 use crate::policy::ids::TableName;
-use crate::policy::model::{Log, Masquerade, Nflog, Reject};
+use crate::policy::model::{Log, Masquerade, Nflog, Reject, SetChange};
 use crate::policy::save::values;
 
 /// A target while its options are being read.
@@ -14,6 +14,7 @@ pub(crate) enum TargetDraft {
     Masquerade(Masquerade),
     Log(Log),
     Nflog(Nflog),
+    Set(SetChange),
     /// The answer, if one is named.
     #[expect(dead_code, reason = "its row comes with what answers")]
     Reject(Option<Reject>),

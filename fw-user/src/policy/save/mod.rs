@@ -49,6 +49,16 @@ pub(crate) fn all_words(text: &str) -> impl Iterator<Item = Vec<Word<'_>>> {
         .filter_map(|line| lexer::words(line).ok())
 }
 
+/// The lines of any file that is written so.
+pub(crate) fn file_lines(text: &str) -> impl Iterator<Item = Line<'_>> {
+    lexer::lines(text)
+}
+
+/// The words of a line, or the place of a quote that is not closed.
+pub(crate) fn line_words(line: Line<'_>) -> Result<Vec<Word<'_>>, Span> {
+    lexer::words(line).map_err(|quote| quote.0)
+}
+
 /// The table whose lines are being read.
 enum Open {
     None,

@@ -1,6 +1,7 @@
 //! Rule sets over the whole supported grammar, biased so that the traffic matches.
 
 mod log;
+mod sets;
 
 use std::net::IpAddr;
 
@@ -9,12 +10,15 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::traffic::{Carried, Endpoint, Flow};
+pub use sets::Sets;
 
 /// A rule set as text, in parts that the minimiser can leave out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rules {
     /// `filter`, then `nat` if it has one.
     pub tables: Vec<TableText>,
+    /// The sets that they may ask.
+    pub sets: Sets,
 }
 
 /// One table.
@@ -31,16 +35,26 @@ pub struct TableText {
 impl Rules {
     /// Rules that make something of these flows.
     pub fn generate(random: &mut impl Rng, family: Family, flows: &[Flow]) -> Self {
+        let sets = match random.random_bool(0.4) {
+            true => Sets::generate(random, family, flows),
+            false => Sets::default(),
+        };
+        Self::asking(random, family, flows, sets)
+    }
+
+    /// The same, with these sets.
+    pub fn asking(random: &mut impl Rng, family: Family, flows: &[Flow], sets: Sets) -> Self {
         let mut writer = Writer {
             random,
             family,
             flows,
+            sets: &sets,
         };
         let mut tables = vec![writer.filter()];
         if writer.chance(0.6) {
             tables.push(writer.nat());
         }
-        Self { tables }
+        Self { tables, sets }
     }
 
     /// As iptables-restore reads it.
@@ -97,6 +111,7 @@ struct Writer<'a, R> {
     random: &'a mut R,
     family: Family,
     flows: &'a [Flow],
+    sets: &'a Sets,
 }
 
 impl<R: Rng> Writer<'_, R> {
@@ -191,7 +206,10 @@ impl<R: Rng> Writer<'_, R> {
             0..6 => "-j ACCEPT".into(),
             6..9 => "-j DROP".into(),
             9 => String::new(),
-            10 => self.log_target(),
+            10 => match self.sets.change(self.random) {
+                Some(change) if self.chance(0.7) => change,
+                _ => self.log_target(),
+            },
             11 if in_user_chain || self.chance(0.3) => "-j RETURN".into(),
             12..18 if !users.is_empty() => format!("-j {}", self.one_of(users)),
             18..20 if !users.is_empty() => format!("-g {}", self.one_of(users)),
@@ -286,6 +304,11 @@ impl<R: Rng> Writer<'_, R> {
             let after = first.map_or(words.len(), |first| first + 1);
             let at = self.random.random_range(after..=words.len());
             words.insert(at, super::extensions::limit(self.random));
+        }
+        if self.chance(0.3)
+            && let Some(asked) = self.sets.asked(self.random)
+        {
+            words.push(asked);
         }
         if self.chance(0.15) {
             words.push(self.comment());

@@ -1,5 +1,7 @@
 //! The matches that fwbpf knows.
 
+pub(crate) mod set;
+
 use super::{
     Argument, BOTH, MatchReading, MatchRow, ONLY_V4, ONLY_V6, OptionRow, ReadOption, Support,
 };
@@ -21,6 +23,7 @@ pub(crate) enum MatchDraft {
     State(Option<Negatable<CtStates>>),
     Conntrack(Conntrack),
     Limit(LimitDraft),
+    Set(set::Draft),
     Comment(Option<String>),
 }
 
@@ -59,6 +62,7 @@ impl MatchDraft {
             }) => Err("--ctstate or --ctdir"),
             Self::Conntrack(conntrack) => Ok(Match::Conntrack(conntrack)),
             Self::Limit(limit) => return limit.finish(),
+            Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
         };
         whole.map_err(Unfinished::Says)

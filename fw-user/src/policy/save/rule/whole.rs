@@ -5,7 +5,7 @@ use crate::policy::error::Problem;
 use crate::policy::match_table::{
     Argument, OptionRow, ReadOption, TargetDraft, Unfinished, find_match,
 };
-use crate::policy::model::{Match, Negatable, PortRange, Ports, Reject, Target};
+use crate::policy::model::{Match, Negatable, PortRange, Ports, Reject, SetChange, Target};
 use crate::policy::names::{TCP, UDP, protocol_name};
 use crate::policy::source::Span;
 
@@ -34,6 +34,10 @@ impl<'a> Reader<'a, '_, '_> {
                 TargetDraft::Masquerade(masquerade) => Target::Masquerade(masquerade),
                 TargetDraft::Log(log) => Target::Log(log),
                 TargetDraft::Nflog(nflog) => Target::Nflog(nflog),
+                TargetDraft::Set(change) => {
+                    self.check_change(&change, span);
+                    Target::Set(change)
+                }
                 TargetDraft::Reject(answer) => {
                     let answer = answer.unwrap_or(Reject::default_of(self.family));
                     self.check_reset(answer, span);
@@ -65,6 +69,20 @@ impl<'a> Reader<'a, '_, '_> {
             sound,
             other_family,
         }
+    }
+
+    /// SET changes something, and only what it adds has times.
+    fn check_change(&mut self, change: &SetChange, span: Span) {
+        let missing = match (&change.add, &change.delete) {
+            (None, None) => "`--add-set NAME src` or `--del-set NAME src`",
+            (None, Some(_)) if change.exist || change.timeout.is_some() => {
+                "`--add-set NAME src`, which `--exist` and `--timeout` are about"
+            }
+            _ => return,
+        };
+        self.error(
+            Problem::wrong("missing-option", span, "`-j SET` is not complete").expected(missing),
+        );
     }
 
     /// Gives ports that stood before or without `-p` their protocol.
