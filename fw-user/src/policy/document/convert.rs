@@ -194,7 +194,7 @@ fn try_entry(rule: &Rule, family: Family) -> Option<Entry> {
                     _ => return None,
                 };
             }
-            Match::Conntrack(_) | Match::Icmp(_) | Match::Limit(_) => return None,
+            Match::Conntrack(_) | Match::Icmp(_) | Match::Limit(_) | Match::Set(_) => return None,
             Match::Comment(text) => entry.comment = Some(text.clone()),
         }
     }

@@ -4,13 +4,21 @@ use super::{Document, Entry, Masquerading, Section, What};
 use crate::policy::ids::TableName;
 use crate::policy::model::{
     Chain, ChainPolicy, Conntrack, CtStates, Family, IcmpType, InterfacePattern, Masquerade, Match,
-    Multiport, Negatable, Origin, Policy, PortRange, Ports, Prefix, Rule, Ruleset, Table, Target,
-    Tcp, WhichPort,
+    Multiport, Negatable, Origin, Policy, PortRange, Ports, Prefix, Rule, Ruleset, SetMatch, Side,
+    Table, Target, Tcp, WhichPort,
 };
 use crate::policy::names::{ICMPV6, TCP};
+use crate::policy::set::SetDefinition;
 
 /// Fills in the tables of both IP versions.
 pub(super) fn lower(document: &Document, policy: &mut Policy) {
+    for set in &document.sets {
+        let place = policy.sets.len() as u32;
+        policy.sets.push(SetDefinition {
+            place,
+            ..set.clone()
+        });
+    }
     for family in [Family::Ipv4, Family::Ipv6] {
         let filter = filter(document, family);
         let nat = document
@@ -27,7 +35,11 @@ pub(super) fn lower(document: &Document, policy: &mut Policy) {
 /// Whether an IP version has packets that the rule can match.
 pub(super) fn applies(entry: &Entry, family: Family) -> bool {
     let fits = |list: &[Prefix]| list.is_empty() || list.iter().any(|prefix| is_of(prefix, family));
-    entry.family.is_none_or(|only| only == family) && fits(&entry.from) && fits(&entry.to)
+    let mut of_sets = entry.set_families.iter();
+    entry.family.is_none_or(|only| only == family)
+        && fits(&entry.from)
+        && fits(&entry.to)
+        && of_sets.all(|only| *only == family)
 }
 
 /// The rules that one line stands for in one IP version.
@@ -51,6 +63,8 @@ pub(super) fn rules_of(entry: &Entry, family: Family) -> Vec<Rule> {
                             let (protocol, mut matches) =
                                 protocol_and_matches(*what, *ports, family);
                             matches.extend(multiports(*ports));
+                            matches.extend(in_set(&entry.from_set, Side::Source));
+                            matches.extend(in_set(&entry.to_set, Side::Destination));
                             matches.extend(entry.comment.clone().map(Match::Comment));
                             rules.push(Rule {
                                 source,
@@ -195,6 +209,18 @@ fn masquerade_rules(masquerade: &Masquerading, family: Family) -> Vec<Rule> {
         }
     }
     rules
+}
+
+fn in_set(name: &Option<String>, side: Side) -> Option<Match> {
+    let name = name.clone()?;
+    Some(Match::Set(SetMatch {
+        not: false,
+        name,
+        sides: vec![side],
+        return_nomatch: false,
+        keep_counters: false,
+        keep_subcounters: false,
+    }))
 }
 
 fn yes<T>(value: T) -> Negatable<T> {

@@ -6,6 +6,7 @@
 mod convert;
 mod lower;
 mod read;
+mod sets;
 mod write;
 
 pub use convert::NotExpressible;
@@ -13,11 +14,12 @@ use convert::from_policy;
 
 use super::error::Report;
 use super::model::{Family, Origin, Policy, PortRange, Prefix};
+use super::set::SetDefinition;
 use super::source::SourceFile;
 
 /// Reads a policy.toml into the policy. What comes back is only meant without errors.
 pub(crate) fn load(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
-    let document = read::read(file, report);
+    let document = read::read(file, &policy.sets, report);
     if report.errors.is_empty() {
         lower::lower(&document, policy);
         policy.toml = Some(write::write(&document));
@@ -41,6 +43,7 @@ pub(crate) struct Document {
     pub outgoing: Section,
     pub forward: Section,
     pub masquerade: Option<Masquerading>,
+    pub sets: Vec<SetDefinition>,
 }
 
 /// What is allowed without a rule, unless switched off.
@@ -70,6 +73,10 @@ pub(crate) struct Entry {
     pub source_ports: Vec<PortRange>,
     pub from: Vec<Prefix>,
     pub to: Vec<Prefix>,
+    pub from_set: Option<String>,
+    pub to_set: Option<String>,
+    /// The IP versions of these sets, as far as they are known.
+    pub set_families: Vec<Family>,
     pub in_interfaces: Vec<String>,
     pub out_interfaces: Vec<String>,
     pub family: Option<Family>,
@@ -135,6 +142,7 @@ impl Default for Document {
             outgoing: section(true),
             forward: section(false),
             masquerade: None,
+            sets: Vec::new(),
         }
     }
 }

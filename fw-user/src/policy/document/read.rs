@@ -8,10 +8,15 @@ use crate::policy::error::{Problem, Report, nearest};
 use crate::policy::model::{Family, PortRange, Prefix};
 use crate::policy::names::{TCP, UDP, protocol_names, protocol_number};
 use crate::policy::save::{Word, values};
+use crate::policy::set::SetDefinition;
 use crate::policy::source::{SourceFile, Span};
 
 /// Reads the text. After an error the rest is still read, so that all errors are reported.
-pub(super) fn read(file: &SourceFile, report: &mut Report<'_>) -> Document {
+pub(super) fn read(
+    file: &SourceFile,
+    given: &[SetDefinition],
+    report: &mut Report<'_>,
+) -> Document {
     let (root, errors) = DeTable::parse_recoverable(&file.text);
     for error in errors {
         let span = error.span().unwrap_or(0..0).into();
@@ -19,20 +24,37 @@ pub(super) fn read(file: &SourceFile, report: &mut Report<'_>) -> Document {
         report.error(Problem::wrong("bad-toml", span, message).expected("valid TOML (toml.io)"));
     }
     let mut document = Document::default();
-    let mut reader = Reader { report };
+    let mut reader = Reader {
+        report,
+        sets: given.to_vec(),
+    };
+    // Rules refer to sets, wherever they stand.
+    if let Some(sets) = root.get_ref().get("sets") {
+        document.sets = reader.sets(sets);
+        reader.sets.extend(document.sets.iter().cloned());
+    }
     reader.root(root.get_ref(), &mut document);
     document
 }
 
-type Value<'i> = Spanned<DeValue<'i>>;
+pub(super) type Value<'i> = Spanned<DeValue<'i>>;
 
-struct Reader<'r, 'f> {
-    report: &'r mut Report<'f>,
+pub(super) struct Reader<'r, 'f> {
+    pub(super) report: &'r mut Report<'f>,
+    /// The sets that there are.
+    pub(super) sets: Vec<SetDefinition>,
 }
 
 impl Reader<'_, '_> {
     fn root(&mut self, table: &DeTable<'_>, document: &mut Document) {
-        const KEYS: &[&str] = &["defaults", "incoming", "outgoing", "forward", "masquerade"];
+        const KEYS: &[&str] = &[
+            "defaults",
+            "incoming",
+            "outgoing",
+            "forward",
+            "masquerade",
+            "sets",
+        ];
         for (key, value) in table {
             let at = key.span().into();
             match key.get_ref().as_ref() {
@@ -41,6 +63,8 @@ impl Reader<'_, '_> {
                 "outgoing" => self.section(value, "outgoing", &mut document.outgoing),
                 "forward" => self.section(value, "forward", &mut document.forward),
                 "masquerade" => document.masquerade = self.masquerade(value, at),
+                // They have been read.
+                "sets" => {}
                 unknown => self.unknown_key(unknown, at, KEYS),
             }
         }
@@ -109,6 +133,8 @@ impl Reader<'_, '_> {
             "source_ports",
             "from",
             "to",
+            "from_set",
+            "to_set",
             "in",
             "out",
             "family",
@@ -140,6 +166,15 @@ impl Reader<'_, '_> {
                 "source_ports" => entry.source_ports = self.list(value, PORTS, Self::ports),
                 "from" => entry.from = self.list(value, ADDRESSES, Self::prefix),
                 "to" => entry.to = self.list(value, ADDRESSES, Self::prefix),
+                key @ ("from_set" | "to_set") => {
+                    if let Some((name, family)) = self.named_set(value) {
+                        entry.set_families.extend(family);
+                        match key {
+                            "from_set" => entry.from_set = Some(name),
+                            _ => entry.to_set = Some(name),
+                        }
+                    }
+                }
                 "in" => {
                     if section == "outgoing" {
                         self.report.error(
@@ -390,7 +425,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn family(&mut self, value: &Value<'_>) -> Option<Family> {
+    pub(super) fn family(&mut self, value: &Value<'_>) -> Option<Family> {
         match value.get_ref().as_str() {
             Some("ipv4") => Some(Family::Ipv4),
             Some("ipv6") => Some(Family::Ipv6),
@@ -407,7 +442,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn table<'v, 'i>(&mut self, value: &'v Value<'i>) -> Option<&'v DeTable<'i>> {
+    pub(super) fn table<'v, 'i>(&mut self, value: &'v Value<'i>) -> Option<&'v DeTable<'i>> {
         let table = value.get_ref().as_table();
         if table.is_none() {
             self.wrong_type(value, "a table with keys");
@@ -420,7 +455,7 @@ impl Reader<'_, '_> {
         None
     }
 
-    fn wrong_type(&mut self, value: &Value<'_>, expected: &str) {
+    pub(super) fn wrong_type(&mut self, value: &Value<'_>, expected: &str) {
         let message = match value.get_ref() {
             DeValue::String(text) => format!("`{text}` is not expected here"),
             other => format!("a value of type {} is not expected here", other.type_str()),
@@ -441,7 +476,7 @@ impl Reader<'_, '_> {
         None
     }
 
-    fn unknown_key(&mut self, key: &str, span: Span, known: &[&str]) {
+    pub(super) fn unknown_key(&mut self, key: &str, span: Span, known: &[&str]) {
         let problem = Problem::wrong("unknown-key", span, format!("there is no key `{key}` here"))
             .expected(format!("one of {}", known.join(", ")));
         self.report
@@ -456,7 +491,7 @@ const PORTS: &str = "a port such as 22, or a range such as \"8000-8100\"";
 const ADDRESSES: &str = "an address such as \"192.0.2.2\" or \"2001:db8::/32\"";
 const INTERFACES: &str = "an interface such as \"eth0\"";
 
-fn integer(value: &Value<'_>) -> Option<i64> {
+pub(super) fn integer(value: &Value<'_>) -> Option<i64> {
     let integer = value.get_ref().as_integer()?;
     i64::from_str_radix(integer.as_str(), integer.radix())
         .ok()

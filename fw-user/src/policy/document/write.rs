@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use super::sets::push_sets;
 use super::{Document, Entry, Section, What};
 use crate::policy::model::{PortRange, Prefix};
 use crate::policy::names::protocol_name;
@@ -40,6 +41,7 @@ pub(super) fn write(document: &Document) -> String {
         }
         text.push('\n');
     }
+    push_sets(&mut text, &document.sets);
     text.truncate(text.trim_end().len());
     text.push('\n');
     text
@@ -75,6 +77,11 @@ impl fmt::Display for Entry {
         ];
         for (key, list) in lists.into_iter().filter(|(_, list)| !list.is_empty()) {
             write!(f, ", {key} = [{}]", list.join(", "))?;
+        }
+        for (key, set) in [("from_set", &self.from_set), ("to_set", &self.to_set)] {
+            if let Some(name) = set {
+                write!(f, ", {key} = {}", quoted(name))?;
+            }
         }
         for (key, names) in [("in", &self.in_interfaces), ("out", &self.out_interfaces)] {
             if !names.is_empty() {
@@ -135,6 +142,6 @@ fn address(prefix: &Prefix) -> String {
 }
 
 /// A TOML string.
-fn quoted(text: &str) -> String {
+pub(super) fn quoted(text: &str) -> String {
     toml::Value::String(text.to_owned()).to_string()
 }
