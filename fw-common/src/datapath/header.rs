@@ -330,6 +330,12 @@ fn parse_v6<P: Packet, T: Tables>(
 /// makes seven.
 const MAX_EXTENSION_HEADERS: u32 = 8;
 
+/// Bounds the place of a header, for the verifier. So many of the longest ones, even within a packet
+/// that an ICMP error quotes behind as many, end before it: where the sum wrapped around, another
+/// header would be taken for the transport's.
+const FARTHEST: u32 = 0xffff;
+const _: () = assert!(64 + 2 * (48 + MAX_EXTENSION_HEADERS * 2048) < FARTHEST);
+
 /// Follows the chain as the kernel's `ipv6_find_hdr` does (net/ipv6/exthdrs_core.c): hop-by-hop,
 /// routing, destination options, authentication and fragment headers are walked over.
 pub struct Extensions<'a, P> {
@@ -367,7 +373,7 @@ impl<'a, P: Packet> Extensions<'a, P> {
 impl<P: Packet> Step for Extensions<'_, P> {
     #[inline(always)]
     fn step(&mut self, _turn: u32) -> ControlFlow<()> {
-        let Some(head) = self.packet.load::<8>(self.at & 0x3fff) else {
+        let Some(head) = self.packet.load::<8>(self.at & FARTHEST) else {
             return ControlFlow::Break(());
         };
         let length = match self.protocol {
@@ -385,7 +391,7 @@ impl<P: Packet> Step for Extensions<'_, P> {
             _ => (head[1] as u32 + 1) * 8,
         };
         self.protocol = head[0];
-        self.at = (self.at + length) & 0x3fff;
+        self.at = (self.at + length) & FARTHEST;
         self.ended = self.part as u8 == Part::Later as u8 || is_transport(head[0]);
         if self.ended {
             ControlFlow::Break(())
