@@ -4,6 +4,7 @@ mod bench;
 mod build;
 mod cargo;
 mod demo;
+mod fuzz;
 mod lint;
 mod progress;
 mod setup;
@@ -45,6 +46,8 @@ enum Command {
     Bench(bench::Options),
     /// Boots Debian's kernels in virtual machines and tries fwbpf on each.
     Vmtest(vmtest::Options),
+    /// Fuzzes the readers of policies, the header parser and the datapath.
+    Fuzz(fuzz::Options),
     /// Formatting, clippy and the compiler's warnings, none of them tolerated.
     Lint,
 }
@@ -71,6 +74,7 @@ fn run(command: Command) -> Result<()> {
         Command::Test(options) => test::run(&progress, &options),
         Command::Conformance(options) => test::conformance(&progress, &options),
         Command::Bench(options) => bench::run(&progress, &options),
+        Command::Fuzz(options) => fuzz::run(&progress, &options),
         Command::Vmtest(options) => vmtest::run(&progress, &options),
         Command::Lint => lint::run(&progress),
     }

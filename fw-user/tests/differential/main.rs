@@ -4,6 +4,7 @@
 mod adversarial;
 mod classify;
 mod datapath;
+mod fuzzed;
 mod generate;
 mod limit;
 mod model;
