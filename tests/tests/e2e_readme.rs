@@ -206,6 +206,8 @@ impl Guide {
 /// The lab's server with files of its own: a process holds its mount namespace.
 struct Server {
     process: Child,
+    /// The firewall's pins.
+    state: std::path::PathBuf,
     files: tempfile::TempDir,
 }
 
@@ -268,13 +270,14 @@ impl Server {
             .server
             .command("unshare")
             .args(["--mount", "sh", "-c", &script])
-            .env(
-                "FWBPF_STATE_DIR",
-                Path::new("/sys/fs/bpf").join(lab.server.name()),
-            )
             .stdin(Stdio::null())
             .spawn()?;
-        let server = Self { process, files };
+        let state = Path::new("/sys/fs/bpf").join(lab.server.name());
+        let server = Self {
+            process,
+            state,
+            files,
+        };
         wait_for("the server's files", || {
             Ok(server.files.path().join("ready").exists())
         })?;
@@ -283,12 +286,7 @@ impl Server {
 
     /// Runs commands as root types them in the repository's folder.
     fn bash(&self, commands: &str) -> Result<String> {
-        let environment = fs::read(format!("/proc/{}/environ", self.process.id()))?;
-        let state = String::from_utf8_lossy(&environment)
-            .split('\0')
-            .find(|variable| variable.starts_with("FWBPF_STATE_DIR="))
-            .unwrap_or_default()
-            .to_owned();
+        let state = format!("FWBPF_STATE_DIR={}", self.state.display());
         let path = format!(
             "PATH={}/bin:/usr/local/sbin:/usr/sbin:/usr/bin:/sbin:/bin",
             self.files.path().display()
