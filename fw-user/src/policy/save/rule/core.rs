@@ -45,8 +45,8 @@ impl<'a> Reader<'a, '_, '_> {
         }
         self.seen |= bit;
         match core {
-            // Of the rule's own IP version: lines of the other are not read at all.
-            Core::Ipv4 | Core::Ipv6 => {}
+            Core::Ipv4 => self.only_for(Family::Ipv4),
+            Core::Ipv6 => self.only_for(Family::Ipv6),
             Core::Table => self.error(
                 Problem::wrong(
                     "table-option",
@@ -254,6 +254,19 @@ impl<'a> Reader<'a, '_, '_> {
             );
         }
         self.rule.protocol = (number != 0).then_some(Negatable { not, value: number });
+    }
+
+    /// `-4` or `-6`: a line of the other IP version is of no interest, whatever it says.
+    fn only_for(&mut self, family: Family) {
+        if family == self.family {
+            return;
+        }
+        self.other_family = true;
+        self.report.errors.truncate(self.errors_before);
+        self.next = self.words.len();
+        self.matches.clear();
+        self.orphans.clear();
+        self.target = None;
     }
 
     pub(super) fn fragment(&mut self, word: &Word<'_>) {

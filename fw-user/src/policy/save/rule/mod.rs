@@ -52,13 +52,6 @@ pub(crate) fn read_line<'a>(
     table: &TableBuilder,
     report: &mut Report<'_>,
 ) -> Line<'a> {
-    let skips = |word: &Word<'_>| match word.text.as_ref() {
-        "-4" | "--ipv4" => family == Family::Ipv6,
-        "-6" | "--ipv6" => family == Family::Ipv4,
-        _ => false,
-    };
-    let other_family = words.iter().any(skips);
-    let words = if other_family { &[] } else { words };
     let end = words.last().map_or_else(Span::default, |word| word.span);
     let mut reader = Reader {
         words,
@@ -79,7 +72,7 @@ pub(crate) fn read_line<'a>(
         goto: false,
         orphans: Vec::new(),
         foreign: false,
-        other_family,
+        other_family: false,
     };
     reader.run();
     reader.finish()
