@@ -158,7 +158,11 @@ fn support_document_has_every_match_and_target_of_iptables() {
             _ => "IPv4, IPv6",
         };
         let row = format!("| `-{option} {name}` | {versions} |");
-        if !document.contains(&row) && !missing.contains(&row) {
+        // What works for one version only has a row for each.
+        let of_each = versions
+            .split(", ")
+            .all(|version| document.contains(&format!("| `-{option} {name}` | {version} |")));
+        if !document.contains(&row) && !of_each && !missing.contains(&row) {
             missing.push(row);
         }
     }

@@ -130,7 +130,8 @@ pub fn comment(rule: &Rule) -> Option<&str> {
         | Match::State(_)
         | Match::Conntrack(_)
         | Match::Limit(_)
-        | Match::Set(_) => None,
+        | Match::Set(_)
+        | Match::Packet(_) => None,
     })
 }
 

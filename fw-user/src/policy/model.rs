@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use log::{Log, Nflog};
 pub use reject::Reject;
 
+use super::packet_match::PacketMatch;
 use super::set::SetDefinition;
 
 /// A whole policy: what one `fwbpf load` enforces.
@@ -216,6 +217,8 @@ pub enum Match {
     Set(SetMatch),
     /// `-m comment --comment`.
     Comment(String),
+    /// What is in and about the packet besides.
+    Packet(PacketMatch),
 }
 
 /// `-m set`.
@@ -251,6 +254,8 @@ pub struct Tcp {
     pub ports: Ports,
     /// `--tcp-flags mask set`; `--syn` is `FIN,SYN,RST,ACK SYN`.
     pub flags: Option<Negatable<TcpFlags>>,
+    /// `--tcp-option`: a kind; never 0, which iptables takes for none.
+    pub option: Option<Negatable<u8>>,
 }
 
 /// `--sport` and `--dport`.

@@ -225,9 +225,10 @@ fn fulfils(condition: &Match, seen: &Seen) -> bool {
         }
         Match::State(states) => (states.value.0 & seen.states.0 != 0) != states.not,
         Match::Conntrack(conntrack) => conntrack_mt(conntrack, seen),
-        // Limits depend on time, which is not here: the generator has none.
+        // Limits depend on time, which is not here: the generator has none. Nor has it what is asked
+        // of the packet's bytes.
         // The judge of sets is ipset, in the comparison with iptables.
-        Match::Limit(_) | Match::Set(_) | Match::Comment(_) => true,
+        Match::Limit(_) | Match::Packet(_) | Match::Set(_) | Match::Comment(_) => true,
     }
 }
 

@@ -8,7 +8,7 @@ mod set_target;
 mod support;
 mod targets;
 
-pub(crate) use matches::{MATCHES, MatchDraft, Unfinished};
+pub(crate) use matches::{MATCHES, MatchDraft, PACKET_MATCHES, Unfinished};
 pub use support::support_document;
 pub(crate) use targets::{TARGETS, TargetDraft};
 
@@ -128,7 +128,8 @@ pub(crate) fn find_match(name: &str, family: Family) -> Option<&'static MatchRow
 
 /// Every match.
 pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
-    let known = MATCHES.iter().chain(matches::set::MATCHES);
+    let known = MATCHES.iter().chain(PACKET_MATCHES);
+    let known = known.chain(matches::set::MATCHES);
     known.chain(foreign::MATCHES)
 }
 
