@@ -366,6 +366,23 @@ pub struct Daemon {
     /// Serve Prometheus metrics at http://ADDR:PORT/metrics
     #[arg(long, value_name = "ADDR:PORT")]
     pub metrics: Option<SocketAddr>,
+    /// Where to write what LOG and NFLOG say
+    #[arg(long, value_name = "WHERE", value_enum, default_value_t)]
+    pub log: LogTo,
+}
+
+/// Where the daemon writes what LOG and NFLOG say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogTo {
+    /// The kernel's log, by /dev/kmsg, as the kernel itself writes it
+    #[default]
+    Kernel,
+    /// The journal, with fields of its own
+    Journal,
+    /// Standard output, a JSON object a line
+    Json,
+    /// Standard output, as the kernel writes it
+    Stdout,
 }
 
 impl FamilyArgs {

@@ -1,6 +1,6 @@
 //! What a rule with LOG or NFLOG says about a packet: an element of the ring buffer `EVENTS`.
 
-use super::pod::pod;
+use super::pod::pod_words;
 
 /// A packet that met such a rule.
 #[repr(C)]
@@ -65,6 +65,12 @@ impl Default for Event {
     }
 }
 
-pod! {
-    Event { size: 312, fields: [u64, u32, u32, u32, u32, u32, u32, u32, u32, [u8; 16], [u8; 256]] }
+pod_words! {
+    Event {
+        words: EVENT_WORDS,
+        fields: [u64, u32, u32, u32, u32, u32, u32, u32, u32, [u8; 16], [u8; 256]],
+    }
 }
+
+/// [`Event`] as plain words: what user space reads from the ring buffer.
+pub const EVENT_WORDS: usize = 39;

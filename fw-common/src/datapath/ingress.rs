@@ -6,6 +6,7 @@ use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
 use super::facts::{ARRIVING, gather, keep_link};
 use super::fragment::{Side, borrow, lend};
 use super::header::Part;
+use super::log::note_link;
 use super::nat::{Wish, open};
 use super::packet::{Destination, Packet};
 use super::quoted::read_quoted;
@@ -83,10 +84,8 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
             keep_link(tables, scratch, packet.device());
         }
         scratch.note_transit();
-        if scratch.features & HeaderFields::LOGS != 0
-            && let Some(link) = packet.load::<14>(0)
-        {
-            scratch.transit_link = link;
+        if scratch.features & HeaderFields::LOGS != 0 {
+            note_link(packet, scratch);
         }
         return Verdict::Pass;
     }

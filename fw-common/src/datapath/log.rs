@@ -6,7 +6,6 @@ use super::packet::Packet;
 use super::scratch::Scratch;
 use super::tables::Tables;
 use crate::abi::blob::{BaseChain, HEADER, Header};
-use crate::abi::event::Event;
 use crate::abi::stat::Stat;
 
 /// Sends an event about the packet, of which at most `size` bytes are asked for.
@@ -38,21 +37,17 @@ pub fn log<P: Packet, T: Tables>(
     let comes_in = event.base == BaseChain::FilterInput.id(family)
         || event.base == BaseChain::NatPrerouting.id(family)
         || event.base == BaseChain::NatInput.id(family);
-    event.link[14] = 0;
-    event.link[15] = 0;
+    event.link = [0; 16];
     if comes_in {
         event.in_device = packet.device();
         event.out_device = 0;
-        if headers.l3 == 14
-            && let Some(link) = packet.load::<14>(0)
-        {
-            take_link(event, &link);
-        }
+        take_link(packet, headers.l3 as u32, &mut event.link);
     } else {
         event.in_device = packet.arrival_device();
         event.out_device = packet.device();
         if event.in_device != 0 && scratch.is_transit() {
-            take_link(&mut scratch.event, &scratch.transit_link);
+            // The one that it came in with, as netfilter shows: here is the one it leaves with.
+            scratch.event.link = scratch.transit_link;
         }
     }
     let event = &mut scratch.event;
@@ -71,9 +66,24 @@ pub fn log<P: Packet, T: Tables>(
     }
 }
 
+/// Keeps the Ethernet header of a packet that is about to be forwarded. (A function of its own, as the
+/// stack of its caller lies below the deepest chain of calls.)
+#[inline(never)]
+pub(super) fn note_link<P: Packet>(packet: &P, scratch: &mut Scratch) {
+    take_link(packet, scratch.headers.l3 as u32, &mut scratch.transit_link);
+}
+
+/// Writes the packet's Ethernet header as [`crate::abi::event::Event::link`] has it.
 #[inline(always)]
-fn take_link(event: &mut Event, link: &[u8; 14]) {
-    let [a, b, c, d, e, f, g, h, i, j, k, l, m, n] = *link;
+fn take_link<P: Packet>(packet: &P, l3: u32, link: &mut [u8; 16]) {
+    *link = [0; 16];
+    if l3 != 14 {
+        return;
+    }
+    // Sixteen bytes, which lie on the stack where words may be read; no IP packet is that short.
+    let Some([a, b, c, d, e, f, g, h, i, j, k, l, m, n, _, _]) = packet.load::<16>(0) else {
+        return;
+    };
     let [o, p] = 14_u16.to_ne_bytes();
-    event.link = [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p];
+    *link = [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p];
 }

@@ -86,8 +86,8 @@ pub struct Scratch {
     pub question: Question,
     /// The flow that the packet opens.
     pub draft: Draft,
-    /// The link-layer header of [`Scratch::transit`], if anything is logged.
-    pub transit_link: [u8; 14],
+    /// The link-layer header of [`Scratch::transit`] as [`Event::link`] has it, if anything is logged.
+    pub transit_link: [u8; 16],
     /// What is said about the packet.
     pub event: Event,
     /// TCP flags that rules asked about.

@@ -267,7 +267,6 @@ fn jump(rule: &Rule) -> Option<(&str, u32)> {
         | Target::Masquerade(_)
         | Target::Log(_)
         | Target::Nflog(_)
-        | Target::Set(_)
-        | Target::Reject(_) => None,
+        | Target::Set(_) => None,
     }
 }

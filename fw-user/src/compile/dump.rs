@@ -188,7 +188,6 @@ impl Dump<'_> {
             target::MASQUERADE_RANDOM => {
                 write!(f, " -> MASQUERADE random {}", Range(rule.argument()))?;
             }
-            target::REJECT => write!(f, " -> REJECT {:#x}", rule.argument())?,
             target::EFFECT => write!(f, " -> effect in cell {}", rule.argument())?,
             other => write!(f, " -> unknown target {other}")?,
         }

@@ -13,7 +13,7 @@ use super::{Limits, Place, ports, sets};
 use crate::addr;
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
-    Policy, PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
+    Policy, PortRange, Ports, Prefix, Rule, Target, Tcp, TcpFlags, WhichPort,
 };
 
 /// What a rule's words refer to.
@@ -391,7 +391,6 @@ impl Lowered {
             Target::Log(_) => self.effect(EffectFields::Log),
             Target::Nflog(nflog) => self.effect(EffectFields::Nflog { size: nflog.size }),
             Target::Set(change) => self.effect(sets::change(change, rule, scope)?),
-            Target::Reject(answer) => (target::REJECT, reject_argument(*answer)),
             Target::Continue => (target::CONTINUE, 0),
             Target::Accept => (target::ACCEPT, 0),
             Target::Drop => (target::DROP, 0),
@@ -410,14 +409,6 @@ impl Lowered {
             }
         };
         Ok(())
-    }
-}
-
-/// The argument of [`target::REJECT`].
-fn reject_argument(answer: Reject) -> u32 {
-    match answer {
-        Reject::TcpReset => target::REJECT_RESET,
-        Reject::Unreachable(code) => code.into(),
     }
 }
 

@@ -7,6 +7,7 @@
 
 mod expire;
 mod follow;
+pub mod log;
 mod metrics;
 
 use anyhow::{Context as _, Result};
@@ -60,6 +61,8 @@ async fn serve(state: &StateDir, arguments: &Daemon, output: &mut Output) -> Res
         tokio::spawn(metrics::serve(listener, state.clone()));
     }
     tokio::spawn(expire::run(state.clone()));
+    log::warn_of_limit(arguments.log, output);
+    log::start(state.clone(), arguments.log);
 
     let mut follower = Follower::new(state.clone());
     follower = follow(follower, output).await?;

@@ -460,7 +460,6 @@ fn action(target: &Target) -> String {
                 .map(|(name, _)| format!("deletes from the set {name}"));
             add.chain(delete).collect::<Vec<_>>().join(", ")
         }
-        Target::Reject(_) => "REJECT".to_owned(),
     }
 }
 

@@ -9,7 +9,9 @@ use std::path::Path;
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::maps::{Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray};
+use aya::maps::{
+    Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
+};
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
 use aya_obj::programs::XdpAttachType;
@@ -165,6 +167,14 @@ impl Maps {
             stats: typed(state, maps::STATS)?,
         };
         Ok(Some(opened))
+    }
+
+    /// The ring buffer of what LOG and NFLOG say; nothing while nothing is loaded.
+    pub fn events(state: &StateDir) -> Result<Option<RingBuf<MapData>>> {
+        if !state.map(maps::EVENTS).exists() {
+            return Ok(None);
+        }
+        typed(state, maps::EVENTS).map(Some)
     }
 
     /// The running policy; nothing before the first flip.

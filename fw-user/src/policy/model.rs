@@ -5,14 +5,12 @@
 //! services and ICMP types are numbers; ports are in host byte order.
 
 mod log;
-mod reject;
 
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 pub use log::{Log, Nflog};
-pub use reject::Reject;
 
 use super::packet_match::PacketMatch;
 use super::set::SetDefinition;
@@ -408,8 +406,6 @@ pub enum Target {
     Log(Log),
     /// `-j NFLOG`.
     Nflog(Nflog),
-    /// `-j REJECT`.
-    Reject(Reject),
     /// `-j SET`.
     Set(SetChange),
 }
@@ -444,9 +440,9 @@ impl SetChange {
 }
 
 impl Target {
-    /// Whether a packet that matches is dropped, with or without an answer.
+    /// Whether a packet that matches is dropped.
     pub fn refuses(&self) -> bool {
-        matches!(self, Self::Drop | Self::Reject(_))
+        matches!(self, Self::Drop)
     }
 }
 

@@ -61,7 +61,7 @@ pub fn print_rule(rule: &Rule, family: Family) -> String {
     for each in &rule.matches {
         words.one_match(each, family);
     }
-    words.target(&rule.target, family);
+    words.target(&rule.target);
     words.0
 }
 
@@ -312,7 +312,7 @@ impl Words {
         self.option("--dport", &ports.destination);
     }
 
-    fn target(&mut self, target: &Target, family: Family) {
+    fn target(&mut self, target: &Target) {
         match target {
             Target::Continue => {}
             Target::Accept => self.pair("-j", "ACCEPT"),
@@ -352,10 +352,6 @@ impl Words {
                     self.pair("--timeout", seconds);
                 }
                 self.set("--del-set", &change.delete);
-            }
-            Target::Reject(answer) => {
-                self.pair("-j", "REJECT");
-                self.pair("--reject-with", answer.name(family));
             }
         }
     }

@@ -108,7 +108,7 @@ impl Walk<'_> {
             match &rule.target {
                 Target::Continue | Target::Log(_) | Target::Nflog(_) | Target::Set(_) => {}
                 Target::Accept => return Some(Outcome::Accept),
-                Target::Drop | Target::Reject(_) => return Some(Outcome::Drop),
+                Target::Drop => return Some(Outcome::Drop),
                 Target::Return => return None,
                 Target::Jump(name) => {
                     let called = self.position(name);

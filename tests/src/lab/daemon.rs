@@ -1,6 +1,6 @@
 //! `fwbpf daemon` beside a firewall.
 
-use std::io::{Read, Write};
+use std::io::{BufRead as _, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Stdio};
@@ -30,7 +30,7 @@ impl Daemon {
             .arg("daemon")
             .args(arguments)
             .env("NOTIFY_SOCKET", &path)
-            .stdout(Stdio::null())
+            .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .context("start fwbpf daemon")?;
@@ -60,6 +60,18 @@ pub fn scrape(namespace: &Namespace, address: &str) -> Result<String> {
     let (head, body) = text.split_once("\r\n\r\n").context("no HTTP answer")?;
     anyhow::ensure!(head.starts_with("HTTP/1.1 200"), "{text}");
     Ok(body.to_owned())
+}
+
+impl Daemon {
+    /// Reads lines of its standard output until one holds `text`, and returns that one.
+    pub fn line_with(&mut self, text: &str) -> Result<String> {
+        let stdout = self.0.stdout.as_mut().context("its output is being read")?;
+        let mut lines = std::io::BufReader::new(stdout).lines();
+        let found = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains(text)));
+        found
+            .with_context(|| format!("no line with {text}"))?
+            .context("read its output")
+    }
 }
 
 impl Drop for Daemon {

@@ -24,10 +24,6 @@ pub mod target {
     /// Do what the effect cell says whose place the argument is ([`super::super::EffectFields`]), and
     /// go on.
     pub const EFFECT: u32 = 8;
-    /// REJECT: the argument is the code of "destination unreachable", or [`REJECT_RESET`].
-    pub const REJECT: u32 = 9;
-    /// Argument of [`REJECT`]: answer with a TCP reset.
-    pub const REJECT_RESET: u32 = 0x100;
 }
 
 /// A compiled rule: one cell, and a second for IPv6's further address words. What does not fit the

@@ -36,7 +36,7 @@ pub(super) fn lint(findings: &mut Findings<'_>) {
         let ended = forward
             .rules
             .iter()
-            .any(|rule| rule.target.refuses() && all_new(rule));
+            .any(|rule| matches!(rule.target, Target::Drop) && all_new(rule));
         if accepts && !ended && masquerades(policy, family) {
             let origin = forward.policy.as_ref().and_then(|policy| policy.origin);
             let text = format!(

@@ -145,7 +145,11 @@ fn chain_drops(table: &Table, name: &str) -> bool {
         return false;
     };
     let policy_drops = chain.policy.as_ref().is_some_and(|policy| !policy.accept);
-    policy_drops || chain.rules.iter().any(|rule| rule.target.refuses())
+    policy_drops
+        || chain
+            .rules
+            .iter()
+            .any(|rule| matches!(rule.target, Target::Drop))
 }
 
 /// Whether INPUT lets in everything that no rule names.
@@ -157,7 +161,7 @@ fn open_input(table: &Table) -> bool {
         if crate::policy::save::is_unconditional(rule) {
             match rule.target {
                 Target::Accept => return true,
-                Target::Drop | Target::Reject(_) => return false,
+                Target::Drop => return false,
                 _ => {}
             }
         }
@@ -175,9 +179,7 @@ fn neighbour_discovery(findings: &mut Findings<'_>, table: &Table) {
             for rule in flattened(table, chain) {
                 match (decides(rule, kind), &rule.target) {
                     (true, Target::Accept) => verdict = Some((true, rule.origin)),
-                    (true, Target::Drop | Target::Reject(_)) => {
-                        verdict = Some((false, rule.origin))
-                    }
+                    (true, Target::Drop) => verdict = Some((false, rule.origin)),
                     _ => continue,
                 }
                 break;

@@ -97,8 +97,7 @@ fn leaves_chain(target: &Target) -> bool {
         | Target::Drop
         | Target::Return
         | Target::Goto(_)
-        | Target::Masquerade(_)
-        | Target::Reject(_) => true,
+        | Target::Masquerade(_) => true,
         Target::Continue | Target::Jump(_) | Target::Log(_) | Target::Nflog(_) | Target::Set(_) => {
             false
         }

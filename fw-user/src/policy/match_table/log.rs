@@ -11,7 +11,7 @@ pub(crate) const TARGETS: &[TargetRow] = &[
         name: "LOG",
         families: BOTH,
         support: Support::Partly,
-        note: "`fwbpf daemon` writes to the kernel's log what the kernel would have written, or to the journal, or as JSON (`--log`). Of a packet's beginning it knows 256 bytes. Not: `--log-uid`.",
+        note: "`fwbpf daemon` writes to the kernel's log what the kernel would have written, or to the journal, or as JSON (`--log`, [logging.md](logging.md)). Of a packet's beginning it knows 256 bytes. Not: `--log-uid`.",
         start: Some(TargetDraft::Log(Log::PLAIN)),
         tables: &[],
         options: &[

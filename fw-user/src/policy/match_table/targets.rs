@@ -2,7 +2,7 @@
 
 use super::{BOTH, OptionRow, ReadOption, Support, TargetRow};
 use crate::policy::ids::TableName;
-use crate::policy::model::{Log, Masquerade, Nflog, Reject, SetChange};
+use crate::policy::model::{Log, Masquerade, Nflog, SetChange};
 use crate::policy::save::values;
 
 /// A target while its options are being read.
@@ -15,9 +15,6 @@ pub(crate) enum TargetDraft {
     Log(Log),
     Nflog(Nflog),
     Set(SetChange),
-    /// The answer, if one is named.
-    #[expect(dead_code, reason = "its row comes with what answers")]
-    Reject(Option<Reject>),
 }
 
 pub(crate) const TARGETS: &[TargetRow] = &[

@@ -281,8 +281,7 @@ pub(crate) fn called(rule: &Rule) -> Option<&str> {
         | Target::Masquerade(_)
         | Target::Log(_)
         | Target::Nflog(_)
-        | Target::Set(_)
-        | Target::Reject(_) => None,
+        | Target::Set(_) => None,
     }
 }
 

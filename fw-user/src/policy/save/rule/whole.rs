@@ -5,7 +5,7 @@ use crate::policy::error::Problem;
 use crate::policy::match_table::{
     Argument, OptionRow, ReadOption, TargetDraft, Unfinished, find_match,
 };
-use crate::policy::model::{Match, Negatable, PortRange, Ports, Reject, SetChange, Target};
+use crate::policy::model::{Match, Negatable, PortRange, Ports, SetChange, Target};
 use crate::policy::names::{TCP, UDP, protocol_name};
 use crate::policy::packet_match::PacketMatch;
 use crate::policy::source::Span;
@@ -42,11 +42,6 @@ impl<'a> Reader<'a, '_, '_> {
                 TargetDraft::Set(change) => {
                     self.check_change(&change, span);
                     Target::Set(change)
-                }
-                TargetDraft::Reject(answer) => {
-                    let answer = answer.unwrap_or(Reject::default_of(self.family));
-                    self.check_reset(answer, span);
-                    Target::Reject(answer)
                 }
             };
             self.rule.target = Some((target, span));
@@ -230,21 +225,6 @@ impl<'a> Reader<'a, '_, '_> {
                     );
                 }
             }
-        }
-    }
-
-    /// A connection can only be reset where there is one (`reject_tg_check`,
-    /// net/ipv4/netfilter/ipt_REJECT.c).
-    fn check_reset(&mut self, answer: Reject, span: Span) {
-        let tcp = Some(Negatable {
-            not: false,
-            value: TCP,
-        });
-        if answer == Reject::TcpReset && self.rule.protocol != tcp {
-            self.error(
-                Problem::wrong("needs-protocol", span, "`tcp-reset` answers TCP only")
-                    .expected("a rule with `-p tcp`"),
-            );
         }
     }
 
