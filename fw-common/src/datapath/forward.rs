@@ -12,7 +12,6 @@ use super::packet::{Packet, Route, Way};
 use super::scratch::Scratch;
 use super::tables::Tables;
 use super::tcp::{self, flag};
-use crate::abi::blob::Timeout;
 use crate::abi::device::Device;
 use crate::abi::flow::{CACHED_SLOTS, Cached, Flow};
 use crate::abi::stat::Stat;
@@ -74,20 +73,21 @@ pub fn send<P: Packet, T: Tables>(
     {
         return false;
     }
-    if !rewrite(packet, &scratch.headers, &scratch.sending) {
-        return false;
-    }
-
     let now = scratch.sending.now;
     let timeout = if scratch.headers.key.protocol as u8 == protocol::TCP {
         match tables.advance_tcp(flow, &scratch.segment, reply) {
-            // Not from an acknowledgement in an established flow.
-            tcp::IGNORED.. => Timeout::Established as u32,
+            // Out of the window: the slow way comes to the same, as nothing was changed, or (where a
+            // sender overshoots) to what it is now.
+            tcp::IGNORED.. => return false,
             timeout => timeout,
         }
     } else {
         advance_untimed(&scratch.headers, flow, now)
     };
+    // From here on it must not fail: the flow was moved on.
+    if !rewrite(packet, &scratch.headers, &scratch.sending) {
+        return false;
+    }
     refresh(tables, scratch.place(), flow, timeout, now);
     let (count, bytes) = (Cached::count(facts), scratch.headers.bytes);
     if count > 0 {

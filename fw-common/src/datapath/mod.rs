@@ -25,6 +25,7 @@ pub mod stage;
 pub mod tables;
 pub mod tcp;
 pub mod tuple;
+pub mod window;
 
 pub mod early;
 pub mod egress;

@@ -69,6 +69,12 @@ pub struct Scratch {
     pub lookup: Lookup,
     /// The packet's TCP segment.
     pub segment: Segment,
+    /// Its options, as far as they matter.
+    pub options: [[u8; 4]; 16],
+    /// Which byte of them is next.
+    pub options_at: MapCell<u32>,
+    /// How many are left.
+    pub options_left: MapCell<u32>,
     /// The packet that an ICMP error quotes.
     pub quoted: Quoted,
     /// What chains are asked.

@@ -160,7 +160,7 @@ fn empty_nat(cells: &[Cell]) -> [u32; EMPTY_NAT] {
 fn features(policy: &Policy) -> u32 {
     let has_nat =
         |ruleset: &Option<Ruleset>| ruleset.as_ref().is_some_and(|tables| tables.nat.is_some());
-    let mut features = 0;
+    let mut features = DEFAULT_RETRANSMISSIONS << HeaderFields::TCP_RETRANSMISSIONS;
     if has_nat(&policy.ipv4) {
         features |= HeaderFields::NAT4;
     }
@@ -177,6 +177,9 @@ fn features(policy: &Policy) -> u32 {
     }
     features
 }
+
+/// netfilter's default of `nf_conntrack_tcp_max_retrans`.
+const DEFAULT_RETRANSMISSIONS: u32 = 3;
 
 /// A chain whose rules are lowered but have neither slots nor places.
 struct ReadyChain {

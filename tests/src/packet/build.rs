@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{
     EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FlowLabel,
-    Ipv6FragmentHeader, Ipv6Header, TcpHeader,
+    Ipv6FragmentHeader, Ipv6Header, TcpHeader, TcpOptions,
 };
 
 use super::layers::ones_complement;
@@ -67,6 +67,10 @@ pub enum Payload {
         acknowledgement: u32,
         /// See [`flags`].
         flags: u8,
+        /// The window that the sender offers, not scaled.
+        window: u16,
+        /// Options; filled up to whole words with ends of options.
+        options: Vec<u8>,
         /// Data.
         data: Vec<u8>,
     },
@@ -135,9 +139,12 @@ impl Packet {
                 sequence,
                 acknowledgement,
                 flags,
+                window,
+                options,
                 data,
             } => {
-                let mut header = TcpHeader::new(ports.0, ports.1, *sequence, 65_000);
+                let mut header = TcpHeader::new(ports.0, ports.1, *sequence, *window);
+                header.options = TcpOptions::try_from_slice(options).unwrap_or_default();
                 header.acknowledgment_number = *acknowledgement;
                 header.fin = flags & flags::FIN != 0;
                 header.syn = flags & flags::SYN != 0;

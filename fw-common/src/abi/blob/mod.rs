@@ -100,6 +100,15 @@ impl HeaderFields {
     pub const LOGS: u32 = 1 << 8;
     /// IPv6 has a nat table.
     pub const NAT6: u32 = 1 << 1;
+    /// TCP segments out of the window are not INVALID (`nf_conntrack_tcp_be_liberal`).
+    pub const TCP_LIBERAL: u32 = 1 << 16;
+    /// No TCP connection is picked up in the middle (`nf_conntrack_tcp_loose` is 0).
+    pub const TCP_NOT_LOOSE: u32 = 1 << 17;
+    /// TCP resets need not be in the window (`nf_conntrack_tcp_ignore_invalid_rst`).
+    pub const TCP_ANY_RESET: u32 = 1 << 18;
+    /// How far up the number is of retransmissions that make a TCP flow's life shorter
+    /// (`nf_conntrack_tcp_max_retrans`): the highest eight bits.
+    pub const TCP_RETRANSMISSIONS: u32 = 24;
 
     /// Writes the cell.
     pub fn encode(&self) -> Cell {
