@@ -13,7 +13,7 @@ pub fn conversation(random: &mut impl Rng, unfinished: &mut Option<[u32; 2]>) ->
     let continued = unfinished.take().filter(|_| random.random_bool(0.7));
     let mut talk = Talk {
         next: continued.unwrap_or(fresh),
-        windows: *WINDOWS.choose(random).expect("not empty"),
+        windows: WINDOWS.choose(random).expect("not empty"),
         offers: [offer(random), offer(random)],
         script: Vec::new(),
     };
