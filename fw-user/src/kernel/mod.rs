@@ -16,3 +16,4 @@ pub mod state;
 pub mod sweep;
 pub mod sync;
 mod sys;
+pub mod sysctl;

@@ -35,6 +35,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             files: Vec::new(),
             toml: None,
             sets: Vec::new(),
+            tracking: Default::default(),
         })
 }
 
