@@ -641,6 +641,10 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
     let unknown = scratch.tracked.ct == ct::INVALID;
     let mut state = ct::RELATED;
     let direction = if is_about_transit(scratch) {
+        // About an INVALID packet: it has no flow to carry, though its like may open one.
+        if scratch.transit_direction == NO_FLOW {
+            return;
+        }
         // Replies bear names of their own, by which tracking has found their flow. What goes the
         // other way may resemble another flow.
         if scratch.transit_direction != 0 && !unknown {
