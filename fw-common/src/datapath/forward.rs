@@ -73,6 +73,7 @@ pub fn send<P: Packet, T: Tables>(
     {
         return false;
     }
+
     let now = scratch.sending.now;
     let timeout = if scratch.headers.key.protocol as u8 == protocol::TCP {
         match tables.advance_tcp(flow, &scratch.segment, reply) {
@@ -177,13 +178,21 @@ fn is_usual(headers: &Headers) -> bool {
         && !headers.broken
 }
 
-/// Whether another hop is left.
+/// Whether another hop is left, and all that [`rewrite`] writes is where it can be written in place.
 #[inline(always)]
 fn has_hops<P: Packet>(packet: &P, headers: &Headers) -> bool {
-    let at = if headers.is_v6() { HOPS_V6 } else { HOPS_V4 };
-    packet
-        .window::<{ L4_V4 }>()
-        .is_some_and(|frame| frame[at] > 1)
+    let tcp = headers.key.protocol as u8 == protocol::TCP;
+    let hops = match (headers.is_v6(), tcp) {
+        (false, true) => packet
+            .window::<{ L4_V4 + 20 }>()
+            .map(|frame| frame[HOPS_V4]),
+        (false, false) => packet.window::<{ L4_V4 + 8 }>().map(|frame| frame[HOPS_V4]),
+        (true, true) => packet
+            .window::<{ L4_V6 + 20 }>()
+            .map(|frame| frame[HOPS_V6]),
+        (true, false) => packet.window::<{ L4_V6 + 8 }>().map(|frame| frame[HOPS_V6]),
+    };
+    hops.is_some_and(|hops| hops > 1)
 }
 
 /// Whether the packet leaves the flow in the state that it is in.
