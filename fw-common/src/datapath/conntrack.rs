@@ -172,7 +172,7 @@ pub fn find<'t, T: Tables>(
     let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
     let Some(flow) = tables.flow(&lookup.key) else {
         // The second may outlive the first.
-        return find_second(tables, lookup, from_low, now);
+        return find_second(tables, lookup, from_low, aliases, now);
     };
     if !flow.is_alias() {
         let direction = direction(tables, &lookup.key, flow, from_low, now);
@@ -195,7 +195,7 @@ pub fn find<'t, T: Tables>(
             direction: 1,
         });
     }
-    find_second(tables, lookup, from_low, now)
+    find_second(tables, lookup, from_low, aliases, now)
 }
 
 /// Whether a packet under an alias is a reply. One whose two endpoints are the same is: what the
@@ -212,11 +212,16 @@ fn find_second<'t, T: Tables>(
     tables: &'t T,
     lookup: &mut Lookup,
     from_low: bool,
+    aliases: Aliases,
     now: u64,
 ) -> Option<Found<'t>> {
     lookup.key.kind = FlowKey::SECOND;
     let flow = tables.flow(&lookup.key)?;
     let direction = direction(tables, &lookup.key, flow, from_low, now);
+    // As under the first name: replies to a translated flow bear its alias.
+    if aliases && direction == 1 && flow.status.get() & Flow::SNAT != 0 {
+        return None;
+    }
     (direction != NO_FLOW).then_some(Found {
         flow,
         alias_of: None,
@@ -503,7 +508,7 @@ pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     }
     // The flow goes the other way: the packet's is the second one.
     let from_low = scratch.lookup.is_from_low();
-    if let Some(found) = find_second(tables, &mut scratch.lookup, from_low, 0) {
+    if let Some(found) = find_second(tables, &mut scratch.lookup, from_low, aliases, 0) {
         scratch.tracked.set_in_flow(&found, label);
         scratch.tracked.ct = label;
     }
