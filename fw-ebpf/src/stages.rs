@@ -23,6 +23,7 @@ use fw_common::datapath::sources;
 use fw_common::datapath::stage::{Name, Stage};
 use fw_common::datapath::start::Begin;
 use fw_common::datapath::tcp::{self, Segment};
+use fw_common::datapath::window::ReadOptions;
 
 use crate::maps;
 use crate::packet::{SkbPacket, XdpPacket};
@@ -68,9 +69,11 @@ stages! {
     fwbpf_open: Open, SkbPacket(__sk_buff), BpfTables;
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
     fwbpf_gather: Gather, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_options: ReadOptions, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
     fwbpf_xdp_send_on: SendOn, XdpPacket(xdp_md), BpfTables;
     fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
+    fwbpf_xdp_options: ReadOptions, XdpPacket(xdp_md), BpfTables;
 }
 
 /// Defines the fast path's function, which needs no keys: it can have the scratch space passed.
@@ -186,6 +189,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::Open => fwbpf_open(skb, argument),
         Name::Translate => fwbpf_translate(skb, argument),
         Name::Gather => fwbpf_gather(skb, argument),
+        Name::ReadOptions => fwbpf_options(skb, argument),
     }
 }
 
@@ -199,6 +203,7 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         Name::Traverse => Some(fwbpf_xdp_traverse(xdp, argument)),
         // Whether the packet ends here is not certain yet.
         Name::Act => Some(effect::LATER),
+        Name::ReadOptions => Some(fwbpf_xdp_options(xdp, argument)),
         Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate | Name::Gather => None,
     }
 }

@@ -123,7 +123,8 @@ pub struct Flow {
     pub created: u64,
     /// [`Flow::LOW_OPENED`] and its siblings.
     pub status: MapCell<u32>,
-    /// TCP: state, last index, last direction, one byte each from the lowest; flags in the highest.
+    /// TCP: state; kind of the last segment, and its direction; retransmissions; what an ignored SYN
+    /// offered. One byte each from the lowest.
     pub tcp: MapCell<u32>,
     /// TCP: sequence number of the last packet noted.
     pub last_seq: MapCell<u32>,
@@ -131,7 +132,8 @@ pub struct Flow {
     pub last_end: MapCell<u32>,
     /// TCP: acknowledgement of the last packet noted.
     pub last_ack: MapCell<u32>,
-    /// TCP: window of the last packet noted (low half), its window scale and options (high half).
+    /// TCP: window of the last packet noted (low half), window scale of the last SYN that was ignored
+    /// (high half).
     pub last_window: MapCell<u32>,
     /// What each side has sent: original direction, then reply. In an alias, and in the record of a
     /// source: links of the source's list (`datapath::sources`).
@@ -200,11 +202,11 @@ pub struct Sent {
     pub end: MapCell<u32>,
     /// Highest sequence number that the other side's window allows.
     pub max_end: MapCell<u32>,
-    /// Largest window offered, in bytes.
+    /// Largest window offered, in bytes; 0 before the first segment.
     pub max_window: MapCell<u32>,
     /// Highest acknowledgement sent.
     pub max_ack: MapCell<u32>,
-    /// Window scale in the low byte, flags above.
+    /// Window scale in the low byte, `datapath::window::option` above.
     pub flags: MapCell<u32>,
 }
 
@@ -271,13 +273,14 @@ impl Hint {
 const UNIT: u32 = 30;
 
 impl FlowKey {
-    /// A hash of the key. It needs no secret: keys that collide only make a look-up necessary.
+    /// A hash of the key. It needs no secret: keys that collide only make a look-up necessary. Both
+    /// names of the same endpoints have one, so that what says no to the first says so to both.
     #[inline(always)]
     pub fn hint(&self) -> u32 {
         const A: u64 = 0x9e37_79b9_7f4a_7c15;
         const B: u64 = 0xbf58_476d_1ce4_e5b9;
         let ports = (self.low_port as u64) << 16 | self.high_port as u64;
-        let rest = ports << 32 | (self.protocol as u64) << 8 | self.kind as u64;
+        let rest = ports << 32 | (self.protocol as u64) << 8;
         let mut hash = ((self.low[0] as u64) << 32 | self.high[0] as u64).wrapping_mul(A) ^ rest;
         if !self.is_v4() {
             for word in 1..4 {

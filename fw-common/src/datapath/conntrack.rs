@@ -3,7 +3,7 @@
 
 use super::forward::forward;
 use super::fragment::Borrowed;
-use super::header::{Headers, Icmp, L4_V4, protocol};
+use super::header::{Headers, Icmp, L4_V4, Part, protocol};
 use super::packet::Packet;
 use super::quoted::{opens_flow, read_quoted};
 use super::rewrite::Endpoint;
@@ -11,6 +11,7 @@ use super::scratch::Scratch;
 use super::tables::Tables;
 use super::tcp::{self, Segment};
 use super::tuple::Lookup;
+use super::window::{option, read_options};
 use crate::abi::blob::{TIMEOUTS, Timeout};
 use crate::abi::ct;
 use crate::abi::flow::{Flow, FlowKey};
@@ -169,7 +170,10 @@ pub fn find<'t, T: Tables>(
     now: u64,
 ) -> Option<Found<'t>> {
     let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
-    let flow = tables.flow(&lookup.key)?;
+    let Some(flow) = tables.flow(&lookup.key) else {
+        // The second may outlive the first.
+        return find_second(tables, lookup, from_low, aliases, now);
+    };
     if !flow.is_alias() {
         let direction = direction(tables, &lookup.key, flow, from_low, now);
         // Replies to a translated flow bear its alias. Under the opener's own address they are
@@ -191,7 +195,7 @@ pub fn find<'t, T: Tables>(
             direction: 1,
         });
     }
-    find_second(tables, lookup, from_low, now)
+    find_second(tables, lookup, from_low, aliases, now)
 }
 
 /// Whether a packet under an alias is a reply. One whose two endpoints are the same is: what the
@@ -202,17 +206,22 @@ fn goes_back(key: &FlowKey, alias: &Flow, from_low: bool) -> bool {
         || key.low[0] == key.high[0] && key.low_port == key.high_port && key.low == key.high
 }
 
-/// The flow of the second name: the first one's goes the other way.
-#[inline(always)]
+/// The flow of the second name: the first one's goes the other way, or is over.
+#[inline(never)]
 fn find_second<'t, T: Tables>(
     tables: &'t T,
     lookup: &mut Lookup,
     from_low: bool,
+    aliases: Aliases,
     now: u64,
 ) -> Option<Found<'t>> {
     lookup.key.kind = FlowKey::SECOND;
     let flow = tables.flow(&lookup.key)?;
     let direction = direction(tables, &lookup.key, flow, from_low, now);
+    // As under the first name: replies to a translated flow bear its alias.
+    if aliases && direction == 1 && flow.status.get() & Flow::SNAT != 0 {
+        return None;
+    }
     (direction != NO_FLOW).then_some(Found {
         flow,
         alias_of: None,
@@ -330,7 +339,7 @@ pub fn track_stranger(scratch: &mut Scratch) {
         Icmp::Reply | Icmp::Other | Icmp::Error => false,
         Icmp::No | Icmp::Request if headers.broken => false,
         Icmp::No if headers.key.protocol as u8 == protocol::TCP => {
-            let segment = Segment::of_flags(headers.tcp_flags);
+            let segment = Segment::of_flags(headers.tcp_flags, scratch.features);
             segment.flags_are_valid() && segment.opens()
         }
         Icmp::No | Icmp::Request => true,
@@ -355,6 +364,10 @@ fn track_tcp<P: Packet, T: Tables>(
     }
     let now = tables.now();
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, now) {
+        read_options(packet, tables, scratch, sack_permitted(&found));
+        if scratch.headers.part as u8 == Part::First as u8 {
+            be_liberal(found.flow);
+        }
         if scratch.fast && forward(packet, tables, scratch, &found, now) {
             return true;
         }
@@ -364,6 +377,11 @@ fn track_tcp<P: Packet, T: Tables>(
         match scratch.forget(outcome) {
             tcp::REOPENED => end_found(tables, &mut scratch.lookup, &found),
             tcp::INVALID => {
+                scratch.tracked.set_without_flow(ct::INVALID);
+                return false;
+            }
+            tcp::LOST_TRACK => {
+                shorten(tables, scratch.place(), found.flow, now);
                 scratch.tracked.set_without_flow(ct::INVALID);
                 return false;
             }
@@ -402,6 +420,39 @@ fn track_tcp<P: Packet, T: Tables>(
     false
 }
 
+/// Whether the side that receives the packet has permitted selective acknowledgements.
+#[inline(always)]
+pub fn sack_permitted(found: &Found<'_>) -> bool {
+    let receiver = if found.is_reply() {
+        &found.flow.sent[0]
+    } else {
+        &found.flow.sent[1]
+    };
+    receiver.flags() & option::SACK_PERMITTED != 0
+}
+
+/// Windows of a flow with fragmented segments are not held against anybody from now on: how long a
+/// segment is, only its last fragment tells, while netfilter puts it together before it looks.
+#[inline(always)]
+fn be_liberal(flow: &Flow) {
+    flow.sent[0].add_flags(option::LIBERAL);
+    flow.sent[1].add_flags(option::LIBERAL);
+}
+
+/// A flow whose end was out of its window does not live on for days (`nf_tcp_handle_invalid`).
+#[inline(never)]
+fn shorten<T: Tables>(tables: &T, place: u32, flow: &Flow, now: u64) {
+    const LONG: u64 = 120_000_000_000;
+    let old = flow.expires.get();
+    if old < now.wrapping_add(LONG) {
+        return;
+    }
+    refresh(tables, place, flow, Timeout::Unacknowledged as u32, now);
+    if old < flow.expires.get() {
+        flow.expires.set(old);
+    }
+}
+
 /// How long a translated flow that has ended waits for its last packet to leave.
 const DYING_GRACE: u64 = 1_000_000_000;
 
@@ -413,12 +464,12 @@ pub fn read_segment<P: Packet>(packet: &P, scratch: &mut Scratch) -> bool {
     if scratch.headers.l4 as usize == L4_V4
         && let Some(frame) = packet.window::<{ L4_V4 + 20 }>()
     {
-        scratch.segment = Segment::new(frame, L4_V4, length);
+        scratch.segment = Segment::new(frame, L4_V4, length, scratch.features);
         return true;
     }
     match packet.load::<20>(scratch.headers.l4 as u32) {
         Some(header) => {
-            scratch.segment = Segment::new(&header, 0, length);
+            scratch.segment = Segment::new(&header, 0, length, scratch.features);
             true
         }
         None => false,
@@ -457,7 +508,7 @@ pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     }
     // The flow goes the other way: the packet's is the second one.
     let from_low = scratch.lookup.is_from_low();
-    if let Some(found) = find_second(tables, &mut scratch.lookup, from_low, 0) {
+    if let Some(found) = find_second(tables, &mut scratch.lookup, from_low, aliases, 0) {
         scratch.tracked.set_in_flow(&found, label);
         scratch.tracked.ct = label;
     }
@@ -493,7 +544,8 @@ fn untimed(headers: &Headers) -> u32 {
     timeout as u32
 }
 
-/// Sets when the flow ends, from the policy's cell of timeouts.
+/// Sets when the flow ends, from the policy's cell of timeouts. The timeout is a [`Timeout`], or what
+/// [`tcp::lifetime`] takes.
 #[inline(never)]
 pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now: u64) {
     let cell = match tables.generation(place) {
@@ -501,7 +553,7 @@ pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now
         None => None,
     };
     let seconds = match cell {
-        Some(cell) => cell.w.get(timeout as usize & 15).copied().unwrap_or(0),
+        Some(cell) => tcp::lifetime(&cell.w, timeout),
         None => 0,
     };
     flow.expires
@@ -594,6 +646,10 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
     let unknown = scratch.tracked.ct == ct::INVALID;
     let mut state = ct::RELATED;
     let direction = if is_about_transit(scratch) {
+        // About an INVALID packet: it has no flow to carry, though its like may open one.
+        if scratch.transit_direction == NO_FLOW {
+            return;
+        }
         // Replies bear names of their own, by which tracking has found their flow. What goes the
         // other way may resemble another flow.
         if scratch.transit_direction != 0 && !unknown {
@@ -601,7 +657,10 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
         }
         state |= scratch.transit_snat;
         scratch.transit_direction ^ 1
-    } else if unknown && is_the_kernels(&scratch.headers) && opens_flow(packet, &scratch.quoted) {
+    } else if unknown
+        && is_the_kernels(&scratch.headers)
+        && opens_flow(packet, &scratch.quoted, scratch.features)
+    {
         1
     } else {
         return;
@@ -636,12 +695,18 @@ fn is_the_kernels(headers: &Headers) -> bool {
 
 /// Drafts a flow as its first packet makes it.
 #[inline(never)]
-pub fn draft_flow<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) {
+pub fn draft_flow<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) {
     scratch.draft.flow = Flow::default();
     let now = tables.now();
     let mut timeout = untimed(&scratch.headers);
     if scratch.headers.key.protocol as u8 == protocol::TCP && read_segment(packet, scratch) {
-        timeout = tcp::open(&mut scratch.draft.flow, &scratch.segment);
+        read_options(packet, tables, scratch, true);
+        let flow = &scratch.draft.flow;
+        tcp::open(flow, &scratch.segment);
+        timeout = tables.advance_tcp(flow, &scratch.segment, false);
+        if scratch.headers.part as u8 == Part::First as u8 {
+            be_liberal(flow);
+        }
     }
     scratch.draft.flow.created = now;
     refresh(tables, scratch.place(), &scratch.draft.flow, timeout, now);

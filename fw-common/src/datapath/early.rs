@@ -2,7 +2,7 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
-use super::conntrack::{find, read_segment, track, track_stranger};
+use super::conntrack::{find, read_segment, sack_permitted, track, track_stranger};
 use super::forward::forward;
 use super::header::{Icmp, Part, protocol};
 use super::ingress::is_for_this_host;
@@ -11,6 +11,7 @@ use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
+use super::window::read_options;
 use crate::abi::blob::BaseChain;
 use crate::abi::ct;
 use crate::abi::device::Device;
@@ -104,6 +105,9 @@ impl Stage for SendOn {
         let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
             return STRANGER;
         };
+        if is_tcp {
+            read_options(packet, tables, scratch, sack_permitted(&found));
+        }
         if forward(packet, tables, scratch, &found, now) {
             SENT_ON
         } else {

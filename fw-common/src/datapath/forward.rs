@@ -12,7 +12,6 @@ use super::packet::{Packet, Route, Way};
 use super::scratch::Scratch;
 use super::tables::Tables;
 use super::tcp::{self, flag};
-use crate::abi::blob::Timeout;
 use crate::abi::device::Device;
 use crate::abi::flow::{CACHED_SLOTS, Cached, Flow};
 use crate::abi::stat::Stat;
@@ -74,20 +73,22 @@ pub fn send<P: Packet, T: Tables>(
     {
         return false;
     }
-    if !rewrite(packet, &scratch.headers, &scratch.sending) {
-        return false;
-    }
 
     let now = scratch.sending.now;
     let timeout = if scratch.headers.key.protocol as u8 == protocol::TCP {
         match tables.advance_tcp(flow, &scratch.segment, reply) {
-            // Not from an acknowledgement in an established flow.
-            tcp::IGNORED.. => Timeout::Established as u32,
+            // Out of the window: the slow way comes to the same, as nothing was changed, or (where a
+            // sender overshoots) to what it is now.
+            tcp::IGNORED.. => return false,
             timeout => timeout,
         }
     } else {
         advance_untimed(&scratch.headers, flow, now)
     };
+    // From here on it must not fail: the flow was moved on.
+    if !rewrite(packet, &scratch.headers, &scratch.sending) {
+        return false;
+    }
     refresh(tables, scratch.place(), flow, timeout, now);
     let (count, bytes) = (Cached::count(facts), scratch.headers.bytes);
     if count > 0 {
@@ -177,13 +178,21 @@ fn is_usual(headers: &Headers) -> bool {
         && !headers.broken
 }
 
-/// Whether another hop is left.
+/// Whether another hop is left, and all that [`rewrite`] writes is where it can be written in place.
 #[inline(always)]
 fn has_hops<P: Packet>(packet: &P, headers: &Headers) -> bool {
-    let at = if headers.is_v6() { HOPS_V6 } else { HOPS_V4 };
-    packet
-        .window::<{ L4_V4 }>()
-        .is_some_and(|frame| frame[at] > 1)
+    let tcp = headers.key.protocol as u8 == protocol::TCP;
+    let hops = match (headers.is_v6(), tcp) {
+        (false, true) => packet
+            .window::<{ L4_V4 + 20 }>()
+            .map(|frame| frame[HOPS_V4]),
+        (false, false) => packet.window::<{ L4_V4 + 8 }>().map(|frame| frame[HOPS_V4]),
+        (true, true) => packet
+            .window::<{ L4_V6 + 20 }>()
+            .map(|frame| frame[HOPS_V6]),
+        (true, false) => packet.window::<{ L4_V6 + 8 }>().map(|frame| frame[HOPS_V6]),
+    };
+    hops.is_some_and(|hops| hops > 1)
 }
 
 /// Whether the packet leaves the flow in the state that it is in.

@@ -73,7 +73,7 @@ impl<T: Tables> Step for All<'_, T> {
                 let kind = predicate.kind();
                 // What is not the same for the next packet of the flow, or changes when it is asked.
                 if kind == condition::LIMIT
-                    || kind >= condition::FACT && kind <= condition::TCP_OPTION
+                    || (condition::FACT..=condition::TCP_OPTION).contains(&kind)
                 {
                     if self.tables.holds_back() {
                         self.scratch.walk.hold = LATER;

@@ -26,6 +26,7 @@ pub mod stage;
 pub mod tables;
 pub mod tcp;
 pub mod tuple;
+pub mod window;
 
 pub mod early;
 pub mod egress;

@@ -96,7 +96,11 @@ impl Stage for Open {
 /// translated flow, as either of that flow's names (netfilter's null binding,
 /// `nf_nat_alloc_null_binding`).
 #[inline(always)]
-fn store<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) -> Result<(), Stat> {
+fn store<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+) -> Result<(), Stat> {
     draft_flow(packet, tables, scratch);
     let (headers, lookup, draft) = (&scratch.headers, &mut scratch.lookup, &mut scratch.draft);
     lookup.tuple.set(headers);

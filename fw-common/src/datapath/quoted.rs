@@ -93,12 +93,12 @@ fn quote<P: Packet, T: Tables>(
     Some(())
 }
 
-/// Whether the quoted packet could have opened a flow.
+/// Whether the quoted packet could have opened a flow, by the settings in the policy's features.
 #[inline(never)]
-pub fn opens_flow<P: Packet>(packet: &P, quoted: &Quoted) -> bool {
+pub fn opens_flow<P: Packet>(packet: &P, quoted: &Quoted, features: u32) -> bool {
     if quoted.tuple.protocol == protocol::TCP {
         return packet.load::<20>(quoted.l4 as u32).is_some_and(|header| {
-            let segment = Segment::new(&header, 0, 20);
+            let segment = Segment::new(&header, 0, 20, features);
             segment.flags_are_valid() && segment.opens()
         });
     }

@@ -1,7 +1,7 @@
 //! Room for what a packet's way needs, outside the BPF stack.
 
 use super::classify::{Query, Walk};
-use super::conntrack::{NO_FLOW, Tracked, outside};
+use super::conntrack::{Tracked, outside};
 use super::facts::Facts;
 use super::forward::Sending;
 use super::fragment::Outcomes;
@@ -58,9 +58,9 @@ pub struct Scratch {
     pub made_here: bool,
     /// Replies to translated flows may come here.
     pub aliases: bool,
-    /// The last packet on this CPU that went on to be forwarded, if it is in a flow.
+    /// The last packet on this CPU that went on to be forwarded.
     pub transit: Tuple,
-    /// Its direction.
+    /// Its direction, as in [`Tracked::direction`].
     pub transit_direction: u8,
     /// [`ct::SNAT`] if its flow is translated.
     pub transit_snat: u8,
@@ -70,6 +70,12 @@ pub struct Scratch {
     pub lookup: Lookup,
     /// The packet's TCP segment.
     pub segment: Segment,
+    /// Its options, as far as they matter.
+    pub options: [[u8; 4]; 16],
+    /// Which byte of them is next.
+    pub options_at: MapCell<u32>,
+    /// How many are left.
+    pub options_left: MapCell<u32>,
     /// The packet that an ICMP error quotes.
     pub quoted: Quoted,
     /// What chains are asked.
@@ -158,9 +164,6 @@ impl Scratch {
         self.transit.set(&self.headers);
         self.transit_direction = self.tracked.direction;
         self.transit_snat = self.tracked.ct & ct::SNAT;
-        if self.tracked.direction == NO_FLOW {
-            self.transit.protocol = 0;
-        }
     }
 
     /// Whether the packet in hand is the one kept in mind, or of the same flow and direction.

@@ -44,4 +44,6 @@ pub enum Name {
     Translate,
     /// [`super::facts::Gather`].
     Gather,
+    /// [`super::window::ReadOptions`].
+    ReadOptions,
 }

@@ -1,9 +1,8 @@
-//! The TCP state machine, as netfilter's `nf_conntrack_proto_tcp.c` behaves.
-//!
-//! Every segment is taken to be in the window (`nf_conntrack_tcp_be_liberal`), except a reset,
-//! whose sequence number is always checked (RFC 5961 3.2).
+//! The TCP state machine, as netfilter's `nf_conntrack_tcp_packet` behaves
+//! (net/netfilter/nf_conntrack_proto_tcp.c). [`super::window`] has the windows.
 
-use crate::abi::blob::Timeout;
+use super::window::{self, Fit, before, option};
+use crate::abi::blob::{HeaderFields, Timeout};
 use crate::abi::flow::{Flow, Sent};
 
 /// TCP header flags (RFC 9293 3.1).
@@ -63,7 +62,7 @@ pub const STATE_NAMES: [&str; 10] = [
 ];
 
 /// What a segment is, for the state machine.
-mod kind {
+pub(super) mod kind {
     pub const SYN: u8 = 0;
     pub const SYN_ACK: u8 = 1;
     pub const FIN: u8 = 2;
@@ -90,12 +89,27 @@ pub struct Segment {
     pub window: u16,
     /// Header flags.
     pub flags: u8,
+    /// Length of the header, in words of four bytes.
+    pub words: u8,
+    /// The highest sequence number that a selective acknowledgement covers; [`Segment::ack`] if there
+    /// is none, or the options were not read.
+    pub sack: u32,
+    /// [`option`] of the options that were read.
+    pub options: u8,
+    /// The window scale option's value.
+    pub scale: u8,
+    /// A selective acknowledgement was read.
+    pub sacked: bool,
+    /// Zero.
+    pub reserved: u8,
+    /// [`HeaderFields::features`], which has the settings of TCP tracking.
+    pub settings: u32,
 }
 
 impl Segment {
     /// From a header's first 20 bytes and the length of header and data together.
     #[inline(always)]
-    pub fn new<const N: usize>(bytes: &[u8; N], at: usize, length: u32) -> Self {
+    pub fn new<const N: usize>(bytes: &[u8; N], at: usize, length: u32, settings: u32) -> Self {
         let header = &bytes[at..];
         let word = |at: usize| {
             u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
@@ -109,18 +123,23 @@ impl Segment {
             end: word(4).wrapping_add(data).wrapping_add(phantom),
             window: u16::from_be_bytes([header[14], header[15]]),
             flags,
+            words: header[12] >> 4,
+            sack: word(8),
+            options: 0,
+            scale: 0,
+            sacked: false,
+            reserved: 0,
+            settings,
         }
     }
 
     /// A segment of which only the flags are known.
     #[inline(always)]
-    pub fn of_flags(flags: u8) -> Self {
+    pub fn of_flags(flags: u8, settings: u32) -> Self {
         Self {
-            seq: 0,
-            ack: 0,
-            end: 0,
-            window: 0,
             flags,
+            settings,
+            ..Self::default()
         }
     }
 
@@ -143,10 +162,15 @@ impl Segment {
         }
     }
 
-    /// Whether the segment can open a flow.
+    /// Whether the segment can open a flow: a SYN, or an acknowledgement by which a connection is
+    /// picked up in the middle, unless that is switched off (`tcp_new`).
     #[inline(always)]
     pub fn opens(&self) -> bool {
-        next_state(false, self.kind(), state::NONE) < NO_STATE
+        match next_state(false, self.kind(), state::NONE) {
+            state::SYN_SENT => true,
+            state::ESTABLISHED => self.settings & HeaderFields::TCP_NOT_LOOSE == 0,
+            _ => false,
+        }
     }
 
     /// Whether the flags make sense together. ECN bits and PSH go with anything.
@@ -162,12 +186,6 @@ impl Segment {
             _ => false,
         }
     }
-}
-
-/// `a` is before `b` in sequence space.
-#[inline(always)]
-fn before(a: u32, b: u32) -> bool {
-    (a.wrapping_sub(b) as i32) < 0
 }
 
 const fn row(states: [u8; 10]) -> u64 {
@@ -207,38 +225,73 @@ fn next_state(reply: bool, segment: u8, present: u8) -> u8 {
     (row >> (4 * (present as u32 & 0xf))) as u8 & 0xf
 }
 
-/// The mutable part of a flow's TCP words, unpacked.
+/// [`Flow::tcp`], in one piece: BPF has few registers.
 #[derive(Clone, Copy)]
-struct Word {
-    state: u8,
-    last_kind: u8,
-    last_reply: bool,
-    flags: u8,
-}
+pub(super) struct Word(u32);
 
 impl Word {
     /// A SYN was let through in LAST_ACK: an ACK may be a challenge (RFC 5961 4.2).
-    const EXPECT_CHALLENGE: u8 = 1;
+    const EXPECT_CHALLENGE: u8 = 0x40;
     /// Both sides sent a SYN first.
-    const SIMULTANEOUS: u8 = 2;
+    const SIMULTANEOUS: u8 = 0x80;
+    /// Beside the kind of the last segment: it was a reply.
+    const REPLY: u32 = 0x8000;
+    /// Where retransmissions and flags are.
+    const RETRANSMISSIONS: u32 = 16;
+    const FLAGS: u32 = 24;
 
     #[inline(always)]
-    fn of(flow: &Flow) -> Self {
-        let word = flow.tcp.get();
-        Self {
-            state: word as u8,
-            last_kind: (word >> 8) as u8,
-            last_reply: word >> 16 & 1 != 0,
-            flags: (word >> 24) as u8,
-        }
+    fn new(state: u8, last_kind: u8) -> Self {
+        Self(state as u32 | (last_kind as u32) << 8)
     }
 
     #[inline(always)]
-    fn pack(self) -> u32 {
-        self.state as u32
-            | (self.last_kind as u32) << 8
-            | (self.last_reply as u32) << 16
-            | (self.flags as u32) << 24
+    pub(super) fn state(self) -> u8 {
+        self.0 as u8
+    }
+
+    #[inline(always)]
+    fn last_kind(self) -> u8 {
+        (self.0 >> 8) as u8 & 0x7f
+    }
+
+    #[inline(always)]
+    pub(super) fn last_reply(self) -> bool {
+        self.0 & Self::REPLY != 0
+    }
+
+    /// How often the last acknowledgement was sent again.
+    #[inline(always)]
+    pub(super) fn retransmissions(self) -> u8 {
+        (self.0 >> Self::RETRANSMISSIONS) as u8
+    }
+
+    #[inline(always)]
+    pub(super) fn set_retransmissions(&mut self, count: u8) {
+        self.0 =
+            self.0 & !(0xff << Self::RETRANSMISSIONS) | (count as u32) << Self::RETRANSMISSIONS;
+    }
+
+    /// Of the last SYN that was ignored: [`option`], and the flags above.
+    #[inline(always)]
+    fn flags(self) -> u8 {
+        (self.0 >> Self::FLAGS) as u8
+    }
+
+    #[inline(always)]
+    fn set_flags(&mut self, flags: u8) {
+        self.0 = self.0 & !(0xff << Self::FLAGS) | (flags as u32) << Self::FLAGS;
+    }
+
+    #[inline(always)]
+    fn set_last(&mut self, kind: u8, reply: bool) {
+        let reply = if reply { Self::REPLY } else { 0 };
+        self.0 = self.0 & !0xff00 | (kind as u32) << 8 | reply;
+    }
+
+    #[inline(always)]
+    fn set_state(&mut self, state: u8) {
+        self.0 = self.0 & !0xff | state as u32;
     }
 }
 
@@ -248,57 +301,86 @@ pub fn state_of(flow: &Flow) -> u8 {
     flow.tcp.get() as u8
 }
 
-/// Flags in [`Sent::flags`].
-const MAX_ACK_SET: u32 = 1 << 8;
-const CLOSE_INITIATED: u32 = 1 << 9;
-const UNACKNOWLEDGED: u32 = 1 << 10;
-
-/// What a segment does to its flow: a [`Timeout`] as a number, for which the flow lives on, or one
-/// of the following.
+/// What a segment does to its flow: for how long it lives on, or one of the following. A life is a
+/// [`Timeout`] as a number, and reasons for which it may be a shorter one ([`lifetime`]).
 pub type Outcome = u32;
 
 /// Let through without a change.
-pub const IGNORED: Outcome = 16;
+pub const IGNORED: Outcome = 1 << 16;
 /// INVALID.
-pub const INVALID: Outcome = 17;
+pub const INVALID: Outcome = IGNORED + 1;
+/// INVALID, and the end of a connection of which we have lost track: it shall not live on for days.
+pub const LOST_TRACK: Outcome = IGNORED + 2;
 /// The flow ends with this segment.
-pub const ENDED: Outcome = 18;
+pub const ENDED: Outcome = IGNORED + 3;
 /// The flow is dead and this SYN opens a new one.
-pub const REOPENED: Outcome = 19;
+pub const REOPENED: Outcome = IGNORED + 4;
 
-/// The first segment of a flow, for which [`Segment::opens`] holds: its timeout.
+/// The same acknowledgement came too often.
+const RETRANSMITTED: Outcome = 1 << 4;
+/// The segment is a reset.
+const RESET: Outcome = 1 << 5;
+/// There are data that nobody has acknowledged.
+const UNACKNOWLEDGED: Outcome = 1 << 6;
+/// Nobody may send: the last window was zero.
+const NO_WINDOW: Outcome = 1 << 7;
+/// Established, as far as one side tells.
+const ONE_SIDED: Outcome = 1 << 8;
+
+/// For how many seconds a flow lives, from the policy's timeouts.
 #[inline(always)]
-pub fn open(flow: &mut Flow, segment: &Segment) -> Outcome {
-    let first = next_state(false, segment.kind(), state::NONE);
-    let word = Word {
-        state: first,
-        last_kind: segment.kind(),
-        last_reply: false,
-        flags: 0,
-    };
-    flow.tcp.set(word.pack());
-    flow.last_seq.set(segment.seq);
-    flow.last_end.set(segment.end);
-    flow.last_ack.set(segment.ack);
-    flow.last_window.set(segment.window as u32);
-    let sent = &flow.sent[0];
-    sent.end.set(segment.end);
-    sent.flags.set(0);
-    if segment.flags & flag::ACK != 0 {
-        // A flow picked up in the middle: nothing is known of what the other side has sent, so that
-        // what this segment acknowledges cannot be judged and teaches nothing (`tcp_new`). Without
-        // a reply seen, netfilter does not grant it the long timeout.
-        return Timeout::Unacknowledged as u32;
+pub fn lifetime(timeouts: &[u32; 16], outcome: Outcome) -> u32 {
+    let own = timeouts[outcome as usize & 15];
+    if outcome >> 4 == 0 {
+        return own;
     }
-    timeout(first)
+    let (again, open) = (
+        timeouts[Timeout::Retransmission as usize],
+        timeouts[Timeout::Unacknowledged as usize],
+    );
+    let seconds = if outcome & RETRANSMITTED != 0 && own > again {
+        again
+    } else if outcome & RESET != 0 {
+        timeouts[Timeout::Close as usize]
+    } else if outcome & UNACKNOWLEDGED != 0 && own > open {
+        open
+    } else if outcome & NO_WINDOW != 0 && own > again {
+        again
+    } else {
+        own
+    };
+    if outcome & ONE_SIDED != 0 && seconds > open {
+        return open;
+    }
+    seconds
 }
 
-/// A further segment of a flow.
+/// Prepares a flow that has no state yet for its first segment, for which [`Segment::opens`] holds;
+/// then it is moved on by that segment as by any other (`tcp_new`).
+#[inline(always)]
+pub fn open(flow: &Flow, segment: &Segment) {
+    flow.tcp.set(Word::new(state::NONE, kind::NONE).0);
+    let (first, other) = (&flow.sent[0], &flow.sent[1]);
+    let width = (segment.window as u32).max(1);
+    first.end.set(segment.end);
+    first.max_window.set(width);
+    if segment.flags & flag::SYN != 0 {
+        first.max_end.set(segment.end);
+        window::take_options(first, segment);
+    } else {
+        // Picked up in the middle: scales are not known, so windows are not held against anybody.
+        first.max_end.set(segment.end.wrapping_add(width));
+        let flags = (option::SACK_PERMITTED | option::LIBERAL) as u32;
+        first.flags.set(flags << Sent::FLAGS);
+        other.flags.set(flags << Sent::FLAGS);
+    }
+}
+
+/// A segment of a flow.
 #[inline(always)]
 pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
-    let status = flow.status.get();
-    let mut word = Word::of(flow);
-    let old = word.state;
+    let mut word = Word(flow.tcp.get());
+    let old = word.state();
     let segment_kind = segment.kind();
     let (sender, receiver) = if reply {
         (&flow.sent[1], &flow.sent[0])
@@ -307,80 +389,105 @@ pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
     };
     let mut from = old;
     let mut new = next_state(reply, segment_kind, old);
+    let mut fits = false;
     match new {
         NO_STATE => return INVALID,
         state::SYN_SENT if old >= state::TIME_WAIT => {
-            let closed = (sender.flags.get() | receiver.flags.get()) & CLOSE_INITIATED != 0;
-            if closed || (word.last_reply == reply && word.last_kind == kind::RST) {
+            let closed = (sender.flags() | receiver.flags()) & option::CLOSE_INITIATED != 0;
+            if closed || (word.last_reply() == reply && word.last_kind() == kind::RST) {
                 return REOPENED;
             }
             return ignore(flow, segment, word, reply);
         }
         IGNORE => {
             // A SYN-ACK that answers a SYN which we ignored: the two ends agree, we were stale.
-            if segment_kind == kind::SYN_ACK
-                && word.last_kind == kind::SYN
-                && word.last_reply != reply
-                && segment.ack == flow.last_end.get()
+            if segment_kind != kind::SYN_ACK
+                || word.last_kind() != kind::SYN
+                || word.last_reply() == reply
+                || segment.ack != flow.last_end.get()
             {
-                from = state::SYN_SENT;
-                new = state::SYN_RECV;
-                receiver.end.set(flow.last_end.get());
-                receiver.flags.set(0);
-                sender.end.set(0);
-                sender.flags.set(0);
-            } else {
                 return ignore(flow, segment, word, reply);
             }
+            from = state::SYN_SENT;
+            new = state::SYN_RECV;
+            word.set_flags(word.flags() & !Word::EXPECT_CHALLENGE);
+            let last_window = flow.last_window.get();
+            receiver.end.set(flow.last_end.get());
+            receiver.max_end.set(flow.last_end.get());
+            receiver.max_window.set((last_window & 0xffff).max(1));
+            receiver.set_flags(word.flags(), (last_window >> 16) as u8);
+            sender.reset();
         }
         state::TIME_WAIT
             if old == state::LAST_ACK
                 && segment_kind == kind::ACK
-                && word.last_reply != reply
-                && word.last_kind == kind::SYN
-                && word.flags & Word::EXPECT_CHALLENGE != 0 =>
+                && word.last_reply() != reply
+                && word.last_kind() == kind::SYN
+                && word.flags() & Word::EXPECT_CHALLENGE != 0 =>
         {
-            word.flags &= !Word::EXPECT_CHALLENGE;
-            flow.tcp.set(word.pack());
+            word.set_flags(word.flags() & !Word::EXPECT_CHALLENGE);
+            flow.tcp.set(word.0);
             return IGNORED;
         }
-        state::SYN_SENT2 => word.flags |= Word::SIMULTANEOUS,
+        state::SYN_SENT2 => word.set_flags(word.flags() | Word::SIMULTANEOUS),
         state::SYN_RECV
-            if reply && segment_kind == kind::ACK && word.flags & Word::SIMULTANEOUS != 0 =>
+            if reply && segment_kind == kind::ACK && word.flags() & Word::SIMULTANEOUS != 0 =>
         {
             new = state::ESTABLISHED;
         }
         state::CLOSE if segment_kind == kind::RST => {
             match reset(flow, segment, word, receiver, reply) {
-                Some(state) => new = state,
-                None => return INVALID,
+                Reset::Invalid => return INVALID,
+                Reset::Fits => fits = true,
+                Reset::Closes => {}
+                Reset::Stays => new = old,
             }
+            fits = fits || answers_what_we_ignored(flow, segment, word, reply);
         }
         _ => {}
     }
-    note_window(flow, segment, segment_kind, sender, receiver);
-    word.last_kind = segment_kind;
-    word.last_reply = reply;
-    word.state = new;
+    if !fits {
+        match window::fit(flow, segment, segment_kind, reply, &mut word) {
+            Fit::Inside => {}
+            Fit::Ignored => {
+                flow.tcp.set(word.0);
+                return IGNORED;
+            }
+            Fit::Outside => return outside(flow, segment_kind, word, reply),
+        }
+    }
+    word.set_last(segment_kind, reply);
+    word.set_state(new);
     if from != new && new == state::FIN_WAIT {
-        sender.flags.set(sender.flags.get() | CLOSE_INITIATED);
+        sender.add_flags(option::CLOSE_INITIATED);
     }
-    flow.tcp.set(word.pack());
+    flow.tcp.set(word.0);
 
-    let unacknowledged = (sender.flags.get() | receiver.flags.get()) & UNACKNOWLEDGED != 0;
     let mut lives = timeout(new);
-    if segment_kind == kind::RST {
-        lives = Timeout::Close as u32;
-    } else if unacknowledged && new == state::ESTABLISHED {
-        lives = Timeout::Unacknowledged as u32;
+    if word.retransmissions() as u32 >= segment.settings >> HeaderFields::TCP_RETRANSMISSIONS {
+        lives |= RETRANSMITTED;
     }
+    if segment_kind == kind::RST {
+        lives |= RESET;
+    }
+    if (sender.flags() | receiver.flags()) & option::UNACKNOWLEDGED != 0 {
+        lives |= UNACKNOWLEDGED;
+    }
+    if flow.last_window.get() & 0xffff == 0 {
+        lives |= NO_WINDOW;
+    }
+    let status = flow.status.get();
     if status & Flow::SEEN_REPLY == 0 {
         // A reset is the only answer, or no answer came at all: nothing is worth keeping.
-        if segment.flags & flag::RST != 0 {
+        if segment_kind == kind::RST {
             return ENDED;
         }
+        // A client that repeats its SYN must not keep the entry for ever.
+        if segment_kind == kind::SYN && from == state::SYN_SENT {
+            return IGNORED;
+        }
         if new == state::ESTABLISHED {
-            lives = Timeout::Unacknowledged as u32;
+            lives |= ONE_SIDED;
         }
     } else if status & Flow::ASSURED == 0
         && (from == state::SYN_RECV || from == state::ESTABLISHED)
@@ -394,84 +501,104 @@ pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
 /// Remembers a segment that may be right where our state is stale.
 #[inline(always)]
 fn ignore(flow: &Flow, segment: &Segment, mut word: Word, reply: bool) -> Outcome {
-    word.last_kind = segment.kind();
-    word.last_reply = reply;
-    if word.last_kind == kind::SYN {
-        word.flags = 0;
-        if word.state == state::LAST_ACK {
-            word.flags = Word::EXPECT_CHALLENGE;
-        }
+    let kind = segment.kind();
+    word.set_last(kind, reply);
+    let mut scale = (flow.last_window.get() >> 16) as u8;
+    if kind == kind::SYN && !reply {
+        let challenge = if word.state() == state::LAST_ACK {
+            Word::EXPECT_CHALLENGE
+        } else {
+            0
+        };
+        word.set_flags(segment.options | challenge);
+        scale = segment.scale;
+    }
+    // Perhaps the answer to a SYN by a host that has another connection in mind.
+    if word.state() == state::SYN_SENT && kind == kind::ACK && reply {
+        flow.last_ack.set(segment.ack);
     }
     flow.last_seq.set(segment.seq);
     flow.last_end.set(segment.end);
-    flow.last_window.set(segment.window as u32);
-    flow.tcp.set(word.pack());
+    flow.last_window
+        .set(segment.window as u32 | (scale as u32) << 16);
+    flow.tcp.set(word.0);
     IGNORED
 }
 
-/// The state after a reset, or nothing if its sequence number is impossible.
+/// A segment outside of the window: a flow whose end we took for that lives on, but not for days
+/// (`nf_tcp_handle_invalid`).
 #[inline(always)]
-fn reset(flow: &Flow, segment: &Segment, word: Word, receiver: &Sent, reply: bool) -> Option<u8> {
-    // A closing flow's numbers may be those of an earlier use of its ports.
-    let closing = matches!(
-        word.state,
-        state::FIN_WAIT | state::CLOSE_WAIT | state::LAST_ACK | state::TIME_WAIT | state::CLOSE
-    );
-    if closing || receiver.flags.get() & MAX_ACK_SET == 0 || word.last_kind == kind::SYN {
-        return Some(state::CLOSE);
+fn outside(flow: &Flow, segment_kind: u8, mut word: Word, reply: bool) -> Outcome {
+    let ends = |kind: u8| matches!(kind, kind::RST | kind::FIN);
+    let mut outcome = INVALID;
+    if flow.status.get() & Flow::ASSURED != 0 && ends(segment_kind) {
+        if word.last_reply() != reply && ends(word.last_kind()) {
+            outcome = LOST_TRACK;
+        } else {
+            word.set_last(segment_kind, reply);
+        }
     }
-    let established = word.state == state::ESTABLISHED && flow.status.get() & Flow::ASSURED != 0;
-    if segment.seq == 0 && !established {
-        return Some(state::CLOSE);
-    }
-    let expected = receiver.max_ack.get();
-    if before(segment.seq, expected) {
-        return None;
-    }
-    let follows_last = word.last_kind == kind::ACK
-        && word.last_reply == reply
-        && segment.seq == flow.last_end.get();
-    if !established || segment.seq == expected || follows_last {
-        return Some(state::CLOSE);
-    }
-    // Close, but not exact: the receiver will challenge it (RFC 5961 3.2), so stay.
-    Some(word.state)
+    flow.tcp.set(word.0);
+    outcome
 }
 
-/// Keeps what the reset check and the timeouts need of the windows.
+/// What a reset is.
+enum Reset {
+    /// Its sequence number is impossible.
+    Invalid,
+    /// The window does not matter.
+    Fits,
+    /// The connection closes, if it is in the window.
+    Closes,
+    /// In the window it may be, but is not exact: the receiver will challenge it (RFC 5961 3.2).
+    Stays,
+}
+
 #[inline(always)]
-fn note_window(flow: &Flow, segment: &Segment, segment_kind: u8, sender: &Sent, receiver: &Sent) {
-    // The sender's first segment is where its numbers begin (`tcp_init_sender`).
-    if sender.end.get() == 0 {
-        sender.end.set(segment.end);
+fn reset(flow: &Flow, segment: &Segment, word: Word, receiver: &Sent, reply: bool) -> Reset {
+    // A closing flow's numbers may be those of an earlier use of its ports (`tcp_can_early_drop`).
+    let closing = matches!(
+        word.state(),
+        state::FIN_WAIT | state::CLOSE_WAIT | state::LAST_ACK | state::TIME_WAIT | state::CLOSE
+    );
+    if closing {
+        return Reset::Fits;
     }
-    // An acknowledgement of what was never sent, or was not seen: out of the window. It passes all
-    // the same, but teaches nothing (`tcp_in_window` under nf_conntrack_tcp_be_liberal).
-    let sent = receiver.end.get();
-    if segment.flags & flag::ACK != 0 && (sent == 0 || before(sent, segment.ack)) {
-        return;
+    if receiver.flags() & option::MAX_ACK_SET == 0 || word.last_kind() == kind::SYN {
+        return Reset::Closes;
     }
-    let mut flags = sender.flags.get();
-    if before(sender.end.get(), segment.end) {
-        sender.end.set(segment.end);
-        flags |= UNACKNOWLEDGED;
+    let established = word.state() == state::ESTABLISHED && flow.status.get() & Flow::ASSURED != 0;
+    if segment.seq == 0 && !established {
+        return Reset::Closes;
     }
-    if segment.flags & flag::ACK != 0 {
-        if flags & MAX_ACK_SET == 0 || before(sender.max_ack.get(), segment.ack) {
-            sender.max_ack.set(segment.ack);
-            flags |= MAX_ACK_SET;
-        }
-        if segment.ack == receiver.end.get() {
-            receiver.flags.set(receiver.flags.get() & !UNACKNOWLEDGED);
-        }
+    let expected = receiver.max_ack.get();
+    if before(segment.seq, expected) && segment.settings & HeaderFields::TCP_ANY_RESET == 0 {
+        return Reset::Invalid;
     }
-    sender.flags.set(flags);
-    if segment_kind == kind::ACK {
-        flow.last_seq.set(segment.seq);
-        flow.last_ack.set(segment.ack);
-        flow.last_end.set(segment.end);
-        flow.last_window.set(segment.window as u32);
+    let follows_last = word.last_kind() == kind::ACK
+        && word.last_reply() == reply
+        && segment.seq == flow.last_end.get();
+    if !established || segment.seq == expected || follows_last {
+        return Reset::Closes;
     }
+    Reset::Stays
+}
+
+/// Whether a reset answers a SYN or an acknowledgement that we let through though it did not fit: the
+/// two ends know better, and the window is not asked. (That the SYN has to be the other side's is how
+/// Linux 6.18 behaves.)
+#[inline(always)]
+fn answers_what_we_ignored(flow: &Flow, segment: &Segment, word: Word, reply: bool) -> bool {
+    let status = flow.status.get();
+    let last = word.last_kind();
+    let answers = word.last_reply() != reply;
+    let ignored = status & Flow::SEEN_REPLY != 0 && last == kind::SYN && answers
+        || status & Flow::ASSURED == 0 && last == kind::ACK;
+    ignored && segment.ack == flow.last_end.get()
+        || word.state() == state::SYN_SENT
+            && last == kind::ACK
+            && word.last_reply()
+            && segment.seq == flow.last_ack.get()
 }
 
 /// The timeouts of the states come first, in the order of the states' numbers.

@@ -15,7 +15,7 @@ use super::running::Predecessor;
 use super::source;
 use super::trial::Trial;
 use crate::cli::Load;
-use crate::compile::{Draft, Meta, Slots, TableSet};
+use crate::compile::{Draft, Meta, Settings, Slots, TableSet};
 use crate::host::Host;
 use crate::kernel::attach::{self, Attachment, Hook, Via, XdpMode, attach_all};
 use crate::kernel::clock;
@@ -23,6 +23,7 @@ use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace, set_counters};
+use crate::kernel::sysctl::conntrack_setting;
 use crate::kernel::{probe, sets};
 use crate::policy::SshSession;
 use crate::policy::lint::cuts_ssh;
@@ -166,9 +167,10 @@ pub fn enforce_over(
     lock: &Lock,
     old: Option<Predecessor>,
     policy: &Policy,
-    draft: Draft,
+    mut draft: Draft,
     options: &Terms,
 ) -> Result<Outcome> {
+    draft.track_as(Settings::of(&policy.tracking, conntrack_setting));
     let slots = old.as_ref().map_or_else(
         || Slots::to_make(draft.counters(), nr_cpus().unwrap_or(1)),
         |old| old.slots,

@@ -1,5 +1,6 @@
 //! `fwbpf status`: how the firewall is doing.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Result;
@@ -10,12 +11,14 @@ use super::Failure;
 use super::output::Output;
 use super::running::Running;
 use super::trial::{Trial, TrialStatus};
+use crate::compile::Settings;
 use crate::host::{Host, Interface};
 use crate::kernel::attach::Via;
 use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::flows::{FlowTable, count};
 use crate::kernel::state::{Fact, StateDir, current_netns};
 use crate::kernel::{probe, read};
+use crate::policy::tracking::{KEYS, Key};
 
 /// How pins spell that hook.
 const XDP: &str = "xdp";
@@ -49,6 +52,8 @@ pub struct Status {
     pub trial: Option<TrialStatus>,
     /// The interfaces.
     pub interfaces: Vec<InterfaceStatus>,
+    /// How connections are tracked: settings by name, seconds and numbers (switches are 0 or 1).
+    pub conntrack: BTreeMap<&'static str, u32>,
     /// The counters' table.
     pub counters: CounterStatus,
     /// The flow tables.
@@ -150,6 +155,7 @@ pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status
         degraded: degraded(state, running, host, &interfaces, &features),
         features,
         interfaces,
+        conntrack: settings_of(running),
         counters: CounterStatus {
             used: running.meta.slots.of.len(),
             max: running.maps.counters.len(),
@@ -167,6 +173,29 @@ pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status
         drops: drops.into_iter().map(event).collect(),
         events: events.into_iter().map(event).collect(),
     })
+}
+
+fn settings_of(running: &Running) -> BTreeMap<&'static str, u32> {
+    let settings = Settings::read(&running.header, &running.tables);
+    let value = |key: &Key| (key.name, settings.get(key.kind));
+    KEYS.iter().map(value).collect()
+}
+
+/// Those settings that are not netfilter's defaults, in words.
+fn own_settings(status: &Status) -> String {
+    let default = Settings::default();
+    let own = KEYS.iter().filter_map(|key| {
+        let value = status.conntrack.get(key.name)?;
+        (*value != default.get(key.kind)).then(|| format!("{} {value}", key.name))
+    });
+    let own: Vec<String> = own.collect();
+    if own.is_empty() {
+        return "Connections are tracked with netfilter's default timeouts and settings.".into();
+    }
+    format!(
+        "Connections are tracked with netfilter's default timeouts and settings, but for: {}.",
+        own.join(", ")
+    )
 }
 
 fn mode_name(state: &StateDir) -> String {
@@ -322,6 +351,8 @@ fn print(status: &Status, output: &mut Output) -> Result<(), Failure> {
                 .into()
         })?;
     }
+
+    output.line(own_settings(status))?;
 
     output.line("")?;
     output.heading("Interfaces")?;

@@ -16,20 +16,21 @@ mod patterns;
 mod ports;
 mod prune;
 mod sets;
+mod settings;
 mod slots;
 mod table_set;
 
 pub use limits::{Limits, Place};
 pub use meta::{Known, Meta, MetaError};
 pub use sets::{contents, set_entry, set_lengths};
+pub use settings::Settings;
 pub use slots::Slots;
 pub use table_set::{BlobError, TableSet, decode_meta};
 
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{
-    BaseChain, Cell, Chain as ChainView, ChainFields, DEFAULT_TIMEOUTS, DIRECTORY, EMPTY_NAT,
-    EffectFields, Filter, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields,
-    chain_kind,
+    BaseChain, Cell, Chain as ChainView, ChainFields, DIRECTORY, EMPTY_NAT, EffectFields, Filter,
+    HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields, chain_kind,
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
@@ -67,6 +68,7 @@ pub struct Draft {
     features: u32,
     patterns: Patterns,
     walks: Vec<Walk>,
+    settings: Settings,
 }
 
 impl Draft {
@@ -84,7 +86,13 @@ impl Draft {
             features: features(policy),
             patterns,
             walks: layout.walks(),
+            settings: Settings::of(&policy.tracking, |_| None),
         })
+    }
+
+    /// Settings of tracking that the host knows of.
+    pub fn track_as(&mut self, settings: Settings) {
+        self.settings = settings;
     }
 
     /// How many counters the policy has.
@@ -111,6 +119,7 @@ impl Draft {
             features,
             patterns,
             walks: _,
+            settings,
         } = self;
         // Nearly all that is still to come: a cell or two for each rule, buckets, and the meta.
         cells.reserve(slots.of.len() * 2 + meta.len() / size_of::<Cell>());
@@ -123,7 +132,7 @@ impl Draft {
         let header = HeaderFields {
             generation,
             chains: directory_len as u32,
-            features,
+            features: features | settings.features,
             meta: cells.len() as u32,
             meta_bytes: meta.len() as u32,
             empty_nat: empty_nat(&cells),
@@ -132,7 +141,7 @@ impl Draft {
         };
         cells[0] = header.encode();
         cells[1] = Cell {
-            w: DEFAULT_TIMEOUTS,
+            w: settings.timeouts,
         };
         table_set::append_bytes(&mut cells, meta);
         table_set::fill_page(&mut cells);

@@ -17,3 +17,4 @@ pub mod state;
 pub mod sweep;
 pub mod sync;
 mod sys;
+pub mod sysctl;

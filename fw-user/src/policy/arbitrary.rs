@@ -36,6 +36,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             files: Vec::new(),
             toml: None,
             sets: Vec::new(),
+            tracking: Default::default(),
         })
 }
 

@@ -22,6 +22,7 @@ pub mod print;
 mod save;
 pub mod set;
 pub mod source;
+pub mod tracking;
 
 pub use document::{NotExpressible, print_toml};
 pub use error::{Kind, PolicyError, PolicyErrors, Warning};

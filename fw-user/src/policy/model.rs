@@ -10,6 +10,8 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::tracking::Tracking;
+
 pub use log::{Log, Nflog};
 
 use super::packet_match::PacketMatch;
@@ -28,6 +30,8 @@ pub struct Policy {
     pub toml: Option<String>,
     /// The sets that its rules may ask.
     pub sets: Vec<SetDefinition>,
+    /// How connections are tracked.
+    pub tracking: Tracking,
 }
 
 impl Policy {

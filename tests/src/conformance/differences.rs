@@ -1,9 +1,8 @@
 //! Every difference between fwbpf and iptables that is one of design, modelled: nothing else may
 //! differ. docs/conformance.md tells the same for people who run the test.
 //!
-//! 1. **TCP windows.** netfilter calls a segment outside of the peer's window INVALID; fwbpf does
-//!    not follow windows yet. The reference runs with `nf_conntrack_tcp_be_liberal=1`
-//!    ([`prepare_reference`]), and sequence numbers are generated in window.
+//! 1. **Fragmented TCP segments.** netfilter knows how long they are, as it puts them together first;
+//!    fwbpf does not, and from then on holds no window against the connection. None is sent.
 //! 2. **Fragments.** netfilter puts a datagram together before any chain sees it; fwbpf lets the
 //!    later fragments follow the first, and counts the datagram once, as netfilter does. So the
 //!    fragments of a datagram are all sent, in order, and what is delivered is compared whole. Its
@@ -45,13 +44,13 @@ use super::traffic::{SKEW, Way};
 use crate::lab::{Namespace, run};
 use crate::packet::{Layers, ones_complement, protocol};
 
-/// Differences 1 and 9: puts netfilter into the state that fwbpf is compared with.
+/// Difference 9: puts netfilter into the state that fwbpf is compared with.
 pub fn prepare_reference(server: &Namespace) -> Result<()> {
     for program in ["iptables-legacy", "ip6tables-legacy"] {
         let rule = "-w 20 -t mangle -A PREROUTING -m conntrack --ctstate NEW";
         run(server.command(program).args(rule.split(' ')))?;
     }
-    server.sysctl(&[("netfilter/nf_conntrack_tcp_be_liberal", "1")])
+    Ok(())
 }
 
 /// Difference 3: which ports stand for which flow. A port is known by the whole connection that it

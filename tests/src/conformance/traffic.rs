@@ -1,6 +1,8 @@
 //! What is sent: flows between the hosts of the lab, and the packets of each in an order that
 //! makes sense, with things in between that do not.
 
+mod talk;
+
 use std::fmt;
 use std::net::IpAddr;
 
@@ -9,7 +11,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use crate::lab::address;
-use crate::packet::{Dressing, flags, protocol};
+use crate::packet::{Dressing, protocol};
 
 /// Where a packet is put in and where it can come out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -123,6 +125,10 @@ pub enum What {
         sequence: u32,
         /// Acknowledgement number.
         acknowledgement: u32,
+        /// Window, not scaled.
+        window: u16,
+        /// Options.
+        options: Vec<u8>,
         /// Bytes of data.
         length: usize,
     },
@@ -174,15 +180,7 @@ impl Traffic {
         let count = (packets / 8).max(2);
         let mut flows = Vec::<Flow>::with_capacity(count);
         while flows.len() < count {
-            let flow = flow(random, family, loopback);
-            // Two conversations at once between the same ends would be out of each other's window.
-            let is_taken = |other: &Flow| {
-                matches!(other.carried, Carried::Tcp)
-                    && [(other.a, other.b), (other.b, other.a)].contains(&(flow.a, flow.b))
-            };
-            if !matches!(flow.carried, Carried::Tcp) || !flows.iter().any(is_taken) {
-                flows.push(flow);
-            }
+            flows.push(flow(random, family, loopback));
         }
         let mut unfinished = vec![None; flows.len()];
         let mut scripts: Vec<std::collections::VecDeque<(Way, What)>> = flows
@@ -315,7 +313,7 @@ fn script(
     unfinished: &mut Option<[u32; 2]>,
 ) -> Vec<(Way, What)> {
     match flow.carried {
-        Carried::Tcp => conversation(random, unfinished),
+        Carried::Tcp => talk::conversation(random, unfinished),
         _ => exchange(random),
     }
 }
@@ -341,133 +339,6 @@ fn exchange(random: &mut impl Rng) -> Vec<(Way, What)> {
             (way, What::Datagram { length })
         })
         .collect()
-}
-
-/// A TCP connection, from a careful one to one that only the odd packets of are left. The numbers
-/// of one that does not end are left to the next between the same ends: it is in the window of the
-/// old one, which is still tracked.
-fn conversation(random: &mut impl Rng, unfinished: &mut Option<[u32; 2]>) -> Vec<(Way, What)> {
-    use flags::{ACK, FIN, PSH, RST, SYN, URG};
-    let fresh = [random.random(), random.random()];
-    let mut talk = Talk {
-        next: unfinished.take().unwrap_or(fresh),
-        script: Vec::new(),
-    };
-    let (forth, back) = (Way::Forth, Way::Back);
-    match random.random_range(0..100) {
-        // Simultaneous open.
-        0..4 => {
-            talk.say(forth, SYN, 0);
-            talk.say(back, SYN, 0);
-            talk.say(forth, SYN | ACK, 0);
-            talk.say(back, SYN | ACK, 0);
-        }
-        // Picked up in the middle.
-        4..14 => talk.say(forth, ACK, 20),
-        // An answer that nobody asked for.
-        14..22 => talk.say(back, SYN | ACK, 0),
-        // Refused.
-        22..30 => {
-            talk.say(forth, SYN, 0);
-            talk.say(back, RST | ACK, 0);
-            return talk.script;
-        }
-        _ => {
-            talk.say(forth, SYN, 0);
-            if random.random_bool(0.1) {
-                talk.again(forth, SYN);
-            }
-            talk.say(back, SYN | ACK, 0);
-            talk.say(forth, ACK, 0);
-        }
-    }
-    for _ in 0..random.random_range(0..5) {
-        let way = if random.random_bool(0.5) { forth } else { back };
-        let length = random.random_range(0..200);
-        talk.say(way, ACK | PSH, length);
-        if random.random_bool(0.2) {
-            let odd = [
-                0,
-                FIN | PSH | URG,
-                SYN | FIN,
-                SYN,
-                SYN | ACK,
-                RST,
-                URG | ACK,
-                FIN,
-            ];
-            let flags = odd[random.random_range(0..odd.len())];
-            talk.say(way.reversed(), flags, 0);
-        }
-    }
-    match random.random_range(0..10) {
-        0..6 => {
-            let (first, second) = if random.random_bool(0.5) {
-                (forth, back)
-            } else {
-                (back, forth)
-            };
-            talk.say(first, FIN | ACK, 0);
-            if random.random_bool(0.5) {
-                talk.say(second, ACK, 0);
-            }
-            talk.say(second, FIN | ACK, 0);
-            talk.say(first, ACK, 0);
-            if random.random_bool(0.3) {
-                // What comes after the end.
-                talk.say(second, ACK, 10);
-            }
-        }
-        6..8 => talk.say(
-            if random.random_bool(0.5) { forth } else { back },
-            RST | ACK,
-            0,
-        ),
-        _ => *unfinished = Some(talk.next),
-    }
-    talk.script
-}
-
-/// A conversation in the making: each side's next sequence number is what the other acknowledges,
-/// so that all is in window (`differences.rs` says why that matters).
-struct Talk {
-    next: [u32; 2],
-    script: Vec<(Way, What)>,
-}
-
-impl Talk {
-    fn say(&mut self, way: Way, flags: u8, length: usize) {
-        let (own, peer) = match way {
-            Way::Forth => (0, 1),
-            Way::Back => (1, 0),
-        };
-        let acknowledgement = if flags & flags::ACK == 0 {
-            0
-        } else {
-            self.next[peer]
-        };
-        self.script.push((
-            way,
-            What::Segment {
-                flags,
-                sequence: self.next[own],
-                acknowledgement,
-                length,
-            },
-        ));
-        let phantom = u32::from(flags & (flags::SYN | flags::FIN) != 0);
-        self.next[own] = self.next[own].wrapping_add(length as u32 + phantom);
-    }
-
-    /// Says the last thing again.
-    fn again(&mut self, way: Way, flags: u8) {
-        if let Some(last) = self.script.last().cloned() {
-            debug_assert!(
-                last.0 == way && matches!(&last.1, What::Segment { flags: f, .. } if *f == flags)
-            );
-            self.script.push(last);
-        }
-    }
 }
 
 fn error(random: &mut impl Rng, flow: &Flow) -> (Way, What) {

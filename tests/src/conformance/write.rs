@@ -30,6 +30,8 @@ pub fn packet(flow: &Flow, step: &Step, seen_as: Option<(IpAddr, u16)>) -> Packe
             flags,
             sequence,
             acknowledgement,
+            window,
+            options,
             length,
         } => Packet {
             payload: Payload::Tcp {
@@ -37,6 +39,8 @@ pub fn packet(flow: &Flow, step: &Step, seen_as: Option<(IpAddr, u16)>) -> Packe
                 sequence: *sequence,
                 acknowledgement: *acknowledgement,
                 flags: *flags,
+                window: *window,
+                options: options.clone(),
                 data: filler(*length),
             },
             ..base
@@ -154,6 +158,8 @@ fn quoted_payload(flow: &Flow, way: Way, ports: (u16, u16)) -> Payload {
             sequence: 1,
             acknowledgement: 1,
             flags: crate::packet::flags::ACK,
+            window: 65_000,
+            options: Vec::new(),
             data: filler(12),
         },
         _ => datagram(flow, way, ports, 12),

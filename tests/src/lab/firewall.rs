@@ -29,6 +29,10 @@ pub trait Firewall: Send {
     }
     /// The rules with counters, as `iptables-save -c` prints them.
     fn save(&self, family: Family) -> Result<String>;
+    /// The connections that it tracks, as `conntrack -L` prints them.
+    fn flows(&self) -> Result<String> {
+        bail!("{} is not asked for its flows", self.name())
+    }
     /// How it is doing, in JSON of its own.
     fn status(&self) -> Result<String> {
         bail!("{} has no status", self.name())
@@ -239,6 +243,10 @@ impl Firewall for Fwbpf {
             Family::Ipv6 => "--ipv6",
         };
         run(self.command().args(["show", "--save", flag]))
+    }
+
+    fn flows(&self) -> Result<String> {
+        run(self.command().arg("flows"))
     }
 
     fn status(&self) -> Result<String> {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use etherparse::{
     EtherType, Ethernet2Header, IpDscp, IpEcn, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options,
-    Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, TcpHeader,
+    Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, TcpHeader, TcpOptions,
 };
 
 use super::layers::ones_complement;
@@ -71,6 +71,10 @@ pub enum Payload {
         acknowledgement: u32,
         /// See [`flags`].
         flags: u8,
+        /// The window that the sender offers, not scaled.
+        window: u16,
+        /// Options; filled up to whole words with ends of options.
+        options: Vec<u8>,
         /// Data.
         data: Vec<u8>,
     },
@@ -139,9 +143,11 @@ impl Packet {
                 sequence,
                 acknowledgement,
                 flags,
+                window,
+                options,
                 data,
             } => {
-                let mut header = TcpHeader::new(ports.0, ports.1, *sequence, 65_000);
+                let mut header = TcpHeader::new(ports.0, ports.1, *sequence, *window);
                 header.acknowledgment_number = *acknowledgement;
                 header.fin = flags & flags::FIN != 0;
                 header.syn = flags & flags::SYN != 0;
@@ -149,12 +155,14 @@ impl Packet {
                 header.psh = flags & flags::PSH != 0;
                 header.ack = flags & flags::ACK != 0;
                 header.urg = flags & flags::URG != 0;
+                let mut all = Vec::new();
                 if let Some(mss) = self.mss {
                     let [high, low] = mss.to_be_bytes();
                     // MSS, two of no operation, SACK permitted (RFC 9293 3.2, RFC 2018 2).
-                    let options = [2, 4, high, low, 1, 1, 4, 2];
-                    header.set_options_raw(&options).expect("they fit");
+                    all.extend([2, 4, high, low, 1, 1, 4, 2]);
                 }
+                all.extend(options);
+                header.options = TcpOptions::try_from_slice(&all).expect("they fit");
                 let mut body = header.to_bytes().to_vec();
                 body.extend_from_slice(data);
                 (protocol::TCP, self.summed(protocol::TCP, body, 16))

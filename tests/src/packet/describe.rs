@@ -17,10 +17,14 @@ pub fn describe(bytes: &[u8]) -> String {
     let at = |offset: usize| bytes.get(layers.body + offset).copied().unwrap_or(0);
     text += &match layers.protocol {
         protocol::TCP => format!(
-            " tcp {} seq {} ack {}",
+            " tcp {} seq {} ack {} window {} options {:02x?}",
             flag_names(at(13)),
             u32::from_be_bytes([at(4), at(5), at(6), at(7)]),
-            u32::from_be_bytes([at(8), at(9), at(10), at(11)])
+            u32::from_be_bytes([at(8), at(9), at(10), at(11)]),
+            u16::from_be_bytes([at(14), at(15)]),
+            (20..usize::from(at(12) >> 4) * 4)
+                .map(at)
+                .collect::<Vec<_>>()
         ),
         protocol::UDP => " udp".into(),
         protocol::ICMP => format!(" icmp type {} code {}", at(0), at(1)),

@@ -61,7 +61,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 9;
+pub const ABI_VERSION: u32 = 10;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
@@ -119,6 +119,15 @@ impl HeaderFields {
     pub const fn clock(tai_offset: i16, minutes_west: i16) -> u32 {
         tai_offset as u16 as u32 | (minutes_west as u16 as u32) << 16
     }
+    /// TCP segments out of the window are not INVALID (`nf_conntrack_tcp_be_liberal`).
+    pub const TCP_LIBERAL: u32 = 1 << 21;
+    /// No TCP connection is picked up in the middle (`nf_conntrack_tcp_loose` is 0).
+    pub const TCP_NOT_LOOSE: u32 = 1 << 22;
+    /// TCP resets need not be in the window (`nf_conntrack_tcp_ignore_invalid_rst`).
+    pub const TCP_ANY_RESET: u32 = 1 << 23;
+    /// How far up the number is of retransmissions that make a TCP flow's life shorter
+    /// (`nf_conntrack_tcp_max_retrans`): the highest eight bits.
+    pub const TCP_RETRANSMISSIONS: u32 = 24;
 
     /// Writes the cell.
     pub fn encode(&self) -> Cell {

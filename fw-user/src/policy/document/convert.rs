@@ -47,6 +47,7 @@ pub fn from_policy(policy: &Policy) -> Result<String, NotExpressible> {
     document.forward = section(policy, "FORWARD")?;
     document.outgoing = section(policy, "OUTPUT")?;
     document.masquerade = masquerade(policy)?;
+    document.tracking = policy.tracking.clone();
     for (family, ruleset) in policy.rulesets() {
         let own = ruleset.tables().flat_map(|(_, table)| &table.chains);
         if let Some(chain) = own.into_iter().find(|chain| chain.policy.is_none()) {

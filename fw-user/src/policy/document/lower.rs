@@ -19,6 +19,7 @@ pub(super) fn lower(document: &Document, policy: &mut Policy) {
             ..set.clone()
         });
     }
+    policy.tracking = document.tracking.clone();
     for family in [Family::Ipv4, Family::Ipv6] {
         let filter = filter(document, family);
         let nat = document

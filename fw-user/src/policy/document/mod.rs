@@ -16,6 +16,7 @@ use super::error::Report;
 use super::model::{Family, Origin, Policy, PortRange, Prefix};
 use super::set::SetDefinition;
 use super::source::SourceFile;
+use super::tracking::Tracking;
 
 /// Reads a policy.toml into the policy. What comes back is only meant without errors.
 pub(crate) fn load(file: &SourceFile, policy: &mut Policy, report: &mut Report<'_>) {
@@ -44,6 +45,7 @@ pub(crate) struct Document {
     pub forward: Section,
     pub masquerade: Option<Masquerading>,
     pub sets: Vec<SetDefinition>,
+    pub tracking: Tracking,
 }
 
 /// What is allowed without a rule, unless switched off.
@@ -143,6 +145,7 @@ impl Default for Document {
             forward: section(false),
             masquerade: None,
             sets: Vec::new(),
+            tracking: Tracking::default(),
         }
     }
 }

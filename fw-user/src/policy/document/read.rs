@@ -10,6 +10,7 @@ use crate::policy::names::{TCP, UDP, protocol_names, protocol_number};
 use crate::policy::save::{Word, values};
 use crate::policy::set::SetDefinition;
 use crate::policy::source::{SourceFile, Span};
+use crate::policy::tracking::{self, Kind, Tracking};
 
 /// Reads the text. After an error the rest is still read, so that all errors are reported.
 pub(super) fn read(
@@ -54,6 +55,7 @@ impl Reader<'_, '_> {
             "forward",
             "masquerade",
             "sets",
+            "conntrack",
         ];
         for (key, value) in table {
             let at = key.span().into();
@@ -65,6 +67,7 @@ impl Reader<'_, '_> {
                 "masquerade" => document.masquerade = self.masquerade(value, at),
                 // They have been read.
                 "sets" => {}
+                "conntrack" => self.conntrack(value, &mut document.tracking),
                 unknown => self.unknown_key(unknown, at, KEYS),
             }
         }
@@ -89,6 +92,37 @@ impl Reader<'_, '_> {
             match value.get_ref().as_bool() {
                 Some(chosen) => *place = chosen,
                 None => self.wrong_type(value, "true or false"),
+            }
+        }
+    }
+
+    fn conntrack(&mut self, value: &Value<'_>, tracking: &mut Tracking) {
+        let Some(table) = self.table(value) else {
+            return;
+        };
+        for (key, value) in table {
+            let name = key.get_ref().as_ref();
+            let Some(place) = tracking::KEYS.iter().position(|key| key.name == name) else {
+                let known = tracking::KEYS.map(|key| key.name);
+                self.unknown_key(name, key.span().into(), &known);
+                continue;
+            };
+            let (read, expected) = match tracking::KEYS[place].kind {
+                Kind::Switch(_) => (value.get_ref().as_bool().map(u32::from), "true or false"),
+                // The kernel keeps times in less than that many.
+                Kind::Seconds(_) => {
+                    let read = integer(value).and_then(|number| u32::try_from(number).ok());
+                    let read = read.filter(|seconds| (1..=i32::MAX as u32).contains(seconds));
+                    (read, "a number of seconds, from 1")
+                }
+                Kind::Retransmissions => {
+                    let read = integer(value).and_then(|number| u8::try_from(number).ok());
+                    (read.map(u32::from), "a number from 0 to 255")
+                }
+            };
+            match read {
+                Some(read) => tracking.set(place, read),
+                None => self.wrong_type(value, expected),
             }
         }
     }

@@ -6,6 +6,7 @@ use super::sets::push_sets;
 use super::{Document, Entry, Section, What};
 use crate::policy::model::{PortRange, Prefix};
 use crate::policy::names::protocol_name;
+use crate::policy::tracking::{KEYS, Kind, Tracking};
 
 /// The canonical text.
 pub(super) fn write(document: &Document) -> String {
@@ -42,9 +43,27 @@ pub(super) fn write(document: &Document) -> String {
         text.push('\n');
     }
     push_sets(&mut text, &document.sets);
+    push_tracking(&mut text, &document.tracking);
     text.truncate(text.trim_end().len());
     text.push('\n');
     text
+}
+
+fn push_tracking(text: &mut String, tracking: &Tracking) {
+    if tracking.settings.is_empty() {
+        return;
+    }
+    text.push_str("[conntrack]\n");
+    for (place, key) in KEYS.iter().enumerate() {
+        let Some(value) = tracking.get(place) else {
+            continue;
+        };
+        let _ = match key.kind {
+            Kind::Switch(_) => writeln!(text, "{} = {}", key.name, value != 0),
+            Kind::Seconds(_) | Kind::Retransmissions => writeln!(text, "{} = {value}", key.name),
+        };
+    }
+    text.push('\n');
 }
 
 fn push_section(text: &mut String, name: &str, section: &Section) {
