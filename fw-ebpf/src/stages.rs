@@ -22,6 +22,8 @@ use fw_common::datapath::sources;
 use fw_common::datapath::stage::{Name, Stage};
 use fw_common::datapath::start::Begin;
 use fw_common::datapath::tcp::{self, Segment};
+use fw_common::datapath::transit::{SettleName, TakeName};
+use fw_common::datapath::translation::Choose;
 
 use crate::maps;
 use crate::packet::{SkbPacket, XdpPacket};
@@ -66,6 +68,9 @@ stages! {
     fwbpf_traverse: Traverse, SkbPacket(__sk_buff), BpfTables;
     fwbpf_open: Open, SkbPacket(__sk_buff), BpfTables;
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_choose: Choose, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_take_name: TakeName, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_settle_name: SettleName, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
     fwbpf_xdp_send_on: SendOn, XdpPacket(xdp_md), BpfTables;
     fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
@@ -183,6 +188,9 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::SendOn => 0,
         Name::Open => fwbpf_open(skb, argument),
         Name::Translate => fwbpf_translate(skb, argument),
+        Name::Choose => fwbpf_choose(skb, argument),
+        Name::TakeName => fwbpf_take_name(skb, argument),
+        Name::SettleName => fwbpf_settle_name(skb, argument),
     }
 }
 
@@ -196,6 +204,12 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         Name::Traverse => Some(fwbpf_xdp_traverse(xdp, argument)),
         // Whether the packet ends here is not certain yet.
         Name::Act => Some(effect::LATER),
-        Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate => None,
+        Name::PlaceIn
+        | Name::PlaceOut
+        | Name::Open
+        | Name::Translate
+        | Name::Choose
+        | Name::TakeName
+        | Name::SettleName => None,
     }
 }

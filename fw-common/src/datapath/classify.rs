@@ -48,8 +48,8 @@ pub struct Walk {
     chain: u32,
     cursor: u32,
     depth: u32,
-    code: u32,
-    argument: u32,
+    pub(super) code: u32,
+    pub(super) argument: u32,
     /// The search in the present chain: its first table cell.
     first: u32,
     /// Tables that can hold a rule which the packet matches ([`prune`]).
@@ -90,6 +90,8 @@ pub enum Decision {
         /// Do not try the original port first.
         random: bool,
     },
+    /// DNAT, SNAT, REDIRECT or NETMAP, as [`super::translation`] goes on.
+    Translate,
 }
 
 /// Longest evaluation: rules that matched without deciding, plus chain ends. `bpf_loop` allows 2^23.
@@ -114,6 +116,7 @@ pub fn traverse<P: Packet, T: Tables>(
             ports: scratch.walk.argument,
             random: true,
         },
+        target::DNAT | target::SNAT | target::REDIRECT | target::NETMAP => Decision::Translate,
         _ => Decision::Drop(Stat::Unbounded),
     }
 }

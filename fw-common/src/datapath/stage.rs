@@ -42,4 +42,10 @@ pub enum Name {
     SendOn,
     /// [`super::ingress::Translate`].
     Translate,
+    /// [`super::translation::Choose`].
+    Choose,
+    /// [`super::transit::TakeName`].
+    TakeName,
+    /// [`super::transit::SettleName`].
+    SettleName,
 }

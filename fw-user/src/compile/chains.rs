@@ -268,6 +268,10 @@ fn jump(rule: &Rule) -> Option<(&str, u32)> {
         | Target::Log(_)
         | Target::Nflog(_)
         | Target::Set(_)
-        | Target::Reject(_) => None,
+        | Target::Reject(_)
+        | Target::Dnat(_)
+        | Target::Snat(_)
+        | Target::Redirect(_)
+        | Target::Netmap(_) => None,
     }
 }

@@ -352,7 +352,7 @@ impl<'m> Walk<'m> {
                 1 => Some(false),
                 _ => None,
             },
-            translated: tracked.ct & ct::SNAT != 0,
+            translated: tracked.ct & (ct::SNAT | ct::DNAT) != 0,
         });
         Ok(())
     }
@@ -461,6 +461,10 @@ fn action(target: &Target) -> String {
             add.chain(delete).collect::<Vec<_>>().join(", ")
         }
         Target::Reject(_) => "REJECT".to_owned(),
+        Target::Dnat(translation) => format!("DNAT to {translation}"),
+        Target::Snat(translation) => format!("SNAT to {translation}"),
+        Target::Redirect(_) => "REDIRECT".to_owned(),
+        Target::Netmap(network) => format!("NETMAP to {network}"),
     }
 }
 

@@ -169,7 +169,7 @@ pub fn blank_source(bytes: &mut [u8]) {
 
 /// Whether a packet is the one that was sent, as far as no translation changes it, or one that
 /// the kernel made.
-fn is_the_same(bytes: &[u8], sent: &[u8]) -> bool {
+pub fn is_the_same(bytes: &[u8], sent: &[u8]) -> bool {
     let (Some(left), Some(right)) = (Layers::read(bytes), Layers::read(sent)) else {
         return false;
     };

@@ -28,6 +28,14 @@ pub mod target {
     pub const REJECT: u32 = 9;
     /// Argument of [`REJECT`]: answer with a TCP reset.
     pub const REJECT_RESET: u32 = 0x100;
+    /// DNAT: the argument is the place of a [`super::TranslationFields`] cell, as for the next three.
+    pub const DNAT: u32 = 10;
+    /// SNAT.
+    pub const SNAT: u32 = 11;
+    /// REDIRECT.
+    pub const REDIRECT: u32 = 12;
+    /// NETMAP.
+    pub const NETMAP: u32 = 13;
 }
 
 /// A compiled rule: one cell, and a second for IPv6's further address words. What does not fit the

@@ -98,7 +98,11 @@ fn leaves_chain(target: &Target) -> bool {
         | Target::Return
         | Target::Goto(_)
         | Target::Masquerade(_)
-        | Target::Reject(_) => true,
+        | Target::Reject(_)
+        | Target::Dnat(_)
+        | Target::Snat(_)
+        | Target::Redirect(_)
+        | Target::Netmap(_) => true,
         Target::Continue | Target::Jump(_) | Target::Log(_) | Target::Nflog(_) | Target::Set(_) => {
             false
         }

@@ -2,7 +2,9 @@
 
 use super::{BOTH, OptionRow, ReadOption, Support, TargetRow};
 use crate::policy::ids::TableName;
-use crate::policy::model::{Log, Masquerade, Nflog, Reject, SetChange};
+use crate::policy::model::{
+    Log, Masquerade, Nflog, Prefix, Redirect, Reject, SetChange, Translation,
+};
 use crate::policy::save::values;
 
 /// A target while its options are being read.
@@ -18,6 +20,10 @@ pub(crate) enum TargetDraft {
     /// The answer, if one is named.
     #[expect(dead_code, reason = "its row comes with what answers")]
     Reject(Option<Reject>),
+    Dnat(Translation),
+    Snat(Translation),
+    Redirect(Redirect),
+    Netmap(Option<Prefix>),
 }
 
 pub(crate) const TARGETS: &[TargetRow] = &[
