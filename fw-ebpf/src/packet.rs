@@ -12,8 +12,9 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, xdp_md,
 };
 use aya_ebpf::helpers::{
-    bpf_fib_lookup, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_load_bytes,
-    bpf_skb_store_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
+    bpf_fib_lookup, bpf_get_socket_uid, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
+    bpf_sk_fullsock, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_get_buff_len,
+    bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
@@ -22,7 +23,7 @@ use fw_common::abi::event::Event;
 use fw_common::abi::flow::Flow;
 use fw_common::datapath::checksum::Difference;
 use fw_common::datapath::header::protocol;
-use fw_common::datapath::packet::{Destination, Packet, Route, Way};
+use fw_common::datapath::packet::{Destination, Owner, Packet, Route, Way};
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::stage::Stage;
 use fw_common::datapath::tables::Tables;
@@ -264,6 +265,16 @@ impl Packet for SkbPacket {
         // SAFETY: as in `len`; tc programs may write tc_index.
         unsafe { (&raw mut (*self.0).tc_index).write_volatile(note as u32) }
     }
+
+    #[inline(always)]
+    fn packet_type(&self) -> u32 {
+        // SAFETY: as in `len`.
+        unsafe { (&raw const (*self.0).pkt_type).read_volatile() }
+    }
+
+    fn owner(&self) -> Owner {
+        owner_of(self.0)
+    }
 }
 
 /// A frame at XDP.
@@ -458,6 +469,50 @@ impl Packet for XdpPacket {
 
     #[inline(always)]
     fn set_note(&mut self, _note: u16) {}
+
+    #[inline(always)]
+    fn packet_type(&self) -> u32 {
+        PACKET_HOST
+    }
+
+    #[inline(always)]
+    fn owner(&self) -> Owner {
+        Owner::default()
+    }
+}
+
+/// Whose socket an skb belongs to. A connection that is being opened belongs to the one that listens
+/// (`skb_to_full_sk`, include/net/inet_sock.h), as `bpf_get_socket_uid` knows.
+#[inline(never)]
+fn owner_of(skb: *mut __sk_buff) -> Owner {
+    const NEW_SYN_RECV: u32 = 12;
+    const SOCK_RAW: u32 = 3;
+    const IPPROTO_RAW: u32 = 255;
+    let mut owner = Owner::default();
+    // SAFETY: the verifier allows these loads once the pointers are known not to be null.
+    unsafe {
+        let socket = (&raw const (*skb).__bindgen_anon_2.sk).read_volatile();
+        if socket.is_null() {
+            return owner;
+        }
+        if (&raw const (*socket).state).read_volatile() == NEW_SYN_RECV {
+            owner.exists = true;
+            owner.known = true;
+            owner.user = bpf_get_socket_uid(skb);
+            return owner;
+        }
+        let full = bpf_sk_fullsock(socket);
+        if full.is_null() {
+            return owner;
+        }
+        owner.exists = true;
+        owner.known = true;
+        // What is sent with a header of its own is a user's, whatever it is.
+        owner.raw = (&raw const (*full).type_).read_volatile() == SOCK_RAW
+            && (&raw const (*full).protocol).read_volatile() != IPPROTO_RAW;
+        owner.user = bpf_get_socket_uid(skb);
+    }
+    owner
 }
 
 /// `AF_INET` and `AF_INET6`.

@@ -12,6 +12,7 @@ use fw_common::datapath::classify::Traverse;
 use fw_common::datapath::early::SendOn;
 use fw_common::datapath::effect::{self, Act};
 use fw_common::datapath::egress::PlaceOut;
+use fw_common::datapath::facts::Gather;
 use fw_common::datapath::forward::send;
 use fw_common::datapath::ingress::{PlaceIn, Translate};
 use fw_common::datapath::limit;
@@ -66,6 +67,7 @@ stages! {
     fwbpf_traverse: Traverse, SkbPacket(__sk_buff), BpfTables;
     fwbpf_open: Open, SkbPacket(__sk_buff), BpfTables;
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_gather: Gather, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
     fwbpf_xdp_send_on: SendOn, XdpPacket(xdp_md), BpfTables;
     fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
@@ -168,6 +170,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::SendOn => 0,
         Name::Open => fwbpf_open(skb, argument),
         Name::Translate => fwbpf_translate(skb, argument),
+        Name::Gather => fwbpf_gather(skb, argument),
     }
 }
 
@@ -181,6 +184,6 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         Name::Traverse => Some(fwbpf_xdp_traverse(xdp, argument)),
         // Whether the packet ends here is not certain yet.
         Name::Act => Some(effect::LATER),
-        Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate => None,
+        Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate | Name::Gather => None,
     }
 }

@@ -10,7 +10,10 @@ use core::hint::black_box;
 use core::intrinsics::AtomicOrdering;
 
 use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
-use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_loop};
+use aya_ebpf::helpers::{
+    bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_ktime_get_tai_ns,
+    bpf_loop,
+};
 use aya_ebpf::maps::lpm_trie::Key;
 use fw_common::MapCell;
 use fw_common::abi::blob::{
@@ -300,6 +303,18 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn tai(&self) -> u64 {
+        // SAFETY: no argument, no side effect.
+        unsafe { bpf_ktime_get_tai_ns() }
+    }
+
+    #[inline(always)]
+    fn cpu(&self) -> u32 {
+        // SAFETY: no argument, no side effect.
+        unsafe { bpf_get_smp_processor_id() }
+    }
+
+    #[inline(always)]
     fn random(&self) -> u32 {
         // SAFETY: no argument, no side effect.
         unsafe { bpf_get_prandom_u32() }
@@ -522,6 +537,14 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn now(&self) -> u64 {
         BpfTables.now()
+    }
+    #[inline(always)]
+    fn tai(&self) -> u64 {
+        BpfTables.tai()
+    }
+    #[inline(always)]
+    fn cpu(&self) -> u32 {
+        BpfTables.cpu()
     }
     #[inline(always)]
     fn random(&self) -> u32 {

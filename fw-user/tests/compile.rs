@@ -240,7 +240,7 @@ fn many_rules(count: u32) -> Vec<Rule> {
                     },
                 }),
             },
-            flags: None,
+            ..Tcp::default()
         })
     };
     (0..count)

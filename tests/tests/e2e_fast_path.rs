@@ -294,6 +294,8 @@ fn answer(version: usize, port: u16) -> Vec<u8> {
         destination: ip(SERVER[version]),
         ttl: 64,
         id: 1,
+        tos: 0,
+        mss: None,
         dressing: Dressing::Plain,
         payload: Payload::Udp {
             ports: (5000, port),

@@ -117,6 +117,8 @@ fn tagged(version: usize, port: u16, tags: &[(u16, u16)]) -> Vec<u8> {
         destination: ip(SERVER[version]),
         ttl: 64,
         id: 1,
+        tos: 0,
+        mss: None,
         dressing: Dressing::Plain,
         payload: Payload::Udp {
             ports: (4000 + tags.len() as u16, port),

@@ -195,6 +195,8 @@ fn cut_short() -> Vec<u8> {
         destination: ip(SERVER[0]),
         ttl: 64,
         id: 1,
+        tos: 0,
+        mss: None,
         dressing: Dressing::Plain,
         payload: Payload::Other {
             protocol: protocol::TCP,

@@ -300,12 +300,18 @@ pub struct FragmentKey {
     pub id: u32,
     /// Protocol number.
     pub protocol: u8,
-    /// 0 at ingress, 1 at egress.
+    /// 0 at ingress, 1 at egress, or [`FragmentKey::LINK`].
     pub hook: u8,
     /// [`Family`] as a number.
     pub family: u8,
     /// Zero.
     pub reserved: u8,
+}
+
+impl FragmentKey {
+    /// Not a datagram's, but a sender's name: its address, and in `id` the interface that it sends
+    /// to. The record's ports are its link-layer address.
+    pub const LINK: u8 = 2;
 }
 
 /// What later fragments borrow from the first: the transport header that they lack.

@@ -6,6 +6,7 @@ use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{
     NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, about, attach, end_flow, follow, look_up, outside, track,
 };
+use super::facts::{LEAVING, gather};
 use super::forward::remember;
 use super::fragment::{Side, borrow, lend};
 use super::header::{Headers, Icmp, Part};
@@ -48,6 +49,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     let family = scratch.headers.family;
 
     scratch.made_here = !forwarded;
+    gather(packet, tables, scratch, LEAVING);
     scratch.fast = false;
     let looping = scratch.device.flags & Device::LOOPBACK != 0;
     scratch.aliases = scratch.has_nat() && scratch.made_here;

@@ -39,6 +39,21 @@ fn key(headers: &Headers, side: Side) -> FragmentKey {
     }
 }
 
+/// The name under which the link-layer address of a sender is kept, in the same table:
+/// [`super::facts::keep_link`].
+#[inline(always)]
+pub fn link_key(headers: &Headers, device: u32) -> FragmentKey {
+    FragmentKey {
+        source: headers.key.source,
+        destination: [0; 4],
+        id: device,
+        protocol: 0,
+        hook: FragmentKey::LINK,
+        family: headers.family as u8,
+        reserved: 0,
+    }
+}
+
 /// What a later fragment takes over.
 #[derive(Clone, Copy)]
 #[repr(C)]

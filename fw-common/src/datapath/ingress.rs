@@ -3,6 +3,7 @@
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
+use super::facts::{ARRIVING, gather, keep_link};
 use super::fragment::{Side, borrow, lend};
 use super::header::Part;
 use super::nat::{Wish, open};
@@ -40,6 +41,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         Start::Over(verdict) => return verdict,
     }
     scratch.made_here = false;
+    gather(packet, tables, scratch, ARRIVING);
     scratch.fast = scratch.device.flags & Device::FAST != 0;
     let family = scratch.headers.family;
 
@@ -77,6 +79,9 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     if !looped && !is_for_this_host(packet, tables, scratch) {
         packet.set_note(scratch.tracked.note());
+        if scratch.features & HeaderFields::LINKS != 0 {
+            keep_link(tables, scratch, packet.device());
+        }
         scratch.note_transit();
         if scratch.features & HeaderFields::LOGS != 0
             && let Some(link) = packet.load::<14>(0)

@@ -10,12 +10,13 @@
 
 use core::ops::ControlFlow;
 
+use super::facts;
 use super::fragment::note_outcome;
 use super::header::Part;
 use super::predicate::holds;
 use super::scratch::Scratch;
 use super::tables::{Step, Tables};
-use crate::abi::blob::{Predicate, condition};
+use crate::abi::blob::{Predicate, condition, fact};
 
 /// All of a rule's deferred predicates hold.
 pub const HOLD: u32 = 1;
@@ -67,14 +68,17 @@ impl<T: Tables> Step for All<'_, T> {
         let hold = match self.tables.cell(self.generation, at) {
             Some(cell) => {
                 let predicate = Predicate(cell);
-                if predicate.kind() == condition::LIMIT {
-                    let asked = &mut self.scratch.limit;
-                    asked.cell = at;
-                    asked.cost = cell.w[2];
-                    asked.cap = cell.w[4];
-                    self.take()
-                } else {
-                    holds(predicate, self.scratch) != predicate.not()
+                match predicate.kind() {
+                    condition::LIMIT => {
+                        let asked = &mut self.scratch.limit;
+                        asked.cell = at;
+                        asked.cost = cell.w[2];
+                        asked.cap = cell.w[4];
+                        self.take()
+                    }
+                    condition::NTH | condition::CHANCE => self.draw(predicate, at),
+                    condition::FACT..=condition::TCP_OPTION => self.ask_fact(predicate),
+                    _ => holds(predicate, self.scratch) != predicate.not(),
                 }
             }
             None => false,
@@ -88,6 +92,52 @@ impl<T: Tables> Step for All<'_, T> {
 }
 
 impl<T: Tables> All<'_, T> {
+    /// Asks for a fact. What only a datagram's first fragment shows, its later ones get from it.
+    #[inline(always)]
+    fn ask_fact(&mut self, predicate: Predicate<'_>) -> bool {
+        let kind = predicate.kind();
+        let of_datagram = kind == condition::TCP_OPTION
+            || kind == condition::FACT && fact::is_of_datagram(predicate.0.w[1]);
+        if !of_datagram {
+            return facts::holds(predicate, self.scratch);
+        }
+        if self.scratch.headers.part as u8 == Part::Later as u8 {
+            return self.scratch.outcomes.next();
+        }
+        let held = facts::holds(predicate, self.scratch);
+        note_outcome(self.tables, self.scratch, held);
+        held
+    }
+
+    /// Counts packets, or leaves it to chance (`statistic_mt`, net/netfilter/xt_statistic.c).
+    #[inline(always)]
+    fn draw(&mut self, predicate: Predicate<'_>, at: u32) -> bool {
+        if self.scratch.headers.part as u8 == Part::Later as u8 {
+            return self.scratch.outcomes.next();
+        }
+        let tables = self.tables;
+        let is = if predicate.kind() == condition::CHANCE {
+            tables.random() & 0x7fff_ffff < predicate.0.w[1]
+        } else {
+            let asked = &mut self.scratch.limit;
+            asked.cell = at;
+            asked.cap = predicate.0.w[1];
+            asked.taken = 0;
+            tables.run(
+                TRIES,
+                &mut Counting {
+                    tables,
+                    generation: self.generation,
+                    scratch: self.scratch,
+                },
+            );
+            self.scratch.limit.taken != 0
+        };
+        let held = is != predicate.not();
+        note_outcome(tables, self.scratch, held);
+        held
+    }
+
     /// Takes what a packet costs, if it is there.
     #[inline(always)]
     fn take(&mut self) -> bool {
@@ -145,6 +195,34 @@ impl<T: Tables> Step for Taking<'_, T> {
             .replace_limit(self.generation, asked.cell, old, new)
         {
             asked.taken = enough as u32;
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// Counting to n and from 0 again.
+struct Counting<'a, T: Tables> {
+    tables: &'a T,
+    generation: T::Generation,
+    scratch: &'a mut Scratch,
+}
+
+impl<T: Tables> Step for Counting<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, _turn: u32) -> ControlFlow<()> {
+        let asked = &mut self.scratch.limit;
+        let old = self.tables.limit(self.generation, asked.cell);
+        let new = if old == asked.cap as u64 {
+            0
+        } else {
+            old.wrapping_add(1)
+        };
+        if self
+            .tables
+            .replace_limit(self.generation, asked.cell, old, new)
+        {
+            asked.taken = (new == 0) as u32;
             return ControlFlow::Break(());
         }
         ControlFlow::Continue(())

@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod classify;
 pub mod conntrack;
 pub mod effect;
+pub mod facts;
 pub mod forward;
 pub mod header;
 pub mod limit;

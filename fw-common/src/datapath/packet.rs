@@ -49,6 +49,20 @@ pub struct Route {
     pub destination: [u8; 6],
 }
 
+/// Who sends a packet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Owner {
+    /// There is a socket that it belongs to.
+    pub exists: bool,
+    /// The socket says whose it is.
+    pub known: bool,
+    /// It is a raw socket for one protocol.
+    pub raw: bool,
+    /// The user.
+    pub user: u32,
+}
+
 /// A packet at a hook. The BPF programs implement it over an skb or an XDP frame, user space over
 /// a byte slice. Offsets count from the beginning of the frame.
 #[expect(clippy::len_without_is_empty, reason = "a frame is never empty")]
@@ -125,6 +139,12 @@ pub trait Packet {
 
     /// Leaves the note.
     fn set_note(&mut self, note: u16);
+
+    /// Whom the frame was sent to, as linux/if_packet.h counts: this host, all, many.
+    fn packet_type(&self) -> u32;
+
+    /// Who sends a packet that this host made.
+    fn owner(&self) -> Owner;
 
     /// [`super::forward::send`].
     #[inline(always)]

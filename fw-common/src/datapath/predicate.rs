@@ -19,6 +19,8 @@ pub(super) fn holds(predicate: Predicate<'_>, scratch: &Scratch) -> bool {
         }
         condition::SOURCE => under_mask(&key.source, w),
         condition::DESTINATION => under_mask(&key.destination, w),
+        condition::SOURCE_RANGE => within(&key.source, w),
+        condition::DESTINATION_RANGE => within(&key.destination, w),
         condition::IN_INTERFACE => query.in_patterns >> (w[1] & 63) & 1 != 0,
         condition::OUT_INTERFACE => query.out_patterns >> (w[1] & 63) & 1 != 0,
         condition::PROTOCOL => key.protocol == w[1],
@@ -53,6 +55,19 @@ fn in_ranges(w: &[u32; 16], port: u32) -> u32 {
         place += 1;
     }
     found
+}
+
+/// Whether an address is from the cell's first to its last.
+#[inline(never)]
+fn within(address: &[u32; 4], w: &[u32; 16]) -> bool {
+    let pair = |a: u32, b: u32| (a as u64) << 32 | b as u64;
+    let high = pair(address[0], address[1]);
+    let low = pair(address[2], address[3]);
+    let (first, last) = (pair(w[1], w[2]), pair(w[5], w[6]));
+    if high < first || high > last {
+        return false;
+    }
+    !(high == first && low < pair(w[3], w[4]) || high == last && low > pair(w[7], w[8]))
 }
 
 #[inline(always)]

@@ -2,6 +2,7 @@
 
 use super::classify::{Query, Walk};
 use super::conntrack::{NO_FLOW, Tracked, outside};
+use super::facts::Facts;
 use super::forward::Sending;
 use super::fragment::Outcomes;
 use super::header::Headers;
@@ -72,6 +73,8 @@ pub struct Scratch {
     pub quoted: Quoted,
     /// What chains are asked.
     pub query: Query,
+    /// What rules ask besides, if the policy has such rules.
+    pub facts: Facts,
     /// Where the walk through the chains is.
     pub walk: Walk,
     /// What limits said to the datagram.

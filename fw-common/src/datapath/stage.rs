@@ -42,4 +42,6 @@ pub enum Name {
     SendOn,
     /// [`super::ingress::Translate`].
     Translate,
+    /// [`super::facts::Gather`].
+    Gather,
 }

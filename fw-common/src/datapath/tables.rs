@@ -100,6 +100,13 @@ pub trait Tables: Sized {
     /// The coarse monotonic clock, nanoseconds.
     fn now(&self) -> u64;
 
+    /// The kernel's TAI clock, nanoseconds: it is set with the clock of the day, which programs cannot
+    /// read, and is ahead of it by a number of seconds that the policy's header holds.
+    fn tai(&self) -> u64;
+
+    /// The CPU that this runs on.
+    fn cpu(&self) -> u32;
+
     /// Random bits, for port choice.
     fn random(&self) -> u32;
 

@@ -18,6 +18,7 @@ use crate::cli::Load;
 use crate::compile::{Draft, Meta, Slots, TableSet};
 use crate::host::Host;
 use crate::kernel::attach::{self, Attachment, Hook, Via, XdpMode, attach_all};
+use crate::kernel::clock;
 use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::probe;
@@ -279,7 +280,9 @@ impl Plan {
         let identities = self.identities.iter().copied();
         let counters = identities.zip(self.slots.of.iter().copied());
         let meta = Meta::encode_parts(policy, counters, loaded_at, env!("CARGO_PKG_VERSION"));
-        draft.finish(&self.slots, self.generation, &meta)
+        let mut tables = draft.finish(&self.slots, self.generation, &meta);
+        tables.set_clock(clock::read());
+        tables
     }
 }
 

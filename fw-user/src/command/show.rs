@@ -129,7 +129,8 @@ pub fn comment(rule: &Rule) -> Option<&str> {
         | Match::Multiport(_)
         | Match::State(_)
         | Match::Conntrack(_)
-        | Match::Limit(_) => None,
+        | Match::Limit(_)
+        | Match::Packet(_) => None,
     })
 }
 

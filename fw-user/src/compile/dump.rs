@@ -211,6 +211,18 @@ impl Dump<'_> {
             condition::CT_STATE => write!(f, "ct {:#04x}", w[1])?,
             condition::CT_DIRECTION => write!(f, "direction {} without flow {}", w[1], w[2])?,
             condition::ICMP => write!(f, "icmp {} codes {}-{}", w[1], w[2], w[3])?,
+            condition::SOURCE_RANGE => write!(f, "source {}-{}", quad(1), quad(5))?,
+            condition::DESTINATION_RANGE => write!(f, "destination {}-{}", quad(1), quad(5))?,
+            condition::FACT => write!(
+                f,
+                "fact {} & {:#x} from {:#x} to {:#x}, absent {}",
+                w[1], w[2], w[3], w[4], w[5]
+            )?,
+            condition::LINK_SOURCE => write!(f, "link source {:08x}{:04x}", w[1], w[2])?,
+            condition::NTH => write!(f, "one of {}, {} counted", u64::from(w[1]) + 1, w[14])?,
+            condition::CHANCE => write!(f, "chance {} of 2^31", w[1])?,
+            condition::TIME => write!(f, "time {:x?}", &w[1..8])?,
+            condition::TCP_OPTION => write!(f, "tcp option {}", w[1])?,
             condition::LIMIT => write!(f, "limit cost {} cap {}", w[2], w[4])?,
             other => write!(f, "unknown condition {other}")?,
         }

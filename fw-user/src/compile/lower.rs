@@ -59,7 +59,14 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
     for condition in &rule.matches {
         let part = deferred.last_mut().unwrap_or(&mut out);
         match condition {
-            Match::Tcp(tcp) => part.tcp(tcp),
+            Match::Tcp(tcp) => {
+                part.tcp(tcp);
+                if let Some(Negatable { not, value }) = tcp.option {
+                    let mut next = Lowered::default();
+                    next.predicate(not, Condition::TcpOption(value));
+                    deferred.push(next);
+                }
+            }
             Match::Udp(ports) => {
                 part.require_protocol(UDP);
                 part.ports(ports);
@@ -84,6 +91,15 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
                 let mut next = Lowered::default();
                 next.predicate(false, Condition::Limit { cost, cap });
                 deferred.push(next);
+            }
+            Match::Packet(packet) => {
+                let put_off = part.packet(packet);
+                if !put_off.is_empty() {
+                    deferred.push(Lowered {
+                        predicates: put_off,
+                        ..Lowered::default()
+                    });
+                }
             }
             Match::Comment(_) => {}
         }
@@ -112,7 +128,7 @@ enum Side {
 }
 
 impl Lowered {
-    fn predicate(&mut self, not: bool, condition: Condition) {
+    pub(super) fn predicate(&mut self, not: bool, condition: Condition) {
         self.predicates.push(PredicateFields { not, condition });
     }
 
@@ -147,7 +163,7 @@ impl Lowered {
     }
 
     /// The rule can match nothing: every packet has a connection state.
-    fn never(&mut self) {
+    pub(super) fn never(&mut self) {
         self.fields.ct_mask = 0;
     }
 
@@ -182,7 +198,7 @@ impl Lowered {
         }
     }
 
-    fn require_protocol(&mut self, number: u8) {
+    pub(super) fn require_protocol(&mut self, number: u8) {
         match self.fields.protocol {
             None => self.fields.protocol = Some(number),
             Some(required) if required == number => {}
@@ -208,7 +224,7 @@ impl Lowered {
         }
     }
 
-    fn ports(&mut self, ports: &Ports) {
+    pub(super) fn ports(&mut self, ports: &Ports) {
         let both = [
             (ports.source, WhichPort::Source),
             (ports.destination, WhichPort::Destination),

@@ -93,6 +93,7 @@ fn plain_conditions_become_fields() {
                     destination: yes(range(22, 22)),
                 },
                 flags: yes(TcpFlags { mask: 0x17, set: 2 }),
+                option: None,
             }),
         ],
         ..rule()

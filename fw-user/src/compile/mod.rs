@@ -10,6 +10,7 @@ mod limits;
 mod lower;
 mod masked;
 mod meta;
+mod packet;
 mod patterns;
 mod ports;
 mod slots;
@@ -122,6 +123,8 @@ impl Draft {
             meta: cells.len() as u32,
             meta_bytes: meta.len() as u32,
             empty_nat: empty_nat(&cells),
+            // The loader knows.
+            clock: 0,
         };
         cells[0] = header.encode();
         cells[1] = Cell {
@@ -171,7 +174,7 @@ fn features(policy: &Policy) -> u32 {
     if chains.flat_map(|chain| &chain.rules).any(logs) {
         features |= HeaderFields::LOGS;
     }
-    features
+    features | packet::features(policy)
 }
 
 /// A chain whose rules are lowered but have neither slots nor places.

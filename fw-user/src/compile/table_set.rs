@@ -56,6 +56,14 @@ impl TableSet {
         Ok((Self { cells, patterns }, meta))
     }
 
+    /// Says how far the kernel's clocks are apart, and in which time zone it is: see
+    /// [`HeaderFields::clock`].
+    pub fn set_clock(&mut self, clock: u32) {
+        if let Some(cell) = self.cells.get_mut(HEADER as usize) {
+            cell.w[15] = clock;
+        }
+    }
+
     /// The header; nothing if the first cell is none.
     pub fn header(&self) -> Option<HeaderFields> {
         HeaderFields::decode(self.cells.get(HEADER as usize)?)

@@ -55,7 +55,7 @@ fn policy() -> Policy {
                     last: 22,
                 }),
             },
-            flags: None,
+            ..Tcp::default()
         })],
         ..rule(4, Target::Jump("LOG-SSH".into()))
     };

@@ -5,6 +5,7 @@
 
 pub mod attach;
 mod bypassed;
+pub mod clock;
 pub mod fast_path;
 mod flip;
 pub mod flows;

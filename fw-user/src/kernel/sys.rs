@@ -28,6 +28,40 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
+/// What a clock says.
+pub fn milliseconds(clock: libc::clockid_t) -> i64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: the kernel writes a `struct timespec` to the pointer.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
+    time.tv_sec * 1000 + time.tv_nsec / 1_000_000
+}
+
+/// How many minutes the kernel's time zone is west of Greenwich (settimeofday(2)); 0 if it has none.
+pub fn minutes_west() -> i16 {
+    /// `struct timezone` of linux/time.h.
+    #[repr(C)]
+    struct TimeZone {
+        minutes_west: i32,
+        dst_time: i32,
+    }
+    let mut zone = TimeZone {
+        minutes_west: 0,
+        dst_time: 0,
+    };
+    // SAFETY: the kernel writes a `struct timezone` to the second pointer, and nothing to a null one.
+    unsafe {
+        libc::syscall(
+            libc::SYS_gettimeofday,
+            std::ptr::null_mut::<libc::timeval>(),
+            &raw mut zone,
+        )
+    };
+    i16::try_from(zone.minutes_west).unwrap_or_default()
+}
+
 /// Opens a pinned object.
 pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     #[repr(C)]

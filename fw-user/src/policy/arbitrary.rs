@@ -14,6 +14,7 @@ use super::model::{
     PortRange, Ports, Prefix, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use super::names::{TCP, UDP};
+use super::packet_match::arbitrary as packet;
 use super::save::{Word, values::rate};
 use super::source::Span;
 
@@ -111,7 +112,11 @@ fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value =
         address(),
         interface(has_in),
         interface(has_out),
-        protocol_and_matches(family),
+        (
+            packet::fragment(family),
+            protocol_and_matches(family),
+            at_hook(chain),
+        ),
         target(table, place),
         counters(),
     );
@@ -121,10 +126,11 @@ fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value =
             destination,
             in_interface,
             out_interface,
-            (protocol, matches),
+            (fragment, (protocol, matches), own),
             target,
             counters,
         )| {
+            let matches = fragment.into_iter().chain(matches).chain(own).collect();
             Rule {
                 // Masks and patterns that match everything are no matches.
                 source: source.filter(|prefix| prefix.not || !prefix.value.mask.is_unspecified()),
@@ -141,6 +147,14 @@ fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value =
             }
         },
     )
+}
+
+/// Now and then a match that only some hooks allow.
+fn at_hook(chain: &str) -> BoxedStrategy<Option<Match>> {
+    match packet::at_hook(chain) {
+        Some(own) => option::weighted(0.2, own).boxed(),
+        None => Just(None).boxed(),
+    }
 }
 
 /// `--to-ports` needs a protocol with ports.
@@ -213,7 +227,10 @@ fn protocol_and_matches(family: Family) -> impl Strategy<Value = ProtocolAndMatc
     let of_transport = prop_oneof![
         (
             Just(yes(TCP)),
-            vec(prop_oneof![3 => tcp(), 1 => multiport()], 0..3)
+            vec(
+                prop_oneof![3 => tcp(), 1 => multiport(), 1 => packet::of_tcp()],
+                0..3
+            )
         ),
         (
             Just(yes(UDP)),
@@ -222,14 +239,16 @@ fn protocol_and_matches(family: Family) -> impl Strategy<Value = ProtocolAndMatc
     ];
     let of_icmp = (Just(yes(family.icmp())), vec(icmp(family), 0..2));
     let other = (option::of(negatable(1..=255_u8)), Just(Vec::new()));
-    let own = prop_oneof![4 => of_transport, 1 => of_icmp, 2 => other];
-    (own, vec(general_match(), 0..3)).prop_map(|((protocol, mut matches), general)| {
+    let of_packet =
+        packet::with_protocol(family).prop_map(move |(protocol, matches)| (yes(protocol), matches));
+    let own = prop_oneof![4 => of_transport, 1 => of_icmp, 2 => other, 1 => of_packet];
+    (own, vec(general_match(family), 0..3)).prop_map(|((protocol, mut matches), general)| {
         matches.extend(general);
         (protocol, matches)
     })
 }
 
-fn general_match() -> impl Strategy<Value = Match> {
+fn general_match(family: Family) -> impl Strategy<Value = Match> {
     let direction = prop_oneof![Just(CtDirection::Original), Just(CtDirection::Reply)];
     let conntrack = (
         option::weighted(0.8, negatable(states(0x7f))),
@@ -243,6 +262,8 @@ fn general_match() -> impl Strategy<Value = Match> {
         }),
         comment().prop_map(Match::Comment),
         limit().prop_map(Match::Limit),
+        packet::packet_match(family),
+        packet::packet_match(family),
     ]
 }
 
@@ -289,6 +310,15 @@ fn range() -> impl Strategy<Value = PortRange> {
     prop_oneof![single, any_range]
 }
 
+/// Ports of a protocol whose match keeps all that is written.
+pub(super) fn any_ports() -> impl Strategy<Value = Ports> {
+    let port = || option::weighted(0.4, negatable(range()));
+    (port(), port()).prop_map(|(source, destination)| Ports {
+        source,
+        destination,
+    })
+}
+
 fn ports() -> impl Strategy<Value = Ports> {
     let port = || {
         option::weighted(0.4, negatable(range())).prop_map(|port| {
@@ -306,7 +336,14 @@ fn tcp() -> impl Strategy<Value = Match> {
     let flags = option::weighted(0.3, negatable(flags)).prop_map(|flags| {
         flags.filter(|flags| flags.not || flags.value.mask != 0 || flags.value.set != 0)
     });
-    (ports(), flags).prop_map(|(ports, flags)| Match::Tcp(Tcp { ports, flags }))
+    let option = option::weighted(0.2, negatable(1..=u8::MAX));
+    (ports(), flags, option).prop_map(|(ports, flags, option)| {
+        Match::Tcp(Tcp {
+            ports,
+            flags,
+            option,
+        })
+    })
 }
 
 fn udp() -> impl Strategy<Value = Match> {

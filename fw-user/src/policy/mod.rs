@@ -17,6 +17,7 @@ pub mod load;
 pub mod match_table;
 pub mod model;
 pub mod names;
+pub mod packet_match;
 pub mod print;
 mod save;
 pub mod source;

@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 pub use log::{Log, Nflog};
 pub use reject::Reject;
 
+use super::packet_match::PacketMatch;
+
 /// A whole policy: what one `fwbpf load` enforces.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Policy {
@@ -170,6 +172,8 @@ pub enum Match {
     Limit(Limit),
     /// `-m comment --comment`.
     Comment(String),
+    /// What is in and about the packet besides.
+    Packet(PacketMatch),
 }
 
 /// `-m tcp`.
@@ -179,6 +183,8 @@ pub struct Tcp {
     pub ports: Ports,
     /// `--tcp-flags mask set`; `--syn` is `FIN,SYN,RST,ACK SYN`.
     pub flags: Option<Negatable<TcpFlags>>,
+    /// `--tcp-option`: a kind; never 0, which iptables takes for none.
+    pub option: Option<Negatable<u8>>,
 }
 
 /// `--sport` and `--dport`.

@@ -174,9 +174,14 @@ impl Words {
 
     fn one_match(&mut self, each: &Match, family: Family) {
         match each {
-            Match::Tcp(Tcp { ports, flags }) => {
+            Match::Tcp(Tcp {
+                ports,
+                flags,
+                option,
+            }) => {
                 self.pair("-m", "tcp");
                 self.ports(ports);
+                self.option("--tcp-option", option);
                 self.option("--tcp-flags", flags);
             }
             Match::Udp(ports) => {
@@ -222,6 +227,7 @@ impl Words {
                     self.pair("--limit-burst", limit.burst);
                 }
             }
+            Match::Packet(packet) => self.word(packet.text(family)),
             Match::Comment(text) => {
                 self.pair("-m", "comment");
                 self.text("--comment", text);

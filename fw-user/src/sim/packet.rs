@@ -1,7 +1,7 @@
 //! A packet in a byte vector.
 
 use fw_common::abi::event::Event;
-use fw_common::datapath::packet::{Destination, Packet, Route, Way};
+use fw_common::datapath::packet::{Destination, Owner, Packet, Route, Way};
 
 /// A frame, and what the kernel would know about it besides its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,8 +25,12 @@ pub struct SlicePacket {
     /// The transport checksum is unfinished (CHECKSUM_PARTIAL): it covers the pseudo header only,
     /// and the network card will do the rest.
     pub partial_sum: bool,
-    /// The mark.
+    /// The mark that it bears.
     pub mark: u32,
+    /// Whom the frame was sent to, as linux/if_packet.h counts.
+    pub packet_type: u32,
+    /// Who sends it.
+    pub owner: Owner,
 }
 
 impl SlicePacket {
@@ -47,6 +51,8 @@ impl SlicePacket {
             note: 0,
             partial_sum: false,
             mark: 0,
+            packet_type: 0,
+            owner: Owner::default(),
         }
     }
 
@@ -198,6 +204,14 @@ impl Packet for SlicePacket {
 
     fn set_note(&mut self, note: u16) {
         self.note = note;
+    }
+
+    fn packet_type(&self) -> u32 {
+        self.packet_type
+    }
+
+    fn owner(&self) -> Owner {
+        self.owner
     }
 }
 

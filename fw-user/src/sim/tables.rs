@@ -67,6 +67,7 @@ pub struct HostTables {
     counters: RefCell<BTreeMap<u32, [u64; 2]>>,
     stats: RefCell<BTreeMap<u32, u64>>,
     now: StdCell<u64>,
+    tai: StdCell<u64>,
     random: StdCell<u64>,
     drawn: StdCell<Option<u32>>,
 }
@@ -109,6 +110,7 @@ impl HostTables {
             counters: RefCell::default(),
             stats: RefCell::default(),
             now: StdCell::new(1_000_000_000),
+            tai: StdCell::new(real_time()),
             random: StdCell::new(0),
             drawn: StdCell::new(None),
         };
@@ -143,6 +145,11 @@ impl HostTables {
     /// Sets the clock, in nanoseconds.
     pub fn set_now(&self, now: u64) {
         self.now.set(now);
+    }
+
+    /// Sets what time of which day it is, in nanoseconds since 1970; else it is when this was made.
+    pub fn set_time(&self, tai: u64) {
+        self.tai.set(tai);
     }
 
     /// Makes the random numbers those that follow from a seed.
@@ -229,6 +236,7 @@ impl HostTables {
         }
         fork.limits.clone_from(&self.limits);
         fork.set_now(self.now.get());
+        fork.set_time(self.tai.get());
         fork.set_seed(self.random.get());
         for (key, FlowState { embryo, flow }) in &self.state().flows {
             fork.put_flow(key, flow, *embryo);
@@ -387,6 +395,15 @@ impl Tables for HostTables {
         self.now.get()
     }
 
+    fn tai(&self) -> u64 {
+        self.tai.get()
+    }
+
+    /// The simulator has one.
+    fn cpu(&self) -> u32 {
+        0
+    }
+
     /// SplitMix64 (Steele, Lea, Flood 2014).
     fn random(&self) -> u32 {
         if let Some(number) = self.drawn.take() {
@@ -406,6 +423,11 @@ impl Tables for HostTables {
             }
         }
     }
+}
+
+fn real_time() -> u64 {
+    let since = std::time::UNIX_EPOCH.elapsed().unwrap_or_default();
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The state of a limit as its cell holds it: the last two words.

@@ -215,6 +215,14 @@ impl<T: Tables> Tables for Traced<'_, T> {
         self.tables.now()
     }
 
+    fn tai(&self) -> u64 {
+        self.tables.tai()
+    }
+
+    fn cpu(&self) -> u32 {
+        self.tables.cpu()
+    }
+
     fn random(&self) -> u32 {
         self.tables.random()
     }

@@ -280,8 +280,11 @@ fn ports() -> impl Strategy<Value = Ports> {
 
 fn tcp() -> impl Strategy<Value = Tcp> {
     let flags = (0..64u8, 0..64u8).prop_map(|(mask, set)| TcpFlags { mask, set });
-    (ports(), option::weighted(0.3, negatable(flags)))
-        .prop_map(|(ports, flags)| Tcp { ports, flags })
+    (ports(), option::weighted(0.3, negatable(flags))).prop_map(|(ports, flags)| Tcp {
+        ports,
+        flags,
+        option: None,
+    })
 }
 
 fn multiport() -> impl Strategy<Value = Match> {

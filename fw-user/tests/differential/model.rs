@@ -225,8 +225,9 @@ fn fulfils(condition: &Match, seen: &Seen) -> bool {
         }
         Match::State(states) => (states.value.0 & seen.states.0 != 0) != states.not,
         Match::Conntrack(conntrack) => conntrack_mt(conntrack, seen),
-        // Limits depend on time, which is not here: the generator has none.
-        Match::Limit(_) | Match::Comment(_) => true,
+        // Limits depend on time, which is not here: the generator has none. Nor has it what is asked
+        // of the packet's bytes.
+        Match::Limit(_) | Match::Packet(_) | Match::Comment(_) => true,
     }
 }
 

@@ -6,7 +6,9 @@
 //!    ([`prepare_reference`]), and sequence numbers are generated in window.
 //! 2. **Fragments.** netfilter puts a datagram together before any chain sees it; fwbpf lets the
 //!    later fragments follow the first, and counts the datagram once, as netfilter does. So the
-//!    fragments of a datagram are all sent, in order, and what is delivered is compared whole.
+//!    fragments of a datagram are all sent, in order, and what is delivered is compared whole. Its
+//!    length is not known before its last one: nothing is sent in fragments through rules that ask
+//!    for lengths.
 //! 3. **Random ports.** `--random`, `--to-ports` and collisions make both sides draw a port; each
 //!    translated port is replaced by a number that stands for its flow ([`RandomPorts`]). That it
 //!    is a port at all that brings replies back is tested by sending them there. A draw can also
@@ -264,6 +266,8 @@ mod tests {
             destination: "203.0.113.7".parse().unwrap(),
             ttl: 63,
             id: 9,
+            tos: 0,
+            mss: None,
             dressing: Dressing::Plain,
             payload: Payload::Udp {
                 ports: (port, 53),

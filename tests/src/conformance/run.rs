@@ -179,8 +179,12 @@ fn trial(options: &Options, number: usize) -> Trial {
     random.set_stream(number as u64);
     let family = options.families[number % options.families.len()];
     let loopback = options.tested != Tested::Simulated;
-    let traffic = Traffic::generate(&mut random, family, options.packets, loopback);
+    let mut traffic = Traffic::generate(&mut random, family, options.packets, loopback);
     let rules = Rules::generate(&mut random, family, &traffic.flows);
+    if rules.ask_for_lengths() {
+        // Difference 2.
+        traffic.send_whole();
+    }
     Trial {
         family,
         rules,

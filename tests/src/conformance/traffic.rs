@@ -205,6 +205,13 @@ impl Traffic {
         }
         Self { flows, steps }
     }
+
+    /// Sends no fragments.
+    pub fn send_whole(&mut self) {
+        for step in &mut self.steps {
+            step.fragment = None;
+        }
+    }
 }
 
 /// The addresses at which a host can be spoken to.

@@ -17,6 +17,8 @@ pub fn packet(flow: &Flow, step: &Step, seen_as: Option<(IpAddr, u16)>) -> Packe
         destination: destination.0,
         ttl: step.ttl,
         id: step.id,
+        tos: service(step.id),
+        mss: segment_size(&step.what, step.id),
         dressing: step.dressing,
         payload: Payload::Other {
             protocol: 0,
@@ -56,6 +58,8 @@ pub fn packet(flow: &Flow, step: &Step, seen_as: Option<(IpAddr, u16)>) -> Packe
                 destination: source.0,
                 ttl: 60,
                 id: step.id,
+                tos: 0,
+                mss: None,
                 dressing: Dressing::Plain,
                 payload: quoted_payload(
                     flow,
@@ -77,6 +81,28 @@ pub fn packet(flow: &Flow, step: &Step, seen_as: Option<(IpAddr, u16)>) -> Packe
                 ..base
             }
         }
+    }
+}
+
+/// Most packets ask for nothing, some for haste, and some have been through congestion.
+fn service(id: u16) -> u8 {
+    match id % 24 {
+        3 => 0x10,
+        8 => 0xb8,
+        13 => 0x02,
+        21 => 0x28,
+        _ => 0,
+    }
+}
+
+/// Most SYNs say how large segments may be.
+fn segment_size(what: &What, id: u16) -> Option<u16> {
+    const SYN: u8 = crate::packet::flags::SYN;
+    match what {
+        What::Segment { flags, .. } if flags & SYN != 0 && !id.is_multiple_of(3) => {
+            Some(1460 - id % 5 * 50)
+        }
+        _ => None,
     }
 }
 

@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use etherparse::{
-    EtherType, Ethernet2Header, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options, Ipv6FlowLabel,
-    Ipv6FragmentHeader, Ipv6Header, TcpHeader,
+    EtherType, Ethernet2Header, IpDscp, IpEcn, IpFragOffset, IpNumber, Ipv4Header, Ipv4Options,
+    Ipv6FlowLabel, Ipv6FragmentHeader, Ipv6Header, TcpHeader,
 };
 
 use super::layers::ones_complement;
@@ -48,6 +48,10 @@ pub struct Packet {
     /// IPv4's identification, or the low bits of IPv6's flow label: how a forwarded packet is
     /// recognised.
     pub id: u16,
+    /// Type of service, traffic class.
+    pub tos: u8,
+    /// The MSS that TCP's options announce, among others, if there are any.
+    pub mss: Option<u16>,
     /// Options or extension headers.
     pub dressing: Dressing,
     /// What it carries.
@@ -145,6 +149,12 @@ impl Packet {
                 header.psh = flags & flags::PSH != 0;
                 header.ack = flags & flags::ACK != 0;
                 header.urg = flags & flags::URG != 0;
+                if let Some(mss) = self.mss {
+                    let [high, low] = mss.to_be_bytes();
+                    // MSS, two of no operation, SACK permitted (RFC 9293 3.2, RFC 2018 2).
+                    let options = [2, 4, high, low, 1, 1, 4, 2];
+                    header.set_options_raw(&options).expect("they fit");
+                }
                 let mut body = header.to_bytes().to_vec();
                 body.extend_from_slice(data);
                 (protocol::TCP, self.summed(protocol::TCP, body, 16))
@@ -217,6 +227,8 @@ impl Packet {
                     destination: destination.octets(),
                     ..Ipv4Header::default()
                 };
+                header.dscp = IpDscp::try_new(self.tos >> 2).unwrap_or_default();
+                header.ecn = IpEcn::try_new(self.tos & 3).unwrap_or_default();
                 header.dont_fragment = false;
                 if self.dressing == Dressing::Options && piece.is_none() {
                     const NO_OPERATION: u8 = 1;
@@ -233,7 +245,7 @@ impl Packet {
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
                 let fragment = piece.map(|piece| piece.ipv6_header(next, self.id));
                 let header = Ipv6Header {
-                    traffic_class: 0,
+                    traffic_class: self.tos,
                     flow_label: Ipv6FlowLabel::try_new(u32::from(self.id)).unwrap_or_default(),
                     payload_length: (length + fragment.map_or(0, |header| header.len())) as u16,
                     next_header: fragment
@@ -322,6 +334,8 @@ mod tests {
             destination: destination.parse().unwrap(),
             ttl: 64,
             id: 7,
+            tos: 0,
+            mss: None,
             dressing: Dressing::Plain,
             payload: Payload::Udp {
                 ports: (1000, 2000),

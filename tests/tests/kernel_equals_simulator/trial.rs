@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use fw_common::datapath::packet::Owner;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::Tables as _;
 use fw_common::datapath::{Verdict, early, egress, ingress};
@@ -50,6 +51,23 @@ pub struct Trial<'k> {
     /// Where the packets of a flow's end seem to come from, as the other end sees it.
     seen_as: HashMap<(Family, usize, Way), (IpAddr, u16)>,
     pub tally: Tally,
+}
+
+/// `PACKET_HOST` and its siblings, as eth_type_trans() chooses (net/ethernet/eth.c).
+fn packet_type(destination: &[u8], device: &str) -> u32 {
+    match destination {
+        own if own == link_address(device) => 0,
+        [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => 1,
+        many if many[0] & 1 != 0 => 2,
+        _ => 3,
+    }
+}
+
+/// The clock that the programs read when they are asked for the time.
+fn tai_now() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_TAI);
+    let now = now.expect("every kernel has this clock");
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
 impl<'k> Trial<'k> {
@@ -194,6 +212,7 @@ impl<'k> Trial<'k> {
         let real = self.kernel.run(hook, &frame, index, arrival)?;
         // Both clocks are the kernel's coarse one: UDP becomes assured by the time it lasts.
         self.tables.set_now(monotonic_now());
+        self.tables.set_time(tai_now());
         let expected = self.simulate(hook, &frame, (device, index), arrival, &real);
         self.tally.runs += 1;
         self.tally.rewritten += u64::from(real.bytes != frame);
@@ -233,6 +252,14 @@ impl<'k> Trial<'k> {
             arrival_device: arrival,
             // eth_type_trans(), net/ethernet/eth.c.
             for_other_host: destination != link_address(device) && destination[0] & 1 == 0,
+            packet_type: packet_type(destination, device),
+            // The socket that `BPF_PROG_TEST_RUN` makes up (net/bpf/test_run.c).
+            owner: Owner {
+                exists: true,
+                known: true,
+                raw: false,
+                user: 0,
+            },
             forwardable: self.forwards && may_be_forwarded(frame),
             ..SlicePacket::ethernet(frame.to_vec(), index)
         };

@@ -15,13 +15,14 @@
 
 mod chain;
 mod effect;
+pub mod fact;
 mod predicate;
 mod rule;
 mod table;
 
 pub use chain::{Chain, ChainFields, Filter, chain_kind};
 pub use effect::{Effect, EffectFields, effect_kind};
-pub use predicate::{Condition, Predicate, PredicateFields, condition};
+pub use predicate::{Condition, Predicate, PredicateFields, condition, time};
 pub use rule::{Rule, RuleFields, pack_range, target};
 pub use table::{Bucket, HashKey, Table, TableFields};
 
@@ -57,7 +58,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
@@ -85,6 +86,8 @@ pub struct HeaderFields {
     /// For the nat chains of IPv4, then of IPv6, PREROUTING first: the counter of the policy of a
     /// chain that has no rules, plus one; zero for any other chain.
     pub empty_nat: [u32; EMPTY_NAT],
+    /// What makes local time of the kernel's clock: see [`HeaderFields::clock`].
+    pub clock: u32,
 }
 
 /// Nat chains of both families.
@@ -97,6 +100,22 @@ impl HeaderFields {
     pub const LOGS: u32 = 1 << 8;
     /// IPv6 has a nat table.
     pub const NAT6: u32 = 1 << 1;
+    /// A rule asks for one of [`fact`], or for the sender's link-layer address.
+    pub const FACTS: u32 = 1 << 16;
+    /// A rule asks who sends a packet of this host's.
+    pub const OWNER: u32 = 1 << 17;
+    /// A rule asks for what is in the transport header, behind the ports.
+    pub const TRANSPORT: u32 = 1 << 18;
+    /// A rule asks what time it is.
+    pub const CLOCK: u32 = 1 << 19;
+    /// A rule that packets on their way through may meet asks for the sender's link-layer address.
+    pub const LINKS: u32 = 1 << 20;
+
+    /// Packs how many seconds the kernel's TAI clock is ahead of its real-time clock, and how many
+    /// minutes its time zone is west of Greenwich (`sys_tz`, kernel/time/time.c).
+    pub const fn clock(tai_offset: i16, minutes_west: i16) -> u32 {
+        tai_offset as u16 as u32 | (minutes_west as u16 as u32) << 16
+    }
 
     /// Writes the cell.
     pub fn encode(&self) -> Cell {
@@ -111,6 +130,7 @@ impl HeaderFields {
             self.meta_bytes,
         ]);
         cell.w[7..][..EMPTY_NAT].copy_from_slice(&self.empty_nat);
+        cell.w[15] = self.clock;
         cell
     }
 
@@ -123,6 +143,7 @@ impl HeaderFields {
             meta: cell.w[5],
             meta_bytes: cell.w[6],
             empty_nat: core::array::from_fn(|chain| cell.w[7 + chain]),
+            clock: cell.w[15],
         })
     }
 }
@@ -143,6 +164,18 @@ impl Header<'_> {
     pub fn empty_nat(&self) -> [u32; EMPTY_NAT] {
         let w = &self.0.w;
         [w[7], w[8], w[9], w[10], w[11], w[12], w[13], w[14]]
+    }
+
+    /// Seconds that TAI is ahead of UTC, see [`HeaderFields::clock`].
+    #[inline(always)]
+    pub fn tai_offset(&self) -> i16 {
+        self.0.w[15] as i16
+    }
+
+    /// Minutes west of Greenwich, see [`HeaderFields::clock`].
+    #[inline(always)]
+    pub fn minutes_west(&self) -> i16 {
+        (self.0.w[15] >> 16) as i16
     }
 
     /// See [`HeaderFields::features`].

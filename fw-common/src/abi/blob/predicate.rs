@@ -65,6 +65,55 @@ pub enum Condition {
         /// The most credit there can be.
         cap: u32,
     },
+    /// Source address from the first to the last.
+    SourceRange(Addr, Addr),
+    /// Destination address from the first to the last.
+    DestinationRange(Addr, Addr),
+    /// A [`super::fact`] under a mask is from the first to the last.
+    Fact {
+        /// Which one.
+        fact: u32,
+        /// The mask.
+        mask: u32,
+        /// The first and the last value, inclusive.
+        range: (u32, u32),
+        /// What holds for a packet that has no such thing, whatever `not` says.
+        absent: bool,
+    },
+    /// The link-layer address of the sender.
+    LinkSource([u8; 6]),
+    /// Every n-th packet, where this holds n - 1, and how many are counted already.
+    Nth {
+        /// n - 1.
+        last: u32,
+        /// Packets counted.
+        counted: u32,
+    },
+    /// A random number of 31 bits is below this.
+    Chance(u32),
+    /// What time it is.
+    Time {
+        /// [`time`]'s flags.
+        flags: u32,
+        /// Seconds since 1970, inclusive.
+        dates: (u32, u32),
+        /// Seconds since midnight, inclusive.
+        daytime: (u32, u32),
+        /// Bit 1 is Monday.
+        weekdays: u32,
+        /// Bit 1 is the first.
+        monthdays: u32,
+    },
+    /// TCP has an option of this kind.
+    TcpOption(u8),
+}
+
+/// [`Condition::Time`]'s flags.
+pub mod time {
+    /// In the kernel's time zone, not in UTC.
+    pub const LOCAL: u32 = 1;
+    /// A daytime that ends on the next day belongs to the day before.
+    pub const CONTIGUOUS: u32 = 1 << 1;
 }
 
 /// The conditions' numbers, the first word's low byte.
@@ -92,6 +141,22 @@ pub mod condition {
     /// [`super::Condition::Limit`]: the cell's last two words are the limit's state, which the
     /// programs write.
     pub const LIMIT: u32 = 11;
+    /// [`super::Condition::SourceRange`].
+    pub const SOURCE_RANGE: u32 = 12;
+    /// [`super::Condition::DestinationRange`].
+    pub const DESTINATION_RANGE: u32 = 13;
+    /// [`super::Condition::Fact`].
+    pub const FACT: u32 = 14;
+    /// [`super::Condition::LinkSource`].
+    pub const LINK_SOURCE: u32 = 15;
+    /// [`super::Condition::Nth`]: the last two words are state, as of [`LIMIT`].
+    pub const NTH: u32 = 16;
+    /// [`super::Condition::Chance`].
+    pub const CHANCE: u32 = 17;
+    /// [`super::Condition::Time`].
+    pub const TIME: u32 = 18;
+    /// [`super::Condition::TcpOption`].
+    pub const TCP_OPTION: u32 = 19;
 }
 
 impl PredicateFields {
@@ -155,6 +220,54 @@ impl PredicateFields {
                 cell.w[2] = cost;
                 cell.w[4] = cap;
                 condition::LIMIT
+            }
+            Condition::SourceRange(first, last) => {
+                cell.w[1..5].copy_from_slice(&first);
+                cell.w[5..9].copy_from_slice(&last);
+                condition::SOURCE_RANGE
+            }
+            Condition::DestinationRange(first, last) => {
+                cell.w[1..5].copy_from_slice(&first);
+                cell.w[5..9].copy_from_slice(&last);
+                condition::DESTINATION_RANGE
+            }
+            Condition::Fact {
+                fact,
+                mask,
+                range: (first, last),
+                absent,
+            } => {
+                cell.w[1..6].copy_from_slice(&[fact, mask, first, last, absent as u32]);
+                condition::FACT
+            }
+            Condition::LinkSource([a, b, c, d, e, f]) => {
+                cell.w[1] = u32::from_be_bytes([a, b, c, d]);
+                cell.w[2] = u32::from_be_bytes([0, 0, e, f]);
+                condition::LINK_SOURCE
+            }
+            Condition::Nth { last, counted } => {
+                cell.w[1] = last;
+                cell.w[14] = counted;
+                condition::NTH
+            }
+            Condition::Chance(below) => {
+                cell.w[1] = below;
+                condition::CHANCE
+            }
+            Condition::Time {
+                flags,
+                dates,
+                daytime,
+                weekdays,
+                monthdays,
+            } => {
+                cell.w[1..4].copy_from_slice(&[flags, dates.0, dates.1]);
+                cell.w[4..8].copy_from_slice(&[daytime.0, daytime.1, weekdays, monthdays]);
+                condition::TIME
+            }
+            Condition::TcpOption(kind) => {
+                cell.w[1] = kind as u32;
+                condition::TCP_OPTION
             }
         };
         cell.w[0] = kind | (self.not as u32) << 8;

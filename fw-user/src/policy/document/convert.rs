@@ -175,6 +175,7 @@ fn try_entry(rule: &Rule, family: Family) -> Option<Entry> {
     };
     for each in &rule.matches {
         match each {
+            Match::Tcp(tcp) if tcp.option.is_some() => return None,
             Match::Tcp(tcp) => take_ports(&mut entry, tcp.ports.source, tcp.ports.destination),
             Match::Udp(ports) => take_ports(&mut entry, ports.source, ports.destination),
             Match::Multiport(Multiport { which, ports }) => match which {
@@ -194,7 +195,9 @@ fn try_entry(rule: &Rule, family: Family) -> Option<Entry> {
                     _ => return None,
                 };
             }
-            Match::Conntrack(_) | Match::Icmp(_) | Match::Limit(_) => return None,
+            Match::Conntrack(_) | Match::Icmp(_) | Match::Limit(_) | Match::Packet(_) => {
+                return None;
+            }
             Match::Comment(text) => entry.comment = Some(text.clone()),
         }
     }

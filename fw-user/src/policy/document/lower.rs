@@ -287,7 +287,10 @@ fn protocol_and_matches(
                         destination: None,
                     },
                 ) => Vec::new(),
-                (TCP, ports) => vec![Match::Tcp(Tcp { ports, flags: None })],
+                (TCP, ports) => vec![Match::Tcp(Tcp {
+                    ports,
+                    ..Tcp::default()
+                })],
                 (_, ports) => vec![Match::Udp(ports)],
             };
             (Some(yes(number)), matches)

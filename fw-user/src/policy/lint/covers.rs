@@ -7,6 +7,7 @@ use crate::policy::model::{
     Conntrack, CtStates, InterfacePattern, Match, Negatable, Ports, Prefix, Rule, TcpFlags,
     WhichPort,
 };
+use crate::policy::packet_match::PacketMatch;
 
 /// Whether every packet that `narrow` matches is matched by `wide` too.
 pub(super) fn covers(wide: &Rule, narrow: &Rule) -> bool {
@@ -71,9 +72,12 @@ fn match_covers(wide: &Match, narrow: &Rule) -> bool {
     }
     narrow.matches.iter().any(|each| match (wide, each) {
         // What one limit has let through says nothing about what is left.
-        (Match::Limit(_), _) => false,
+        (Match::Limit(_) | Match::Packet(PacketMatch::Statistic(_)), _) => false,
+        (Match::Packet(wide), Match::Packet(narrow)) => wide == narrow,
         (Match::Tcp(wide), Match::Tcp(narrow)) => {
-            ports_cover(&wide.ports, &narrow.ports) && every(wide.flags, narrow.flags, flags_cover)
+            ports_cover(&wide.ports, &narrow.ports)
+                && every(wide.flags, narrow.flags, flags_cover)
+                && (wide.option.is_none() || wide.option == narrow.option)
         }
         (Match::Udp(wide), Match::Udp(narrow)) => ports_cover(wide, narrow),
         (Match::Icmp(wide), Match::Icmp(narrow)) => every(*wide, *narrow, |wide, narrow| {

@@ -226,7 +226,8 @@ impl Packet<'_> {
             Match::State(states) => state(*states),
             Match::Conntrack(conntrack) => conntrack.states.is_none_or(state),
             // Only what the limit lets through matches.
-            Match::Limit(_) => !rule.target.refuses(),
+            // Nor is it known what an administrator's packets are like besides.
+            Match::Limit(_) | Match::Packet(_) => !rule.target.refuses(),
             Match::Comment(_) => true,
         }
     }

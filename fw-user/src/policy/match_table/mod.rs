@@ -7,7 +7,7 @@ mod matches;
 mod support;
 mod targets;
 
-pub(crate) use matches::{MATCHES, MatchDraft, Unfinished};
+pub(crate) use matches::{MATCHES, MatchDraft, PACKET_MATCHES, Unfinished};
 pub use support::support_document;
 pub(crate) use targets::{TARGETS, TargetDraft};
 
@@ -127,7 +127,7 @@ pub(crate) fn find_match(name: &str, family: Family) -> Option<&'static MatchRow
 
 /// Every match.
 pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
-    MATCHES.iter().chain(foreign::MATCHES)
+    MATCHES.iter().chain(PACKET_MATCHES).chain(foreign::MATCHES)
 }
 
 /// The target of that name.

@@ -84,7 +84,7 @@ is never skipped silently.
 | `-s`, `-d` | yes | Addresses, lists, prefixes, any mask; names of hosts, looked up when loaded, with a warning that names the addresses. |
 | `-i`, `-o` | yes | `+` at the end for every name that begins so. |
 | `-p` | yes | Names, numbers, `all`. |
-| `-f` | no | Fragments follow their datagram's first fragment. |
+| `-f` | yes | IPv4: never holds, and `! -f` always, as datagrams are put together before rules see them. |
 | `-j CHAIN`, `-g CHAIN` | yes | |
 | `!` | yes | Before the option, where iptables takes it. |
 | policy DROP in `*nat` | no | Drop in the filter table. |

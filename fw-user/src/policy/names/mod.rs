@@ -19,6 +19,10 @@ pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
 /// DCCP's protocol number (RFC 4340).
 pub const DCCP: u8 = 33;
+/// ESP's protocol number (RFC 4303).
+pub const ESP: u8 = 50;
+/// AH's protocol number (RFC 4302).
+pub const AH: u8 = 51;
 /// ICMPv6's protocol number (RFC 4443).
 pub const ICMPV6: u8 = 58;
 /// SCTP's protocol number (RFC 9260).

@@ -6,6 +6,7 @@ mod chains;
 mod commands;
 mod lexer;
 mod options;
+pub(crate) mod packet_values;
 mod rule;
 mod slips;
 mod table;

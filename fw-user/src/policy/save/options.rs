@@ -42,10 +42,10 @@ impl Core {
 
     /// Whether `!` may stand before it.
     pub fn is_negatable(self) -> bool {
-        use Core::{Destination, InInterface, OutInterface, Protocol, Source};
+        use Core::{Destination, Fragment, InInterface, OutInterface, Protocol, Source};
         matches!(
             self,
-            Source | Destination | Protocol | InInterface | OutInterface
+            Source | Destination | Protocol | InInterface | OutInterface | Fragment
         )
     }
 }

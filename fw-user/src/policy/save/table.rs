@@ -210,6 +210,23 @@ impl TableBuilder {
                         .expected("a place that only POSTROUTING reaches")
                         .help("put the rule into POSTROUTING, or into a chain that only POSTROUTING calls"));
                 }
+                let misplaced = rule.matches.iter().find_map(|each| match each {
+                    Match::Packet(packet) => {
+                        let hooks = packet.hooks()?;
+                        (!hooks.contains(&start.as_str())).then_some((packet.name(), hooks))
+                    }
+                    _ => None,
+                });
+                if let Some((name, hooks)) = misplaced
+                    && !reported.contains(target)
+                {
+                    reported.push(*target);
+                    let message = format!("the match `{name}` can be reached from {start}");
+                    report.error(
+                        Problem::wrong("wrong-chain", *target, message)
+                            .expected(format!("a place that only {} reach", hooks.join(", "))),
+                    );
+                }
                 if always_ends(rule) {
                     path.pop();
                     continue;

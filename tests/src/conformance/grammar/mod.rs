@@ -1,6 +1,7 @@
 //! Rule sets over the whole supported grammar, biased so that the traffic matches.
 
 mod log;
+mod matches;
 
 use std::net::IpAddr;
 
@@ -60,6 +61,13 @@ impl Rules {
         text
     }
 
+    /// Whether what the rules say depends on how long datagrams are, which their first fragments do
+    /// not tell.
+    pub fn ask_for_lengths(&self) -> bool {
+        let mut rules = self.tables.iter().flat_map(|table| &table.rules);
+        rules.any(|rule| rule.contains("-m length"))
+    }
+
     /// How many rules there are in all.
     pub fn count(&self) -> usize {
         self.tables.iter().map(|table| table.rules.len()).sum()
@@ -81,7 +89,7 @@ impl Rules {
 
 /// Which hook a chain is reached from, for what iptables allows there.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Spot {
+pub(crate) enum Spot {
     Input,
     Forward,
     Output,
@@ -286,6 +294,23 @@ impl<R: Rng> Writer<'_, R> {
             let after = first.map_or(words.len(), |first| first + 1);
             let at = self.random.random_range(after..=words.len());
             words.insert(at, super::extensions::limit(self.random));
+        }
+        if self.chance(0.3) {
+            let after = words
+                .iter()
+                .position(|word| word.starts_with("-m ") || word.starts_with("-p "));
+            let after = after.map_or(words.len(), |first| first + 1);
+            let at = self.random.random_range(after..=words.len());
+            let is_tcp = words.iter().any(|word| word == "-p tcp" || word == "-p 6");
+            let word = if is_tcp && self.chance(0.4) {
+                matches::segment(self.random)
+            } else {
+                matches::packet(self.random, self.family, spot, (from, to))
+            };
+            words.insert(at, word);
+        }
+        if self.family == Family::Ipv4 && self.chance(0.05) {
+            words.push(matches::fragment(self.random).into());
         }
         if self.chance(0.15) {
             words.push(self.comment());

@@ -1,5 +1,9 @@
 //! The matches that fwbpf knows.
 
+mod packet;
+
+pub(crate) use packet::MATCHES as PACKET_MATCHES;
+
 use super::{
     Argument, BOTH, MatchReading, MatchRow, ONLY_V4, ONLY_V6, OptionRow, ReadOption, Support,
 };
@@ -8,7 +12,7 @@ use crate::policy::model::{
     Ports, Tcp, TcpFlags, WhichPort,
 };
 use crate::policy::names::{DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
-use crate::policy::save::{Value, values};
+use crate::policy::save::{Value, packet_values, values};
 use crate::policy::source::Span;
 
 /// A match while its options are being read.
@@ -22,6 +26,7 @@ pub(crate) enum MatchDraft {
     Conntrack(Conntrack),
     Limit(LimitDraft),
     Comment(Option<String>),
+    Packet(packet::PacketDraft),
 }
 
 /// `-m limit` while its options are being read.
@@ -59,6 +64,7 @@ impl MatchDraft {
             }) => Err("--ctstate or --ctdir"),
             Self::Conntrack(conntrack) => Ok(Match::Conntrack(conntrack)),
             Self::Limit(limit) => return limit.finish(),
+            Self::Packet(packet) => return packet.finish(),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
         };
         whole.map_err(Unfinished::Says)
@@ -95,8 +101,8 @@ pub(crate) const MATCHES: &[MatchRow] = &[
         name: "tcp",
         aliases: &[],
         families: BOTH,
-        support: Support::Partly,
-        note: "Ports, ranges, service names, `--tcp-flags` and `--syn`; not `--tcp-option`.",
+        support: Support::Yes,
+        note: "Ports, ranges, service names, `--tcp-flags`, `--syn` and `--tcp-option`.",
         reading: Some(MatchReading {
             start: || MatchDraft::Tcp(Tcp::default()),
             protocols: &[TCP],
@@ -154,7 +160,7 @@ pub(crate) const MATCHES: &[MatchRow] = &[
                     names: &["tcp-option"],
                     arguments: 1,
                     negatable: true,
-                    read: ReadOption::Unsupported("leave it out: TCP's options are not looked at"),
+                    read: ReadOption::Into(tcp_option),
                 },
             ],
         }),
@@ -425,6 +431,18 @@ fn set_flags(draft: &mut MatchDraft, argument: &Argument<'_>, value: TcpFlags) -
             value,
         },
     )
+}
+
+fn tcp_option(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
+    let (MatchDraft::Tcp(tcp), [word]) = (draft, argument.words) else {
+        return Ok(());
+    };
+    let value = packet_values::up_to(word, 255)? as u8;
+    let value = Negatable {
+        not: argument.not,
+        value,
+    };
+    argument.once(&mut tcp.option, value)
 }
 
 fn icmp_type(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {

@@ -65,7 +65,7 @@ impl<'a> Reader<'a, '_, '_> {
                 .expected("a match or target")
                 .help("leave it out"),
             ),
-            Core::Fragment => self.fragment(word),
+            Core::Fragment => self.fragment(word, not.is_some()),
             Core::SetCounters => {
                 let values = [self.argument(word), self.argument(word)];
                 if let [Some(packets), Some(bytes)] = values {
@@ -256,17 +256,20 @@ impl<'a> Reader<'a, '_, '_> {
         self.rule.protocol = (number != 0).then_some(Negatable { not, value: number });
     }
 
-    pub(super) fn fragment(&mut self, word: &Word<'_>) {
-        let problem = match self.family {
-            Family::Ipv4 => {
-                Problem::unsupported("unsupported-option", word.span, "`-f` is not supported")
-                    .help("leave the rule out: fragments follow their datagram's first fragment")
-            }
-            Family::Ipv6 => {
-                Problem::wrong("unsupported-option", word.span, "`-f` is for IPv4 only")
-            }
-        };
-        self.error(problem.expected("another match"));
+    pub(super) fn fragment(&mut self, word: &Word<'_>, not: bool) {
+        if self.family == Family::Ipv6 {
+            let problem = Problem::wrong("unsupported-option", word.span, "`-f` is for IPv4 only");
+            return self.error(problem.expected("another match"));
+        }
+        if !not {
+            self.report.warn(
+                "never-matches",
+                word.span,
+                "`-f` never matches: datagrams are put together before rules see them",
+                Some("leave the rule out".into()),
+            );
+        }
+        self.rule.fragment = Some(not);
     }
 
     pub(super) fn command(&mut self, word: &'a Word<'a>, core: Core) {

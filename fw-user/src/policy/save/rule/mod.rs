@@ -38,6 +38,8 @@ pub(crate) struct RuleDraft {
     pub in_interface: Option<(Negatable<InterfacePattern>, Span)>,
     pub out_interface: Option<(Negatable<InterfacePattern>, Span)>,
     pub protocol: Option<Negatable<u8>>,
+    /// `-f`; true for `! -f`.
+    pub fragment: Option<bool>,
     pub matches: Vec<Match>,
     pub target: Option<(Target, Span)>,
     pub counters: Option<Counters>,

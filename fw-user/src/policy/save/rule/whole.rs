@@ -7,12 +7,17 @@ use crate::policy::match_table::{
 };
 use crate::policy::model::{Match, Negatable, PortRange, Ports, Reject, Target};
 use crate::policy::names::{TCP, UDP, protocol_name};
+use crate::policy::packet_match::PacketMatch;
 use crate::policy::source::Span;
 
 impl<'a> Reader<'a, '_, '_> {
     pub(super) fn finish(mut self) -> Line<'a> {
         self.adopt_orphans();
         self.check_protocols();
+        if let Some(not) = self.rule.fragment {
+            let fragment = PacketMatch::Fragment { not };
+            self.rule.matches.push(Match::Packet(fragment));
+        }
         for loaded in std::mem::take(&mut self.matches) {
             match loaded.draft.finish() {
                 Ok(finished) => self.rule.matches.push(normal(finished)),
@@ -268,15 +273,21 @@ pub(super) fn normal(found: Match) -> Match {
             destination: ports.destination.filter(keep),
         }
     };
+    let indices = |spi: Option<Negatable<(u32, u32)>>| {
+        spi.filter(|range| range.not || range.value != (0, u32::MAX))
+    };
     match found {
         Match::Tcp(mut tcp) => {
             tcp.ports = ports(tcp.ports);
             tcp.flags = tcp
                 .flags
                 .filter(|flags| flags.not || flags.value.mask != 0 || flags.value.set != 0);
+            tcp.option = tcp.option.filter(|option| option.value != 0);
             Match::Tcp(tcp)
         }
         Match::Udp(udp) => Match::Udp(ports(udp)),
+        Match::Packet(PacketMatch::Esp(spi)) => Match::Packet(PacketMatch::Esp(indices(spi))),
+        Match::Packet(PacketMatch::Ah(spi)) => Match::Packet(PacketMatch::Ah(indices(spi))),
         other => other,
     }
 }

@@ -1,0 +1,182 @@
+//! These matches at random.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use proptest::sample::select;
+
+use super::{Ecn, Hops, Owner, PacketMatch, Statistic, Time};
+use crate::policy::model::{Family, Match, Negatable};
+
+/// A match for packets of any protocol, where no hook is asked for.
+pub(crate) fn packet_match(family: Family) -> impl Strategy<Value = Match> {
+    let plain = prop_oneof![
+        2 => ranges(family),
+        1 => negatable(ordered(any::<u16>())).prop_map(PacketMatch::Length),
+        1 => hops().prop_map(PacketMatch::Hops),
+        1 => negatable(0..=0x3f_u8).prop_map(PacketMatch::Dscp),
+        1 => negatable(any::<(u8, u8)>()).prop_map(PacketMatch::Tos),
+        1 => negatable(0..=3_u8).prop_map(|value| PacketMatch::Ecn(Ecn {
+            transport: Some(value),
+            ..Ecn::default()
+        })),
+        1 => negatable(0..=2_u8).prop_map(PacketMatch::PacketType),
+        1 => negatable(marked()).prop_map(PacketMatch::Mark),
+        1 => negatable(any::<u32>()).prop_map(PacketMatch::Cpu),
+        2 => negatable(statistic()).prop_map(PacketMatch::Statistic),
+        2 => time().prop_map(PacketMatch::Time),
+    ];
+    plain.prop_map(Match::Packet)
+}
+
+/// A match that the hook allows, if it is one of those that have their own.
+pub(crate) fn at_hook(chain: &str) -> Option<BoxedStrategy<Match>> {
+    let strategy = match chain {
+        "INPUT" | "FORWARD" | "PREROUTING" => negatable(any::<[u8; 6]>())
+            .prop_map(PacketMatch::LinkSource)
+            .boxed(),
+        "OUTPUT" | "POSTROUTING" => owner().prop_map(PacketMatch::Owner).boxed(),
+        _ => return None,
+    };
+    Some(strategy.prop_map(Match::Packet).boxed())
+}
+
+/// A protocol that has a match of its own here, with that match or not.
+pub(crate) fn with_protocol(family: Family) -> impl Strategy<Value = (u8, Vec<Match>)> {
+    let spi = || {
+        option::of(negatable(ordered(any::<u32>())))
+            .prop_map(|spi| spi.filter(|range| range.not || range.value != (0, u32::MAX)))
+    };
+    let ports = crate::policy::arbitrary::any_ports;
+    let types = || option::of(negatable(1..0x800_u16));
+    let esp = spi().prop_map(|spi| (50, PacketMatch::Esp(spi)));
+    let ah = spi().prop_map(move |spi| match family {
+        Family::Ipv4 => (51, PacketMatch::Ah(spi)),
+        Family::Ipv6 => (50, PacketMatch::Esp(spi)),
+    });
+    let sctp = ports().prop_map(|ports| (132, PacketMatch::Sctp(ports)));
+    let dccp = (ports(), types()).prop_map(|(ports, types)| (33, PacketMatch::Dccp(ports, types)));
+    prop_oneof![esp, ah, sctp, dccp]
+        .prop_map(|(protocol, packet)| (protocol, vec![Match::Packet(packet)]))
+}
+
+/// What only TCP has.
+pub(crate) fn of_tcp() -> impl Strategy<Value = Match> {
+    let ecn = (option::of(any::<bool>()), any::<bool>()).prop_map(|(echo, reduced)| Ecn {
+        echo,
+        reduced: Some(reduced),
+        transport: None,
+    });
+    let sizes = negatable(ordered(any::<u16>()));
+    prop_oneof![
+        ecn.prop_map(PacketMatch::Ecn),
+        sizes.prop_map(PacketMatch::Segment)
+    ]
+    .prop_map(Match::Packet)
+}
+
+/// `-f`, which stands before other matches.
+pub(crate) fn fragment(family: Family) -> impl Strategy<Value = Option<Match>> {
+    option::weighted(0.1, any::<bool>()).prop_map(move |not| {
+        let not = not.filter(|_| family == Family::Ipv4)?;
+        Some(Match::Packet(PacketMatch::Fragment { not }))
+    })
+}
+
+fn negatable<T: Clone + std::fmt::Debug>(
+    value: impl Strategy<Value = T>,
+) -> impl Strategy<Value = Negatable<T>> {
+    (prop::bool::weighted(0.2), value).prop_map(|(not, value)| Negatable { not, value })
+}
+
+fn ordered<T: Ord + Copy + std::fmt::Debug>(
+    value: impl Strategy<Value = T>,
+) -> impl Strategy<Value = (T, T)> {
+    vec(value, 2).prop_map(|pair| (pair[0].min(pair[1]), pair[0].max(pair[1])))
+}
+
+fn ranges(family: Family) -> impl Strategy<Value = PacketMatch> {
+    let address = move || {
+        any::<u128>().prop_map(move |bits| match family {
+            Family::Ipv4 => IpAddr::V4(Ipv4Addr::from_bits(bits as u32)),
+            Family::Ipv6 => IpAddr::V6(Ipv6Addr::from_bits(bits)),
+        })
+    };
+    let range = move || negatable(ordered(address()));
+    prop_oneof![
+        range().prop_map(|source| (Some(source), None)),
+        range().prop_map(|destination| (None, Some(destination))),
+        (range(), range()).prop_map(|(source, destination)| (Some(source), Some(destination))),
+    ]
+    .prop_map(|(source, destination)| PacketMatch::Range {
+        source,
+        destination,
+    })
+}
+
+fn hops() -> impl Strategy<Value = Hops> {
+    prop_oneof![
+        negatable(any::<u8>()).prop_map(Hops::Equal),
+        any::<u8>().prop_map(Hops::Less),
+        any::<u8>().prop_map(Hops::Greater),
+    ]
+}
+
+fn marked() -> impl Strategy<Value = (u32, u32)> {
+    (any::<u32>(), prop_oneof![Just(u32::MAX), any::<u32>()])
+}
+
+fn owner() -> impl Strategy<Value = Owner> {
+    let user = || negatable(ordered(0..u32::MAX));
+    prop_oneof![
+        any::<bool>().prop_map(|not| (Some(not), None)),
+        user().prop_map(|user| (None, Some(user))),
+        (any::<bool>(), user()).prop_map(|(not, user)| (Some(not), Some(user))),
+    ]
+    .prop_map(|(socket, user)| Owner { socket, user })
+}
+
+fn statistic() -> impl Strategy<Value = Statistic> {
+    let nth = (1..=u32::MAX, any::<u32>()).prop_map(|(every, packet)| Statistic::Nth {
+        every,
+        packet: packet % every,
+    });
+    prop_oneof![(0..=1u32 << 31).prop_map(Statistic::Random), nth]
+}
+
+fn time() -> impl Strategy<Value = Time> {
+    let second = || 0..=Time::LAST_SECOND;
+    let dates = prop_oneof![
+        Just((0, Time::LAST_DATE)),
+        (
+            0..=Time::LAST_DATE,
+            select(vec![Time::LAST_DATE, 1, 1_700_000_000])
+        ),
+    ];
+    (
+        dates,
+        prop_oneof![Just((0, Time::LAST_SECOND)), (second(), second())],
+        prop_oneof![
+            Just(Time::WEEKDAYS),
+            (1..=0x7f_u8).prop_map(|days| days << 1)
+        ],
+        prop_oneof![
+            Just(Time::MONTHDAYS),
+            (1..=0x7fff_ffff_u32).prop_map(|days| days << 1)
+        ],
+        any::<bool>(),
+        any::<bool>(),
+    )
+        .prop_map(
+            |(dates, daytime, weekdays, monthdays, kernel_zone, contiguous)| Time {
+                dates,
+                daytime,
+                weekdays,
+                monthdays,
+                kernel_zone,
+                contiguous: contiguous && daytime.0 >= daytime.1,
+            },
+        )
+}

@@ -1,0 +1,239 @@
+//! Matches on what is in and about a packet besides addresses, ports and state.
+
+use std::net::IpAddr;
+
+use fw_user::policy::model::Family;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+use super::super::traffic::{Endpoint, Place};
+use super::Spot;
+use crate::lab::mac;
+
+/// One of these matches, for a rule that is about packets from one end to the other.
+pub fn packet(
+    random: &mut impl Rng,
+    family: Family,
+    spot: Spot,
+    (from, to): (Endpoint, Endpoint),
+) -> String {
+    let not = if random.random_bool(0.25) { "! " } else { "" };
+    match random.random_range(0..12) {
+        0 | 1 => range(random, not, from, to),
+        2 if has_sender(spot) => link_source(random, not, from),
+        2 | 3 => format!("-m length {not}--length {}", length(random)),
+        4 => hops(random, not, family),
+        5 => service(random, not),
+        6 => {
+            let kinds = ["unicast", "unicast", "broadcast", "multicast"];
+            format!("-m pkttype {not}--pkt-type {}", one_of(random, &kinds))
+        }
+        7 => {
+            let marks = ["0", "0x1", "0x0/0xff", "0x10/0xf0", "2/3"];
+            format!("-m mark {not}--mark {}", one_of(random, &marks))
+        }
+        8 if has_owner(spot) => owner(random, not),
+        8 => format!("-m cpu {not}--cpu 99"),
+        9 | 10 => statistic(random, not),
+        _ => time(random, not),
+    }
+}
+
+/// What only TCP has, behind `-p tcp`.
+pub fn segment(random: &mut impl Rng) -> String {
+    let not = if random.random_bool(0.25) { "! " } else { "" };
+    match random.random_range(0..3) {
+        0 => {
+            // No-operation, MSS, SACK permitted, timestamps.
+            let kinds = ["1", "2", "4", "8"];
+            format!("-m tcp {not}--tcp-option {}", one_of(random, &kinds))
+        }
+        1 => {
+            let sizes = ["1460", "1260:1400", ":1300", "1361:", "0:65535"];
+            format!("-m tcpmss {not}--mss {}", one_of(random, &sizes))
+        }
+        _ => {
+            let flag = one_of(random, &["--ecn-tcp-cwr", "--ecn-tcp-ece"]);
+            format!("-m ecn {not}{flag}")
+        }
+    }
+}
+
+/// `-f`, for IPv4: it stands before all matches.
+pub fn fragment(random: &mut impl Rng) -> &'static str {
+    if random.random_bool(0.8) {
+        "! -f"
+    } else {
+        "-f"
+    }
+}
+
+/// Whether the sender's link-layer address may be asked for: the kernel refuses it elsewhere.
+fn has_sender(spot: Spot) -> bool {
+    matches!(spot, Spot::Input | Spot::Forward | Spot::Prerouting)
+}
+
+fn has_owner(spot: Spot) -> bool {
+    matches!(
+        spot,
+        Spot::Output | Spot::Postrouting | Spot::UserPostrouting
+    )
+}
+
+fn range(random: &mut impl Rng, not: &str, from: Endpoint, to: Endpoint) -> String {
+    let mut around = |address: IpAddr| {
+        let below = random.random_range(0..300);
+        let above = random.random_range(0..300);
+        let aside = if random.random_bool(0.2) { 400 } else { 0 };
+        match address {
+            IpAddr::V4(v4) => {
+                let bits = v4.to_bits().saturating_add(aside);
+                let first: IpAddr = std::net::Ipv4Addr::from(bits.saturating_sub(below)).into();
+                let last: IpAddr = std::net::Ipv4Addr::from(bits.saturating_add(above)).into();
+                (first, last)
+            }
+            IpAddr::V6(v6) => {
+                // Across a word's end, too.
+                let far = u128::from(above) << (32 * (below % 4));
+                let bits = v6.to_bits().saturating_add(aside.into());
+                let first: IpAddr =
+                    std::net::Ipv6Addr::from(bits.saturating_sub(below.into())).into();
+                let last: IpAddr = std::net::Ipv6Addr::from(bits.saturating_add(far)).into();
+                (first, last)
+            }
+        }
+    };
+    let (first, last) = around(from.address);
+    let (third, fourth) = around(to.address);
+    match random.random_range(0..3) {
+        0 => format!("-m iprange {not}--src-range {first}-{last}"),
+        1 => format!("-m iprange {not}--dst-range {third}-{fourth}"),
+        _ => format!("-m iprange {not}--src-range {first}-{last} --dst-range {third}-{fourth}"),
+    }
+}
+
+fn link_source(random: &mut impl Rng, not: &str, from: Endpoint) -> String {
+    let address = match from.place {
+        Place::Outside => mac::OUTSIDE,
+        Place::Other => mac::OTHER,
+        Place::Container1 => mac::CONTAINER1,
+        Place::Container2 => mac::CONTAINER2,
+        Place::Server => mac::SERVER,
+    };
+    let [a, b, c, d, e, f] = address;
+    let f = if random.random_bool(0.8) { f } else { f ^ 1 };
+    format!("-m mac {not}--mac-source {a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}")
+}
+
+fn length(random: &mut impl Rng) -> String {
+    let first = random.random_range(20..200);
+    match random.random_range(0..4) {
+        0 => format!("{first}"),
+        1 => format!(":{first}"),
+        2 => format!("{first}:"),
+        _ => format!("{first}:{}", first + random.random_range(0..200)),
+    }
+}
+
+fn hops(random: &mut impl Rng, not: &str, family: Family) -> String {
+    let name = match family {
+        Family::Ipv4 => "ttl",
+        Family::Ipv6 => "hl",
+    };
+    let value = one_of(random, &["1", "63", "63", "64", "64", "0", "255"]);
+    match random.random_range(0..3) {
+        0 => format!("-m {name} {not}--{name}-eq {value}"),
+        1 => format!("-m {name} --{name}-lt {value}"),
+        _ => format!("-m {name} --{name}-gt {value}"),
+    }
+}
+
+fn service(random: &mut impl Rng, not: &str) -> String {
+    match random.random_range(0..4) {
+        0 => {
+            let values = ["0", "0x2e", "4", "0x0a"];
+            format!("-m dscp {not}--dscp {}", one_of(random, &values))
+        }
+        1 => {
+            let classes = ["EF", "BE", "AF11", "CS7"];
+            format!("-m dscp {not}--dscp-class {}", one_of(random, &classes))
+        }
+        2 => {
+            let values = [
+                "0x10",
+                "Normal-Service",
+                "0x00/0x03",
+                "0xb8/0xfc",
+                "0xff/0x0f",
+            ];
+            format!("-m tos {not}--tos {}", one_of(random, &values))
+        }
+        _ => {
+            let value = one_of(random, &["0", "1", "2", "3"]);
+            format!("-m ecn {not}--ecn-ip-ect {value}")
+        }
+    }
+}
+
+fn owner(random: &mut impl Rng, not: &str) -> String {
+    let users = ["0", "0-1000", "1-4294967294", "1000", "root"];
+    let user = one_of(random, &users);
+    match random.random_range(0..4) {
+        0 => format!("-m owner {not}--socket-exists"),
+        1 => format!("-m owner --socket-exists {not}--uid-owner {user}"),
+        _ => format!("-m owner {not}--uid-owner {user}"),
+    }
+}
+
+/// Chances whose outcome is certain, and counts, which are.
+fn statistic(random: &mut impl Rng, not: &str) -> String {
+    if random.random_bool(0.2) {
+        let probability = one_of(random, &["0", "1"]);
+        return format!("-m statistic --mode random {not}--probability {probability}");
+    }
+    let every = random.random_range(1..6);
+    let packet = random.random_range(0..every);
+    format!("-m statistic --mode nth {not}--every {every} --packet {packet}")
+}
+
+fn time(random: &mut impl Rng, not: &str) -> String {
+    let hour = random.random_range(0..24);
+    let minute = random.random_range(0..60);
+    let later = (hour + random.random_range(1..23)) % 24;
+    let zone = if random.random_bool(0.3) {
+        " --kerneltz"
+    } else {
+        ""
+    };
+    let daytime = format!("--timestart {hour}:{minute:02} --timestop {later}:{minute:02}:30");
+    let contiguous = if later < hour && random.random_bool(0.5) {
+        " --contiguous"
+    } else {
+        ""
+    };
+    let days: Vec<String> = (1..=31)
+        .filter(|_| random.random_bool(0.5))
+        .map(|day| day.to_string())
+        .collect();
+    let days = if days.is_empty() {
+        "1".to_owned()
+    } else {
+        days.join(",")
+    };
+    match random.random_range(0..5) {
+        0 => format!("-m time {daytime}{contiguous}{zone}"),
+        1 => format!("-m time {not}--weekdays Mon,We,5,Sunday{zone}"),
+        2 => format!("-m time {not}--monthdays {days}{zone}"),
+        3 => format!(
+            "-m time {daytime} {not}--weekdays Tue,Thu,Sat{contiguous} {not}--monthdays {days}"
+        ),
+        _ => {
+            let stop = one_of(random, &["2030-06-01T12:30:59", "2025", "2037-12"]);
+            format!("-m time --datestart 2020-02-29 --datestop {stop}{zone}")
+        }
+    }
+}
+
+fn one_of<'a>(random: &mut impl Rng, all: &[&'a str]) -> &'a str {
+    all.choose(random).expect("not empty")
+}
