@@ -59,6 +59,7 @@ fn filter(input: Vec<Rule>, users: Vec<Chain>) -> Policy {
         ipv4: Some(Ruleset {
             filter: Some(Table { chains }),
             nat: None,
+            ..Ruleset::default()
         }),
         files: vec!["rules.v4".into()],
         ..Policy::default()

@@ -12,8 +12,8 @@ use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
 use crate::abi::Family;
 use crate::abi::blob::{
-    BaseChain, Bucket, Chain, DIRECTORY, PAGE_CELLS, Page, Predicate, Rule, Table, chain_kind,
-    place, target,
+    BaseChain, Bucket, Chain, DIRECTORY, HeaderFields, PAGE_CELLS, Page, Predicate, Rule, Table,
+    chain_kind, place, target,
 };
 use crate::abi::flow::CACHED_SLOTS;
 use crate::abi::stat::Stat;
@@ -135,6 +135,34 @@ pub fn traverse_nat<P: Packet, T: Tables>(
     let packets = scratch.query.packets as u32;
     tables.hit(counter.wrapping_sub(1), packets, scratch.headers.bytes);
     Decision::Accept
+}
+
+/// [`traverse`] for a chain of raw or mangle, which the packet's family has; false if it drops the
+/// packet. Most such chains only count.
+#[inline(always)]
+pub fn traverse_table<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    base: BaseChain,
+    scratch: &mut Scratch,
+) -> bool {
+    let base = base.id(scratch.headers.family);
+    if !scratch.has(HeaderFields::SLOW4) {
+        count_policy(tables, scratch, base, scratch.query.packets as u32);
+        return true;
+    }
+    traverse(packet, tables, base, scratch) == Decision::Accept
+}
+
+/// Counts a packet on the policy of a base chain that has no rules.
+#[inline(never)]
+pub fn count_policy<T: Tables>(tables: &T, scratch: &Scratch, base: u32, packets: u32) {
+    let Some(generation) = tables.generation(scratch.place()) else {
+        return;
+    };
+    if let Some(chain) = tables.cell(generation, DIRECTORY.wrapping_add(base)) {
+        tables.hit(Chain(chain).policy_slot(), packets, scratch.headers.bytes);
+    }
 }
 
 /// The stage of [`traverse`]: its argument is the base chain, its result a number of [`target`].

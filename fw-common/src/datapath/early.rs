@@ -1,7 +1,7 @@
 //! XDP's early drop: what INPUT would drop anyway never becomes an skb.
 
 use super::Verdict;
-use super::classify::{Decision, traverse, traverse_nat};
+use super::classify::{Decision, count_policy, traverse, traverse_nat};
 use super::conntrack::{find, read_segment, track, track_stranger};
 use super::forward::forward;
 use super::header::{Icmp, Part, protocol};
@@ -11,7 +11,7 @@ use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
-use crate::abi::blob::BaseChain;
+use crate::abi::blob::{BaseChain, HeaderFields};
 use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::flow::FlowKey;
@@ -36,6 +36,9 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
         return Verdict::Pass;
     };
     if scratch.headers.part as u8 != Part::Whole as u8 {
+        return Verdict::Pass;
+    }
+    if scratch.has(HeaderFields::SLOW4) {
         return Verdict::Pass;
     }
     scratch.made_here = false;
@@ -64,6 +67,13 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     }
     tables.begin();
     scratch.ask(scratch.patterns(&scratch.device), 1);
+    if scratch.has(HeaderFields::RAW4) {
+        count_policy(tables, scratch, BaseChain::RawPrerouting.id(family), 1);
+    }
+    if scratch.has(HeaderFields::MANGLE4) {
+        count_policy(tables, scratch, BaseChain::ManglePrerouting.id(family), 1);
+        count_policy(tables, scratch, BaseChain::MangleInput.id(family), 1);
+    }
     if scratch.meets_nat()
         && traverse_nat(packet, tables, BaseChain::NatPrerouting, scratch) != Decision::Accept
     {
@@ -104,6 +114,10 @@ impl Stage for SendOn {
             return STRANGER;
         };
         if forward(packet, tables, scratch, &found) {
+            if scratch.has(HeaderFields::RAW4) {
+                let raw = BaseChain::RawPrerouting.id(scratch.headers.family);
+                count_policy(tables, scratch, raw, 1);
+            }
             SENT_ON
         } else {
             IN_FLOW

@@ -2,7 +2,7 @@
 //! translation of sources.
 
 use super::Verdict;
-use super::classify::{Decision, traverse, traverse_nat};
+use super::classify::{Decision, traverse, traverse_nat, traverse_table};
 use super::conntrack::{
     NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, about, attach, end_flow, follow, look_up, outside, track,
 };
@@ -10,7 +10,7 @@ use super::facts::{LEAVING, gather};
 use super::forward::remember;
 use super::fragment::{Side, borrow, lend};
 use super::header::{Headers, Icmp, Part};
-use super::ingress::{LOST, PLACED, translate};
+use super::ingress::{LOST, PLACED, translate, traverse_raw};
 use super::nat::{Wish, open};
 use super::packet::Packet;
 use super::rewrite::End;
@@ -18,7 +18,7 @@ use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::start::{Start, patterns_of_arrival, start};
 use super::tables::Tables;
-use crate::abi::blob::BaseChain;
+use crate::abi::blob::{BaseChain, HeaderFields};
 use crate::abi::device::Device;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
@@ -51,6 +51,13 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     scratch.made_here = !forwarded;
     gather(packet, tables, scratch, LEAVING);
     scratch.fast = false;
+    scratch.untracked = false;
+    if scratch.made_here && scratch.has(HeaderFields::RAW4) {
+        scratch.ask_untracked(0, 1, scratch.patterns(&scratch.device));
+        if !traverse_raw(packet, tables, scratch, BaseChain::RawOutput, Side::Egress) {
+            return Verdict::Drop(Stat::Policy);
+        }
+    }
     let looping = scratch.device.flags & Device::LOOPBACK != 0;
     scratch.aliases = scratch.has_nat() && scratch.made_here;
     if packet.call::<PlaceOut, T>(tables, scratch, note as u32) == LOST {
@@ -62,6 +69,16 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     let in_patterns = patterns_of_arrival(tables, arrival, scratch);
     scratch.ask(in_patterns, scratch.patterns(&scratch.device));
 
+    if scratch.has(HeaderFields::MANGLE4) {
+        let base = if scratch.made_here {
+            BaseChain::MangleOutput
+        } else {
+            BaseChain::MangleForward
+        };
+        if !traverse_table(packet, tables, base, scratch) {
+            return Verdict::Drop(Stat::Policy);
+        }
+    }
     if scratch.meets_nat()
         && scratch.made_here
         && let Decision::Drop(stat) = traverse_nat(packet, tables, BaseChain::NatOutput, scratch)
@@ -86,6 +103,11 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     }
     if forwarded {
         remember(tables, scratch, arrival, packet.device());
+    }
+    if scratch.has(HeaderFields::MANGLE4)
+        && !traverse_table(packet, tables, BaseChain::ManglePostrouting, scratch)
+    {
+        return Verdict::Drop(Stat::Policy);
     }
     if scratch.tracked.opens || scratch.tracked.replayed {
         scratch.draft.wish = Wish {
@@ -186,7 +208,9 @@ impl Stage for PlaceOut {
             }
             return first.found as u32;
         }
-        if note & NOTE_SEEN == 0 {
+        if scratch.untracked {
+            scratch.tracked.set_without_flow(ct::UNTRACKED);
+        } else if note & NOTE_SEEN == 0 {
             // What this host makes may answer a flow whose source was translated on its way in.
             track(packet, tables, scratch, scratch.aliases);
             if scratch.made_here && scratch.headers.icmp as u8 == Icmp::Error as u8 {

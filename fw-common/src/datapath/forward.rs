@@ -6,13 +6,14 @@
 //! go as it did then takes the slow way, untouched.
 
 use super::checksum::Difference;
+use super::classify::count_policy;
 use super::conntrack::{Found, advance_untimed, outside, refresh};
 use super::header::{Headers, L4_V4, L4_V6, Part, protocol};
 use super::packet::{Packet, Route, Way};
 use super::scratch::Scratch;
 use super::tables::Tables;
 use super::tcp::{self, flag};
-use crate::abi::blob::Timeout;
+use crate::abi::blob::{BaseChain, HeaderFields, Timeout};
 use crate::abi::device::Device;
 use crate::abi::flow::{CACHED_SLOTS, Cached, Flow};
 use crate::abi::stat::Stat;
@@ -96,6 +97,12 @@ pub fn send<P: Packet, T: Tables>(
     if count > 2 {
         tables.hit(cached.slots[2].get(), 1, bytes);
     }
+    if scratch.has(HeaderFields::MANGLE4) {
+        let family = scratch.headers.family;
+        count_policy(tables, scratch, BaseChain::ManglePrerouting.id(family), 1);
+        count_policy(tables, scratch, BaseChain::MangleForward.id(family), 1);
+        count_policy(tables, scratch, BaseChain::ManglePostrouting.id(family), 1);
+    }
     tables.count(Stat::FastPath);
     true
 }
@@ -111,6 +118,7 @@ pub fn remember<T: Tables>(tables: &T, scratch: &Scratch, arrival: u32, departur
     if arrival == departure
         || flags & (Device::FAST | Device::FAST_XDP) == 0
         || walk.uncacheable
+        || scratch.has(HeaderFields::SLOW4)
         || walk.hits as usize > CACHED_SLOTS
         || tracked.ct & ct::ESTABLISHED == 0
         || !is_usual(headers)

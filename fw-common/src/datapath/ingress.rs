@@ -1,7 +1,7 @@
 //! The ingress hook: tracking, translation of destinations, and INPUT for what is for this host.
 
 use super::Verdict;
-use super::classify::{Decision, traverse, traverse_nat};
+use super::classify::{Decision, traverse, traverse_nat, traverse_table};
 use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
 use super::facts::{ARRIVING, gather, keep_link};
 use super::fragment::{Side, borrow, lend};
@@ -15,6 +15,7 @@ use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
 use crate::abi::blob::{BaseChain, HeaderFields};
+use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::stat::Stat;
 
@@ -42,13 +43,26 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     scratch.made_here = false;
     gather(packet, tables, scratch, ARRIVING);
-    scratch.fast = scratch.device.flags & Device::FAST != 0;
+    scratch.fast = scratch.device.flags & Device::FAST != 0 && !scratch.has(HeaderFields::SLOW4);
     let family = scratch.headers.family;
 
     // On loopback every packet has been through egress just now: its label came along, it is in
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
     let looped = scratch.device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
     let note = if looped { note } else { 0 };
+    scratch.untracked = false;
+    if scratch.has(HeaderFields::RAW4) {
+        scratch.ask_untracked(note, scratch.patterns(&scratch.device), 1);
+        if !traverse_raw(
+            packet,
+            tables,
+            scratch,
+            BaseChain::RawPrerouting,
+            Side::Ingress,
+        ) {
+            return Verdict::Drop(Stat::Policy);
+        }
+    }
     match packet.call::<PlaceIn, T>(tables, scratch, note as u32) {
         // The stack cannot complete a datagram of this host's without its first fragment, which
         // will be judged. A forwarded one is dropped at egress.
@@ -62,6 +76,11 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     scratch.ask(scratch.patterns(&scratch.device), 1);
 
+    if scratch.has(HeaderFields::MANGLE4)
+        && !traverse_table(packet, tables, BaseChain::ManglePrerouting, scratch)
+    {
+        return Verdict::Drop(Stat::Policy);
+    }
     if scratch.meets_nat() {
         // Only its counters matter: nothing in this chain translates.
         if let Decision::Drop(stat) =
@@ -91,6 +110,11 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         return Verdict::Pass;
     }
 
+    if scratch.has(HeaderFields::MANGLE4)
+        && !traverse_table(packet, tables, BaseChain::MangleInput, scratch)
+    {
+        return Verdict::Drop(Stat::Policy);
+    }
     let chain = BaseChain::FilterInput.id(family);
     if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
         return Verdict::Drop(stat);
@@ -115,6 +139,27 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     scratch.take_translation();
     translate_source(packet, tables, scratch)
+}
+
+/// Sends a packet through a chain of the table raw, which comes before tracking; false if it drops
+/// it. A later fragment has its ports from its first one, and is not counted as another packet; of
+/// one whose first is not known, the rest of the way decides.
+#[inline(always)]
+pub(super) fn traverse_raw<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    base: BaseChain,
+    side: Side,
+) -> bool {
+    if scratch.headers.part as u8 == Part::Later as u8 {
+        let (headers, outcomes) = (&mut scratch.headers, &mut scratch.outcomes);
+        if !borrow(tables, headers, outcomes, side).found {
+            return true;
+        }
+        scratch.query.packets = 0;
+    }
+    traverse_table(packet, tables, base, scratch)
 }
 
 /// Whether a tag of VLAN 0 is left in the frame. The kernel took one off before this hook, and
@@ -182,6 +227,8 @@ impl Stage for PlaceIn {
         }
         if note != 0 {
             scratch.tracked.set_note(note);
+        } else if scratch.untracked {
+            scratch.tracked.set_without_flow(ct::UNTRACKED);
         } else if track(packet, tables, scratch, aliases) {
             return SENT_ON;
         }

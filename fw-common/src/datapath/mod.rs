@@ -4,6 +4,7 @@
 //! BPF maps) and in the simulator behind `fwbpf explain` and the tests (over byte slices and
 //! collections). It knows no map, no helper and no target.
 
+pub mod change;
 pub mod checksum;
 pub mod classify;
 pub mod conntrack;

@@ -53,6 +53,8 @@ pub struct Scratch {
     pub sending: Sending,
     /// The interface that the fast path just sent a packet out of; 0 once it was seen there.
     pub sent_on: u32,
+    /// A rule said that the packet is not to be tracked.
+    pub untracked: bool,
     /// The packet was made on this host.
     pub made_here: bool,
     /// Replies to translated flows may come here.
@@ -116,6 +118,13 @@ impl Scratch {
         self.features & (HeaderFields::NAT4 << self.headers.family as u32) != 0
     }
 
+    /// Whether the packet's family has something: a bit of [`HeaderFields`] for IPv4, the one after it
+    /// for IPv6.
+    #[inline(always)]
+    pub fn has(&self, feature: u32) -> bool {
+        self.features & (feature << self.headers.family as u32) != 0
+    }
+
     /// Whether the packet traverses nat chains: those that open flows do, and later fragments of
     /// those, for the counters.
     ///
@@ -133,6 +142,18 @@ impl Scratch {
         } else {
             device.patterns[0]
         }
+    }
+
+    /// Prepares the question that chains are asked about a packet that is not tracked yet: it is as one
+    /// without a flow (`conntrack_mt`, net/netfilter/xt_conntrack.c), unless it bears a note.
+    #[inline(always)]
+    pub fn ask_untracked(&mut self, note: u16, in_patterns: u64, out_patterns: u64) {
+        if note != 0 {
+            self.tracked.set_note(note);
+        } else {
+            self.tracked.set_without_flow(ct::INVALID);
+        }
+        self.ask(in_patterns, out_patterns);
     }
 
     /// Prepares the question that chains are asked about the packet.

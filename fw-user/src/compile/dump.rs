@@ -44,6 +44,13 @@ const BASE_NAMES: [&str; BASE_CHAINS as usize] = [
     "nat INPUT",
     "nat OUTPUT",
     "nat POSTROUTING",
+    "raw PREROUTING",
+    "raw OUTPUT",
+    "mangle PREROUTING",
+    "mangle INPUT",
+    "mangle FORWARD",
+    "mangle OUTPUT",
+    "mangle POSTROUTING",
 ];
 
 struct Dump<'a> {

@@ -29,8 +29,9 @@ use fw_common::abi::blob::{
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
-use crate::policy::model::{Family, Policy, Rule, Ruleset, Target};
-use chains::{Layout, PlacedChain, Walk};
+use crate::policy::ids::TableName;
+use crate::policy::model::{Chain, Family, Policy, Rule, Ruleset, Target};
+use chains::{Layout, PlacedChain, Walk, abi_family};
 use lower::{Lowered, Scope};
 use masked::Groups;
 use patterns::Patterns;
@@ -165,6 +166,21 @@ fn features(policy: &Policy) -> u32 {
     }
     if has_nat(&policy.ipv6) {
         features |= HeaderFields::NAT6;
+    }
+    for (family, name, table) in chains::tables(policy) {
+        let shift = abi_family(family) as u32;
+        let present = match name {
+            TableName::Raw => HeaderFields::RAW4,
+            TableName::Mangle => HeaderFields::MANGLE4,
+            TableName::Filter | TableName::Nat => continue,
+        };
+        features |= present << shift;
+        let counts = |chain: &Chain| {
+            chain.rules.is_empty() && chain.policy.as_ref().is_none_or(|policy| policy.accept)
+        };
+        if !table.chains.iter().all(counts) {
+            features |= HeaderFields::SLOW4 << shift;
+        }
     }
     let logs = |rule: &Rule| matches!(rule.target, Target::Log(_) | Target::Nflog(_));
     let chains = policy

@@ -14,7 +14,7 @@ use fw_common::datapath::{Verdict as PacketVerdict, egress, ingress, tcp};
 use super::{Decider, ExplainError, Explanation, Machine, Question, State, Step, Verdict};
 use crate::addr;
 use crate::compile::Place;
-use crate::policy::model::Target;
+use crate::policy::model::{Family, Target};
 use crate::policy::{CounterId, TableName, print_rule};
 use crate::sim::{Event, HostDevice, HostTables, SlicePacket, Traced};
 
@@ -382,7 +382,7 @@ impl<'m> Walk<'m> {
         };
         let rule = self.decider(id);
         let action = match self.machine.policy.rule(id) {
-            Some(rule) => action(&rule.target),
+            Some(rule) => action(&rule.target, id.family),
             None => {
                 let chain = self.machine.policy.chain(id);
                 let policy = chain.and_then(|chain| chain.policy.as_ref());
@@ -438,7 +438,7 @@ impl<'m> Walk<'m> {
     }
 }
 
-fn action(target: &Target) -> String {
+fn action(target: &Target, family: Family) -> String {
     match target {
         Target::Continue => "counts".to_owned(),
         Target::Accept => "ACCEPT".to_owned(),
@@ -447,6 +447,7 @@ fn action(target: &Target) -> String {
         Target::Jump(chain) => format!("goes through chain {chain}"),
         Target::Goto(chain) => format!("goes on in chain {chain}"),
         Target::Masquerade(_) => "MASQUERADE".to_owned(),
+        Target::Change(change) => change.text(family).trim_start_matches("-j ").to_owned(),
         Target::Log(log) => format!("LOG \"{}\"", log.prefix.trim_end()),
         Target::Nflog(nflog) => format!("NFLOG to group {}", nflog.group),
         Target::Reject(_) => "REJECT".to_owned(),

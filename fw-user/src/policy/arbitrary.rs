@@ -7,6 +7,7 @@ use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 
+use super::change::{Change, HopChange};
 use super::ids::TableName;
 use super::model::{
     Chain, ChainPolicy, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType,
@@ -21,10 +22,17 @@ use super::source::Span;
 /// A policy that the loader would accept: for one IP version or both, with and without nat, with
 /// chains that call one another without loops.
 pub fn policy() -> impl Strategy<Value = Policy> {
-    let ruleset = |family| {
+    let ruleset = |family: Family| {
         let filter = option::weighted(0.9, table(family, TableName::Filter));
         let nat = option::of(table(family, TableName::Nat));
-        (filter, nat).prop_map(|(filter, nat)| Ruleset { filter, nat })
+        let mangle = option::weighted(0.3, table(family, TableName::Mangle));
+        let raw = option::weighted(0.2, table(family, TableName::Raw));
+        (filter, nat, mangle, raw).prop_map(|(filter, nat, mangle, raw)| Ruleset {
+            filter,
+            nat,
+            mangle,
+            raw,
+        })
     };
     (
         option::of(ruleset(Family::Ipv4)),
@@ -419,7 +427,8 @@ fn target(table: TableName, place: Place) -> BoxedStrategy<Target> {
         Just(Target::Accept).boxed(),
         Just(Target::Return).boxed(),
     ];
-    if table == TableName::Filter {
+    if table != TableName::Nat {
+        choices.push(change(table).prop_map(Target::Change).boxed());
         choices.push(Just(Target::Drop).boxed());
     }
     choices.push(log().prop_map(Target::Log).boxed());
@@ -444,4 +453,25 @@ fn target(table: TableName, place: Place) -> BoxedStrategy<Target> {
         choices.push(Just(Target::Goto((*chain).to_owned())).boxed());
     }
     proptest::strategy::Union::new(choices).boxed()
+}
+
+fn change(table: TableName) -> BoxedStrategy<Change> {
+    let mark = any::<(u32, u32)>().prop_map(|(value, mask)| Change::Mark { value, mask });
+    match table {
+        TableName::Filter | TableName::Nat => mark.boxed(),
+        TableName::Raw => prop_oneof![
+            mark,
+            any::<bool>().prop_map(|as_ct| Change::NoTrack { as_ct })
+        ]
+        .boxed(),
+        TableName::Mangle => prop_oneof![
+            mark,
+            (0..=0x3f_u8).prop_map(Change::Dscp),
+            any::<(u8, u8)>().prop_map(|(value, mask)| Change::Tos { value, mask }),
+            any::<u8>().prop_map(|value| Change::Hops(HopChange::Set(value))),
+            (1..=u8::MAX).prop_map(|value| Change::Hops(HopChange::Less(value))),
+            (1..=u8::MAX).prop_map(|value| Change::Hops(HopChange::More(value))),
+        ]
+        .boxed(),
+    }
 }

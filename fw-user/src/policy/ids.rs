@@ -19,17 +19,23 @@ pub enum TableName {
     Filter,
     /// `*nat`.
     Nat,
+    /// `*mangle`.
+    Mangle,
+    /// `*raw`.
+    Raw,
 }
 
 impl TableName {
     /// Every table, in the order in which counters are numbered.
-    pub const ALL: [Self; 2] = [Self::Filter, Self::Nat];
+    pub const ALL: [Self; 4] = [Self::Filter, Self::Nat, Self::Mangle, Self::Raw];
 
     /// The name, as in `*filter`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Filter => "filter",
             Self::Nat => "nat",
+            Self::Mangle => "mangle",
+            Self::Raw => "raw",
         }
     }
 
@@ -38,6 +44,8 @@ impl TableName {
         match self {
             Self::Filter => &["INPUT", "FORWARD", "OUTPUT"],
             Self::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+            Self::Mangle => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
+            Self::Raw => &["PREROUTING", "OUTPUT"],
         }
     }
 }
@@ -69,6 +77,8 @@ impl Ruleset {
         match name {
             TableName::Filter => self.filter.as_ref(),
             TableName::Nat => self.nat.as_ref(),
+            TableName::Mangle => self.mangle.as_ref(),
+            TableName::Raw => self.raw.as_ref(),
         }
     }
 
@@ -77,6 +87,8 @@ impl Ruleset {
         match name {
             TableName::Filter => &mut self.filter,
             TableName::Nat => &mut self.nat,
+            TableName::Mangle => &mut self.mangle,
+            TableName::Raw => &mut self.raw,
         }
     }
 

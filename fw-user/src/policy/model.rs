@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 pub use log::{Log, Nflog};
 pub use reject::Reject;
 
+use super::change::Change;
 use super::packet_match::PacketMatch;
 
 /// A whole policy: what one `fwbpf load` enforces.
@@ -46,6 +47,10 @@ pub struct Ruleset {
     pub filter: Option<Table>,
     /// The `nat` table.
     pub nat: Option<Table>,
+    /// The `mangle` table.
+    pub mangle: Option<Table>,
+    /// The `raw` table.
+    pub raw: Option<Table>,
 }
 
 /// A table: its chains in the order of iptables-save, built-in chains first.
@@ -335,6 +340,8 @@ pub enum Target {
     Masquerade(Masquerade),
     /// `-j LOG`.
     Log(Log),
+    /// What changes the packet, or how it is tracked.
+    Change(Change),
     /// `-j NFLOG`.
     Nflog(Nflog),
     /// `-j REJECT`.

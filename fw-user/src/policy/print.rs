@@ -316,6 +316,7 @@ impl Words {
                     self.word("--random-fully");
                 }
             }
+            Target::Change(change) => self.word(change.text(family)),
             Target::Log(log) => self.log(log),
             Target::Nflog(nflog) => self.nflog(nflog),
             Target::Reject(answer) => {

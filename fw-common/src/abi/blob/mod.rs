@@ -58,7 +58,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 7;
+pub const ABI_VERSION: u32 = 8;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
@@ -100,6 +100,12 @@ impl HeaderFields {
     pub const LOGS: u32 = 1 << 8;
     /// IPv6 has a nat table.
     pub const NAT6: u32 = 1 << 1;
+    /// IPv4 has a table raw. IPv6's bit follows, here and below.
+    pub const RAW4: u32 = 1 << 2;
+    /// IPv4 has a table mangle.
+    pub const MANGLE4: u32 = 1 << 4;
+    /// The chains of raw or mangle do more than to count and accept.
+    pub const SLOW4: u32 = 1 << 6;
     /// A rule asks for one of [`fact`], or for the sender's link-layer address.
     pub const FACTS: u32 = 1 << 16;
     /// A rule asks who sends a packet of this host's.
@@ -247,10 +253,24 @@ pub enum BaseChain {
     NatOutput,
     /// nat POSTROUTING.
     NatPostrouting,
+    /// raw PREROUTING.
+    RawPrerouting,
+    /// raw OUTPUT.
+    RawOutput,
+    /// mangle PREROUTING.
+    ManglePrerouting,
+    /// mangle INPUT.
+    MangleInput,
+    /// mangle FORWARD.
+    MangleForward,
+    /// mangle OUTPUT.
+    MangleOutput,
+    /// mangle POSTROUTING.
+    ManglePostrouting,
 }
 
 /// Base chains of one family.
-pub const BASE_CHAINS: u32 = 7;
+pub const BASE_CHAINS: u32 = 14;
 /// The first user chain's id.
 pub const FIRST_USER_CHAIN: u32 = 2 * BASE_CHAINS;
 

@@ -99,7 +99,11 @@ fn leaves_chain(target: &Target) -> bool {
         | Target::Goto(_)
         | Target::Masquerade(_)
         | Target::Reject(_) => true,
-        Target::Continue | Target::Jump(_) | Target::Log(_) | Target::Nflog(_) => false,
+        Target::Continue
+        | Target::Jump(_)
+        | Target::Log(_)
+        | Target::Nflog(_)
+        | Target::Change(_) => false,
     }
 }
 

@@ -127,7 +127,11 @@ fn walk(table: &Table, chain: &Chain, packet: &Packet<'_>, budget: &mut Budget) 
             Target::Accept => return Some(Verdict::Accept),
             Target::Drop | Target::Reject(_) => return Some(Verdict::Drop(Some(rule.origin))),
             Target::Return => break,
-            Target::Continue | Target::Masquerade(_) | Target::Log(_) | Target::Nflog(_) => {}
+            Target::Continue
+            | Target::Masquerade(_)
+            | Target::Log(_)
+            | Target::Nflog(_)
+            | Target::Change(_) => {}
             Target::Jump(_) | Target::Goto(_) => {
                 let callee = called(rule).and_then(|name| table.chain(name));
                 if let Some(callee) = callee.filter(|_| budget.depth > 0 && budget.calls > 0) {

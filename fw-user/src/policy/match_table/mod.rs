@@ -1,6 +1,7 @@
 //! One row per match and target of iptables 1.8: its names, how it is read, and what fwbpf does
 //! with it. The parser, its error messages and docs/iptables-support.md read these rows.
 
+mod change;
 mod foreign;
 mod log;
 mod matches;
@@ -137,5 +138,9 @@ pub(crate) fn find_target(name: &str) -> Option<&'static TargetRow> {
 
 /// Every target.
 pub(crate) fn all_targets() -> impl Iterator<Item = &'static TargetRow> {
-    TARGETS.iter().chain(log::TARGETS).chain(foreign::TARGETS)
+    TARGETS
+        .iter()
+        .chain(change::TARGETS)
+        .chain(log::TARGETS)
+        .chain(foreign::TARGETS)
 }

@@ -1,7 +1,7 @@
 //! Lines that declare chains and set policies: `:INPUT DROP [0:0]`.
 
 use super::lexer::Line;
-use super::{FileReader, IDLE_TABLES, Open};
+use super::{FileReader, Open, is_builtin_anywhere};
 use crate::policy::error::{Problem, nearest};
 use crate::policy::ids::TableName;
 use crate::policy::match_table::find_target;
@@ -117,7 +117,7 @@ impl FileReader<'_, '_> {
         };
         let table = builder.name;
         let builtin: Vec<_> = table.builtin_chains().to_vec();
-        let elsewhere = IDLE_TABLES.iter().any(|idle| idle.chains.contains(&name));
+        let elsewhere = is_builtin_anywhere(name);
         if elsewhere {
             let problem = Problem::wrong(
                 "no-such-builtin",

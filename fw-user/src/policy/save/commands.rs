@@ -4,7 +4,7 @@ use super::chains::{brackets, chain_name};
 use super::lexer::{Line, OpenQuote};
 use super::options::Core;
 use super::table::TableBuilder;
-use super::{FileReader, IDLE_TABLES, Open};
+use super::{FileReader, Open, is_builtin_anywhere};
 use super::{lexer, rule, slips, values};
 use crate::policy::error::{Problem, nearest};
 use crate::policy::source::Span;
@@ -199,7 +199,7 @@ pub(super) fn unknown_chain(name: &str, span: Span, builder: &TableBuilder) -> P
     .expected("a chain that was declared before");
     match nearest(name, builder.chains()) {
         Some(near) => problem.help(format!("did you mean `{near}`?")),
-        None if IDLE_TABLES.iter().any(|idle| idle.chains.contains(&name)) => {
+        None if is_builtin_anywhere(name) => {
             problem.help(format!("{table} has {}", table.builtin_chains().join(", ")))
         }
         None => problem.help(format!("put `:{name} - [0:0]` before its first rule")),

@@ -55,7 +55,7 @@ enum Open {
     None,
     /// A table that fwbpf enforces.
     Known(TableBuilder, Span),
-    /// raw, mangle or security, which must be empty; with the place of its first rule and the
+    /// security, which must be empty; with the place of its first rule and the
     /// number of its rules.
     Idle(&'static IdleTable, Span, Option<Span>, usize),
     /// A table that does not exist: reported, its lines are skipped.
@@ -68,20 +68,16 @@ struct IdleTable {
     chains: &'static [&'static str],
 }
 
-const IDLE_TABLES: &[IdleTable] = &[
-    IdleTable {
-        name: "raw",
-        chains: &["PREROUTING", "OUTPUT"],
-    },
-    IdleTable {
-        name: "mangle",
-        chains: &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
-    },
-    IdleTable {
-        name: "security",
-        chains: &["INPUT", "FORWARD", "OUTPUT"],
-    },
-];
+const IDLE_TABLES: &[IdleTable] = &[IdleTable {
+    name: "security",
+    chains: &["INPUT", "FORWARD", "OUTPUT"],
+}];
+
+/// Whether a table has a built-in chain of that name.
+fn is_builtin_anywhere(name: &str) -> bool {
+    let mut tables = TableName::ALL.into_iter().map(TableName::builtin_chains);
+    tables.any(|chains| chains.contains(&name))
+}
 
 struct FileReader<'r, 'f> {
     family: Family,
@@ -251,12 +247,7 @@ impl FileReader<'_, '_> {
                     ),
                 )
                 .expected("no rules, only policies ACCEPT")
-                .help(match table.name {
-                    "security" => "leave the table out: packets bear no SELinux marks here",
-                    _ => {
-                        "drop packets in the filter table; leave out what marks or changes packets"
-                    }
-                });
+                .help("leave the table out: packets bear no SELinux marks here");
                 self.report.error(problem);
             }
             Open::None | Open::Unknown | Open::Idle(..) => {}

@@ -280,6 +280,7 @@ pub(crate) fn called(rule: &Rule) -> Option<&str> {
         | Target::Return
         | Target::Masquerade(_)
         | Target::Log(_)
+        | Target::Change(_)
         | Target::Nflog(_)
         | Target::Reject(_) => None,
     }

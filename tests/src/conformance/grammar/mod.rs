@@ -2,6 +2,7 @@
 
 mod log;
 mod matches;
+mod tables;
 
 use std::net::IpAddr;
 
@@ -40,6 +41,12 @@ impl Rules {
         let mut tables = vec![writer.filter()];
         if writer.chance(0.6) {
             tables.push(writer.nat());
+        }
+        if writer.chance(0.2) {
+            tables.push(writer.mangle());
+        }
+        if writer.chance(0.15) {
+            tables.push(writer.raw());
         }
         Self { tables }
     }

@@ -37,6 +37,15 @@ impl<'a> Reader<'a, '_, '_> {
                 TargetDraft::Drop => Target::Drop,
                 TargetDraft::Return => Target::Return,
                 TargetDraft::Masquerade(masquerade) => Target::Masquerade(masquerade),
+                TargetDraft::Change(draft) => match draft.change {
+                    Some(change) => Target::Change(change),
+                    None => {
+                        let problem =
+                            Problem::wrong("missing-option", span, "the target says nothing");
+                        self.error(problem.expected(draft.missing));
+                        Target::Continue
+                    }
+                },
                 TargetDraft::Log(log) => Target::Log(log),
                 TargetDraft::Nflog(nflog) => Target::Nflog(nflog),
                 TargetDraft::Reject(answer) => {
