@@ -195,7 +195,8 @@ impl HostTables {
         self.random.set(seed);
     }
 
-    /// Makes the next random number this one: what somebody else drew. `None` takes that back.
+    /// Makes random numbers this one: what somebody else drew. `None` takes that back. It is for all
+    /// that a packet draws, since a rule with chances may draw before a port is chosen.
     pub fn set_draw(&self, number: Option<u32>) {
         self.drawn.set(number);
     }
@@ -465,7 +466,7 @@ impl Tables for HostTables {
 
     /// SplitMix64 (Steele, Lea, Flood 2014).
     fn random(&self) -> u32 {
-        if let Some(number) = self.drawn.take() {
+        if let Some(number) = self.drawn.get() {
             return number;
         }
         let state = self.random.get().wrapping_add(0x9E37_79B9_7F4A_7C15);
