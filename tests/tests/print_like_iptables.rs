@@ -16,7 +16,12 @@ const RULE_SETS: u64 = 150;
 #[test]
 fn rules_are_spelled_as_iptables_spells_them() {
     const NAME: &str = "rules_are_spelled_as_iptables";
-    let programs = ["iptables-legacy-restore", "ip6tables-legacy-restore"];
+    let programs = [
+        "iptables-legacy-restore",
+        "ip6tables-legacy-restore",
+        "conntrack",
+        "ipset",
+    ];
     if !ready(NAME, &programs, false) {
         return;
     }
@@ -28,6 +33,8 @@ fn rules_are_spelled_as_iptables_spells_them() {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
             let traffic = Traffic::generate(&mut random, family, 100, true);
             let rules = Rules::generate(&mut random, family, &traffic.flows);
+            iptables.clear().unwrap();
+            iptables.give_sets(&rules.sets.text).unwrap();
             iptables.load(&[(family, &rules.text())]).unwrap();
             let expected = iptables.save(family).unwrap();
             wrong.extend(compare(&rules, family, &expected));
@@ -39,7 +46,8 @@ fn rules_are_spelled_as_iptables_spells_them() {
 fn compare(rules: &Rules, family: Family, expected: &str) -> Vec<String> {
     let text = rules.text();
     let file = SourceFile::new("rules", text.as_bytes(), Some(family));
-    let printed = match load(&[file], LoadOptions { strict: true }) {
+    let sets = SourceFile::new("sets.ipset", rules.sets.text.as_bytes(), None);
+    let printed = match load(&[file, sets], LoadOptions { strict: true }) {
         Ok(loaded) => print_save(&loaded.policy, family, None),
         Err(errors) => return vec![format!("refused: {errors:?}\n{text}")],
     };
