@@ -89,6 +89,17 @@ impl Tracked {
         }
     }
 
+    /// A redirect about a translated flow, or about one whose translation is not settled yet: it is
+    /// dropped where destinations are translated, since the two ends would go on to talk to each
+    /// other without the translation (`nf_nat_icmp_reply_translation`, net/netfilter/nf_nat_proto.c;
+    /// [`super::ingress::Translate`] refuses it).
+    #[inline(always)]
+    fn refuse(&mut self) {
+        self.direction = 1;
+        self.translated = true;
+        self.error = true;
+    }
+
     /// A packet of a known flow is NEW until something came back (`resolve_normal_ct`).
     #[inline(always)]
     fn set_label(&mut self, found: &Found<'_>) {
@@ -630,6 +641,9 @@ pub fn about<P: Packet, T: Tables>(
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
         scratch.tracked.set_in_flow(&found, ct::RELATED);
         scratch.tracked.error = true;
+        if found.flow.status.get() & Flow::SNAT != 0 && scratch.headers.is_redirect() {
+            scratch.tracked.refuse();
+        }
     }
 }
 
@@ -638,6 +652,11 @@ pub fn about<P: Packet, T: Tables>(
 /// label right that [`track`] gave it.
 #[inline(never)]
 pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) {
+    // Neighbour discovery's redirect is no ICMP error to the kernel that makes one
+    // (`ndisc_send_redirect`, net/ipv6/ndisc.c).
+    if scratch.headers.is_v6() && scratch.headers.is_redirect() {
+        return;
+    }
     if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted)
         || scratch.headers.key.destination != scratch.quoted.tuple.source
     {
@@ -650,9 +669,11 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
         if scratch.transit_direction == NO_FLOW {
             return;
         }
-        // Replies bear names of their own, by which tracking has found their flow. What goes the
-        // other way may resemble another flow.
-        if scratch.transit_direction != 0 && !unknown {
+        // Replies bear names of their own, by which tracking has found their flow, unless both
+        // endpoints are the same. What goes the other way may resemble another flow.
+        let names_itself = scratch.quoted.tuple.is_to_itself()
+            && (scratch.headers.is_v6() || is_the_kernels(&scratch.headers));
+        if scratch.transit_direction != 0 && !unknown && !names_itself {
             return;
         }
         state |= scratch.transit_snat;
@@ -667,6 +688,9 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
     };
     scratch.tracked.set_without_flow(state);
     scratch.tracked.direction = direction;
+    if scratch.aliases && scratch.headers.is_redirect() && (unknown || state & ct::SNAT != 0) {
+        return scratch.tracked.refuse();
+    }
     if direction == 0 && state & ct::SNAT != 0 {
         // The reply has ended its flow, and the error must not tell the inner address.
         scratch.tracked.endpoint = scratch.transit_outside;
@@ -675,7 +699,8 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
     }
 }
 
-/// Whether the ICMP error in hand quotes the packet that this CPU is forwarding.
+/// Whether the ICMP error in hand quotes the packet that this CPU is forwarding, or delivering on
+/// loopback ([`Scratch::note_transit`]).
 #[inline(always)]
 fn is_about_transit(scratch: &Scratch) -> bool {
     let (quoted, transit) = (&scratch.quoted.tuple, &scratch.transit);

@@ -128,6 +128,17 @@ impl Headers {
     pub fn is_v6(&self) -> bool {
         self.family as u8 == Family::V6 as u8
     }
+
+    /// Whether an ICMP error is a redirect.
+    #[inline(always)]
+    pub fn is_redirect(&self) -> bool {
+        let redirect = if self.is_v6() {
+            REDIRECT_V6
+        } else {
+            REDIRECT_V4
+        };
+        self.key.ports >> 16 == redirect as u32
+    }
 }
 
 /// Parses the frame whose network header is at `l3`.
@@ -456,6 +467,11 @@ fn parse_transport<P: Packet>(packet: &P, headers: &mut Headers) -> Option<()> {
     Some(())
 }
 
+/// ICMP's redirect (RFC 792).
+const REDIRECT_V4: u8 = 5;
+/// Neighbour discovery's redirect (RFC 4861 4.5).
+const REDIRECT_V6: u8 = 137;
+
 /// How a message type is tracked, and the request type that it belongs to
 /// (net/netfilter/nf_conntrack_proto_icmp.c and nf_conntrack_proto_icmpv6.c).
 #[inline(always)]
@@ -466,11 +482,13 @@ pub fn icmp_kind(message: u8, v6: bool) -> (Icmp, u8) {
             128 | 139 => (Icmp::Request, message),
             129 | 140 => (Icmp::Reply, message - 1),
             130..=136 | 143 | 151 | 152 => (Icmp::Untracked, 0),
+            // It quotes a packet, as errors do ([`super::quoted`]).
+            REDIRECT_V6 => (Icmp::Error, 0),
             _ => (Icmp::Other, 0),
         }
     } else {
         match message {
-            3 | 4 | 5 | 11 | 12 => (Icmp::Error, 0),
+            3 | 4 | REDIRECT_V4 | 11 | 12 => (Icmp::Error, 0),
             8 | 13 | 15 | 17 => (Icmp::Request, message),
             0 => (Icmp::Reply, 8),
             14 | 16 | 18 => (Icmp::Reply, message - 1),

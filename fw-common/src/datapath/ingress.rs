@@ -181,6 +181,13 @@ impl Stage for PlaceIn {
         }
         if note != 0 {
             scratch.tracked.set_note(note);
+            if scratch.headers.flow_ports == 0
+                && scratch.headers.key.source == scratch.headers.key.destination
+            {
+                // Which of two directions that look alike, only the note tells; the kernel's ICMP
+                // error about the packet goes the other one.
+                scratch.note_transit();
+            }
         } else if track(packet, tables, scratch, aliases) {
             return SENT_ON;
         }
@@ -254,7 +261,9 @@ impl Stage for Translate {
         if !scratch.tracked.error {
             return rewrite(packet, &mut scratch.headers, end, endpoint).is_some() as u32;
         }
-        if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
+        if scratch.headers.is_redirect()
+            || !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted)
+        {
             return 0;
         }
         rewrite_error(packet, &mut scratch.headers, &scratch.quoted, end, endpoint).is_some() as u32

@@ -187,7 +187,8 @@ fn store<P: Packet, T: Tables>(
     }
 }
 
-/// Whether a flow that goes the other way bears the name: it is translated, or an alias.
+/// Whether a flow that goes the other way bears the name: it is translated, or an alias. One that is
+/// over makes way.
 #[inline(always)]
 fn is_taken<T: Tables>(tables: &T, key: &FlowKey, opened: u32) -> bool {
     let Some(other) = tables.flow(key) else {
@@ -195,9 +196,43 @@ fn is_taken<T: Tables>(tables: &T, key: &FlowKey, opened: u32) -> bool {
     };
     let status = other.status.get();
     if status & Flow::ALIAS != 0 {
-        return true;
+        return !clear_name(tables, key);
     }
     status & (Flow::SNAT | Flow::DYING) == Flow::SNAT && status & Flow::LOW_OPENED != opened
+}
+
+/// [`clear`] for a name that nothing may be pushed out of.
+#[inline(never)]
+fn clear_name<T: Tables>(tables: &T, key: &FlowKey) -> bool {
+    clear(tables, key, |_, _| false)
+}
+
+/// Removes what bears a name, if it is over, though nothing has removed it yet: a flow that a reset
+/// has ended waits for that to leave, and its alias with it. `yields` says whether an alias, whose
+/// flow comes second, makes way though its flow is not over.
+#[inline(always)]
+fn clear<T: Tables>(tables: &T, key: &FlowKey, yields: impl FnOnce(&Flow, &Flow) -> bool) -> bool {
+    let Some(old) = tables.flow(key) else {
+        return true;
+    };
+    let (key, flow) = if old.is_alias() {
+        match tables.flow(&old.other) {
+            Some(flow) => (&old.other, flow),
+            None => {
+                tables.remove_flow(key);
+                return true;
+            }
+        }
+    } else {
+        (key, old)
+    };
+    let over = flow.status.get() & Flow::DYING != 0
+        || flow.expires.get() < tables.now()
+        || old.is_alias() && yields(old, flow);
+    if over {
+        end_flow(tables, key, flow);
+    }
+    over
 }
 
 /// Whether there is a port, or the identifier of a query, that could be another. Of other
@@ -374,28 +409,9 @@ impl<T: Tables> Search<'_, T> {
     /// Removes what bears the alias's name, if it is over.
     #[inline(never)]
     fn make_way(&self) -> bool {
-        let (tables, key) = (self.tables, &self.draft.alias);
-        let Some(old) = tables.flow(key) else {
-            return true;
-        };
-        let (key, flow) = if old.is_alias() {
-            match tables.flow(&old.other) {
-                Some(flow) => (&old.other, flow),
-                None => {
-                    tables.remove_flow(key);
-                    return true;
-                }
-            }
-        } else {
-            (key, old)
-        };
-        let over = flow.status.get() & Flow::DYING != 0
-            || flow.expires.get() < tables.now()
-            || old.is_alias() && self.pushes_out(old, flow);
-        if over {
-            end_flow(tables, key, flow);
-        }
-        over
+        clear(self.tables, &self.draft.alias, |alias, flow| {
+            self.pushes_out(alias, flow)
+        })
     }
 
     /// Whether the new flow takes a port whose flow only waits for its time to end: sequence numbers

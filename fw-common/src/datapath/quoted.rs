@@ -39,8 +39,14 @@ fn quote<P: Packet, T: Tables>(
     headers: &Headers,
     quoted: &mut Quoted,
 ) -> Option<()> {
-    let l3 = (headers.l4 as u32).wrapping_add(8);
+    let mut l3 = (headers.l4 as u32).wrapping_add(8);
     let v6 = headers.is_v6();
+    if v6 && headers.is_redirect() {
+        if !quotes(packet, headers) {
+            return None;
+        }
+        l3 = (headers.l4 as u32).wrapping_add(REDIRECT_OPTIONS + 8);
+    }
     let tuple = &mut quoted.tuple;
     let l4 = if v6 {
         let ip = packet.load::<8>(l3)?;
@@ -91,6 +97,27 @@ fn quote<P: Packet, T: Tables>(
         _ => 0,
     };
     Some(())
+}
+
+/// Where the options of neighbour discovery's redirect begin, from its ICMPv6 header on.
+const REDIRECT_OPTIONS: u32 = 40;
+
+/// Whether a redirect comes from a neighbour, and its first option is the packet that it is about
+/// (RFC 4861 4.5 and 4.6.3; no other place for it is looked at, `nf_conntrack_icmpv6_redirect` in
+/// net/netfilter/nf_conntrack_proto_icmpv6.c).
+#[inline(never)]
+fn quotes<P: Packet>(packet: &P, headers: &Headers) -> bool {
+    const REDIRECTED_HEADER: u8 = 4;
+    let [hops] = packet.load::<1>(headers.l3 as u32 + 7).unwrap_or([0]);
+    let option = packet
+        .load::<2>(headers.l4 as u32 + REDIRECT_OPTIONS)
+        .unwrap_or([0; 2]);
+    let is_link_local = headers.key.source[0] >> 22 == 0xfe80 >> 6;
+    headers.key.ports & 0xff == 0
+        && hops == 255
+        && is_link_local
+        && option[0] == REDIRECTED_HEADER
+        && option[1] != 0
 }
 
 /// Whether the quoted packet could have opened a flow, by the settings in the policy's features.

@@ -440,9 +440,12 @@ pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {
                 Reset::Invalid => return INVALID,
                 Reset::Fits => fits = true,
                 Reset::Closes => {}
-                Reset::Stays => new = old,
+                Reset::Unproven => fits = answers_what_we_ignored(flow, segment, word, reply),
+                Reset::Stays => {
+                    new = old;
+                    fits = answers_what_we_ignored(flow, segment, word, reply);
+                }
             }
-            fits = fits || answers_what_we_ignored(flow, segment, word, reply);
         }
         _ => {}
     }
@@ -550,6 +553,8 @@ enum Reset {
     Fits,
     /// The connection closes, if it is in the window.
     Closes,
+    /// The same, but nothing is known that its sequence number could be held against.
+    Unproven,
     /// In the window it may be, but is not exact: the receiver will challenge it (RFC 5961 3.2).
     Stays,
 }
@@ -565,7 +570,7 @@ fn reset(flow: &Flow, segment: &Segment, word: Word, receiver: &Sent, reply: boo
         return Reset::Fits;
     }
     if receiver.flags() & option::MAX_ACK_SET == 0 || word.last_kind() == kind::SYN {
-        return Reset::Closes;
+        return Reset::Unproven;
     }
     let established = word.state() == state::ESTABLISHED && flow.status.get() & Flow::ASSURED != 0;
     if segment.seq == 0 && !established {

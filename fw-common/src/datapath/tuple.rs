@@ -66,6 +66,13 @@ impl Tuple {
         self.family = if key.is_v4() { Family::V4 } else { Family::V6 };
     }
 
+    /// Whether it is of a protocol without ports and from an address to itself, so that both
+    /// directions look alike.
+    #[inline(always)]
+    pub fn is_to_itself(&self) -> bool {
+        self.ports == 0 && self.source == self.destination
+    }
+
     /// Writes the flow's key; true if the source is its lower endpoint.
     #[inline(never)]
     pub fn write_key(&self, kind: u8, key: &mut FlowKey) -> bool {

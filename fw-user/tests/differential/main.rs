@@ -8,3 +8,4 @@ mod fuzzed;
 mod generate;
 mod limit;
 mod model;
+mod tracking;

@@ -12,7 +12,7 @@
 //!    translated port is replaced by a number that stands for its flow ([`RandomPorts`]). That it
 //!    is a port at all that brings replies back is tested by sending them there. A draw can also
 //!    decide whether a rule on ports matches a late reply: a trial with drawn ports that differs
-//!    is run again, up to [`OTHER_DRAWS`] times, and counts if it differs once more.
+//!    is run again, and counts if it differs with [`OTHER_DRAWS`] other draws, too.
 //! 4. **Silent OUTPUT drop.** iptables fails the sender's call with EPERM; tcx drops silently. What
 //!    the sender is told is not compared; what leaves the host is.
 //! 5. **Broken layer 4 checksums.** netfilter calls them INVALID in FORWARD and INPUT; a BPF
@@ -62,7 +62,8 @@ pub struct RandomPorts {
     by_itself: HashMap<(u8, End), u16>,
 }
 
-/// How often a trial with drawn ports is run again before its difference is put down to the draw.
+/// With how many other draws a trial with drawn ports has to differ, too, or its difference is put down
+/// to the draw.
 pub const OTHER_DRAWS: usize = 3;
 
 /// Address, and port or echo identifier.

@@ -165,12 +165,12 @@ fn difference_of(pair: &mut Pair, trial: &Trial, shared: &Shared) -> Result<Opti
         return Ok(first);
     }
     for _ in 0..OTHER_DRAWS {
-        if let Some(again) = pair.run(trial)? {
-            return Ok(Some(again));
+        if pair.run(trial)?.is_none() {
+            shared.outcome.lock().expect("no worker panicked").draws += 1;
+            return Ok(None);
         }
     }
-    shared.outcome.lock().expect("no worker panicked").draws += 1;
-    Ok(None)
+    Ok(first)
 }
 
 /// The trial of this number: the same for the same seed, whatever else runs.

@@ -1,0 +1,294 @@
+//! Corners of connection tracking, packet by packet, with what netfilter makes of them.
+
+use std::net::{IpAddr, Ipv6Addr};
+
+use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader};
+use fw_common::abi::ct;
+use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::tcp::flag;
+use fw_common::datapath::{Verdict, egress, ingress};
+use fw_user::compile::{Slots, compile};
+use fw_user::policy::model::Family;
+use fw_user::policy::{LoadOptions, SourceFile, load};
+use fw_user::sim::{Host, HostDevice, HostTables, SlicePacket};
+
+const LO: u32 = 1;
+const ETH0: u32 = 2;
+const ETH1: u32 = 3;
+const SERVER4: &str = "198.51.100.10";
+const SERVER6: &str = "2001:db8:1::10";
+
+/// A machine, and the scratch space of its one CPU.
+struct Machine {
+    tables: HostTables,
+    scratch: Scratch,
+}
+
+impl Machine {
+    /// One that accepts everything, and has these rules in POSTROUTING.
+    fn with(family: Family, postrouting: &str) -> Self {
+        let nat = if postrouting.is_empty() {
+            String::new()
+        } else {
+            format!(
+                "*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n\
+                 {postrouting}\nCOMMIT\n"
+            )
+        };
+        let text =
+            format!("*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n{nat}");
+        let file = SourceFile::new("rules", text, Some(family));
+        let policy = load(&[file], LoadOptions { strict: true })
+            .expect("the rules are right")
+            .policy;
+        let set = compile(&policy, &Slots::fresh(&policy), 1, &[]).expect("within the limits");
+        let device = |index, name| HostDevice {
+            masquerade4: Some(SERVER4.parse().expect("an address")),
+            masquerade6: Some(SERVER6.parse().expect("an address")),
+            ..HostDevice::ethernet(index, name)
+        };
+        let host = Host {
+            devices: vec![
+                HostDevice::loopback(),
+                device(ETH0, "eth0"),
+                device(ETH1, "eth1"),
+            ],
+            local: ["198.51.100.10/32", "2001:db8:1::10/128", "::1/128"]
+                .map(|prefix| prefix.parse().expect("a prefix"))
+                .to_vec(),
+        };
+        Self {
+            tables: HostTables::running(host, set),
+            scratch: Scratch::default(),
+        }
+    }
+
+    fn arrive(&mut self, device: u32, packet: SlicePacket) -> (Verdict, SlicePacket) {
+        let mut packet = SlicePacket {
+            device,
+            arrival_device: device,
+            ..packet
+        };
+        let verdict = ingress(&mut packet, &self.tables, &mut self.scratch);
+        (verdict, packet)
+    }
+
+    fn leave(&mut self, device: u32, packet: SlicePacket) -> (Verdict, SlicePacket) {
+        let mut packet = packet.at_egress_of(device);
+        let verdict = egress(&mut packet, &self.tables, &mut self.scratch);
+        (verdict, packet)
+    }
+
+    fn forward(&mut self, from: u32, to: u32, ip: Vec<u8>) -> SlicePacket {
+        let (verdict, packet) = self.arrive(from, frame(ip));
+        assert_eq!(verdict, Verdict::Pass);
+        assert_ne!(packet.note, 0, "it is for this host");
+        let (verdict, packet) = self.leave(to, packet);
+        assert_eq!(verdict, Verdict::Pass);
+        packet
+    }
+
+    /// What this host sends to itself.
+    fn loop_back(&mut self, ip: Vec<u8>) {
+        let (verdict, packet) = self.leave(LO, frame(ip).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+        assert_eq!(self.arrive(LO, packet).0, Verdict::Pass);
+    }
+
+    fn label(&self) -> (u8, u8) {
+        (self.scratch.tracked.ct, self.scratch.tracked.direction)
+    }
+}
+
+fn frame(ip: Vec<u8>) -> SlicePacket {
+    let ethertype: [u8; 2] = match ip[0] >> 4 {
+        4 => [0x08, 0x00],
+        _ => [0x86, 0xdd],
+    };
+    SlicePacket::ethernet([&[2; 12][..], &ethertype, &ip].concat(), ETH0)
+}
+
+fn ip(source: &str, destination: &str, hops: u8) -> PacketBuilderStep<etherparse::IpHeaders> {
+    let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+    match (address(source), address(destination)) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            PacketBuilder::ipv4(source.octets(), destination.octets(), hops)
+        }
+        (IpAddr::V6(source), IpAddr::V6(destination)) => {
+            PacketBuilder::ipv6(source.octets(), destination.octets(), hops)
+        }
+        mixed => panic!("{mixed:?}"),
+    }
+}
+
+fn tcp(way: [&str; 2], ports: [u16; 2], flags: u8, numbers: [u32; 2], length: usize) -> Vec<u8> {
+    let mut header = TcpHeader::new(ports[0], ports[1], numbers[0], 1000);
+    header.acknowledgment_number = numbers[1];
+    header.syn = flags & flag::SYN != 0;
+    header.ack = flags & flag::ACK != 0;
+    header.rst = flags & flag::RST != 0;
+    let mut bytes = Vec::new();
+    ip(way[0], way[1], 64)
+        .tcp_header(header)
+        .write(&mut bytes, &vec![0; length])
+        .expect("a packet");
+    bytes
+}
+
+fn udp(way: [&str; 2], ports: [u16; 2]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ip(way[0], way[1], 64)
+        .udp(ports[0], ports[1])
+        .write(&mut bytes, b"odd")
+        .expect("a packet");
+    bytes
+}
+
+fn other(way: [&str; 2], protocol: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ip(way[0], way[1], 64)
+        .write(&mut bytes, IpNumber(protocol), &[0; 20])
+        .expect("a packet");
+    bytes
+}
+
+fn icmpv6(way: [&str; 2], hops: u8, kind: u8, rest: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ip(way[0], way[1], hops)
+        .icmpv6_raw(kind, 0, [0; 4])
+        .write(&mut bytes, rest)
+        .expect("a packet");
+    bytes
+}
+
+fn icmpv4(way: [&str; 2], kind: u8, code: u8, quoted: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ip(way[0], way[1], 64)
+        .icmpv4_raw(kind, code, [0; 4])
+        .write(&mut bytes, quoted)
+        .expect("a packet");
+    bytes
+}
+
+/// The kernel's error about what a host sent to itself in a protocol that nobody takes goes the other
+/// way than that packet: after the first packet, which went the original way, they alternate with what
+/// netfilter's table finds, which is the reply's entry (`nf_conntrack_attach`).
+#[test]
+fn errors_about_what_was_sent_to_itself() {
+    let mut machine = Machine::with(Family::Ipv6, "");
+    let own = ["::1", "::1"];
+    let packet = other(own, 99);
+    let error = icmpv6(own, 64, 4, &packet);
+    machine.loop_back(packet.clone());
+    assert_eq!(machine.label(), (ct::NEW, 0));
+    let (_, sent) = machine.leave(LO, frame(error.clone()).made_here());
+    assert_eq!(machine.label(), (ct::RELATED, 1));
+    machine.arrive(LO, sent);
+    machine.loop_back(packet);
+    assert_eq!(machine.label(), (ct::ESTABLISHED, 1));
+    machine.leave(LO, frame(error).made_here());
+    assert_eq!(machine.label(), (ct::RELATED, 0));
+}
+
+/// A reset that ended a masqueraded connection on its way through, but did not get far, leaves its
+/// name free at once.
+#[test]
+fn the_name_of_a_connection_that_a_reset_ended_is_free() {
+    let mut machine = Machine::with(Family::Ipv4, "-A POSTROUTING -o eth1 -j MASQUERADE");
+    let out = ["192.0.2.7", "203.0.113.9"];
+    machine.forward(ETH0, ETH1, tcp(out, [22, 40000], flag::ACK, [7, 9], 0));
+    let reset = tcp(out, [22, 40000], flag::RST | flag::ACK, [7, 9], 0);
+    // It came with one hop left.
+    assert_eq!(machine.arrive(ETH0, frame(reset)).0, Verdict::Pass);
+    let opening = tcp(["203.0.113.9", SERVER4], [40000, 22], flag::SYN, [1, 0], 0);
+    let before = frame(opening.clone());
+    let (verdict, packet) = machine.arrive(ETH1, before.clone());
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(packet.bytes, before.bytes, "its source port was changed");
+}
+
+/// A reset in a connection that is not established yet is held against the window, even if it
+/// acknowledges exactly what was sent last (`nf_conntrack_tcp_packet`: what it answers is asked only if
+/// its number is not exact in an established one).
+#[test]
+fn resets_of_half_open_connections_are_held_against_the_window() {
+    let mut machine = Machine::with(Family::Ipv4, "");
+    let (to, back) = (["192.0.2.7", "203.0.113.9"], ["203.0.113.9", "192.0.2.7"]);
+    let open = tcp(to, [40000, 80], flag::SYN, [100, 0], 0);
+    let answer = tcp(back, [80, 40000], flag::SYN | flag::ACK, [5000, 101], 0);
+    machine.forward(ETH0, ETH1, open);
+    machine.forward(ETH1, ETH0, answer);
+    // What the reset seems to answer.
+    machine.forward(
+        ETH1,
+        ETH0,
+        tcp(back, [80, 40000], flag::ACK, [5001, 101], 900),
+    );
+    let reset = flag::RST | flag::ACK;
+    machine.forward(
+        ETH0,
+        ETH1,
+        tcp(to, [40000, 80], reset, [101 + 2000, 5901], 0),
+    );
+    assert_eq!(machine.label().0, ct::INVALID);
+}
+
+/// The quoted packet's destination is the redirect's third part (RFC 4861 4.5).
+fn redirect(way: [&str; 2], hops: u8, option: [u8; 2], quoted: &[u8]) -> Vec<u8> {
+    let target: Ipv6Addr = "fe80::9".parse().expect("an address");
+    let mut rest = [target.octets(), [0; 16]].concat();
+    rest.extend(option);
+    rest.extend([0; 6]);
+    rest.extend(quoted);
+    icmpv6(way, hops, 137, &rest)
+}
+
+#[test]
+fn redirects_of_neighbours_are_related() {
+    let mut machine = Machine::with(Family::Ipv6, "");
+    let packet = udp([SERVER6, "2001:db8:9::1"], [5000, 53]);
+    let (verdict, _) = machine.leave(ETH0, frame(packet.clone()).made_here());
+    assert_eq!(verdict, Verdict::Pass);
+    let to = ["fe80::1", SERVER6];
+    for (bytes, label) in [
+        (redirect(to, 255, [4, 8], &packet), ct::RELATED),
+        (redirect(to, 254, [4, 8], &packet), ct::INVALID),
+        (redirect(to, 255, [4, 0], &packet), ct::INVALID),
+        // The target's link-layer address, which may come before.
+        (redirect(to, 255, [2, 1], &packet), ct::INVALID),
+        (
+            redirect(["2001:db8:1::1", SERVER6], 255, [4, 8], &packet),
+            ct::INVALID,
+        ),
+        (
+            redirect(
+                to,
+                255,
+                [4, 8],
+                &udp([SERVER6, "2001:db8:9::1"], [5001, 53]),
+            ),
+            ct::INVALID,
+        ),
+    ] {
+        let (verdict, _) = machine.arrive(ETH0, frame(bytes));
+        assert_eq!(verdict, Verdict::Pass);
+        assert_eq!(machine.label().0, label);
+    }
+}
+
+/// Redirects about translated connections are dropped (`nf_nat_icmp_reply_translation`).
+#[test]
+fn redirects_about_translated_connections_are_dropped() {
+    let mut machine = Machine::with(Family::Ipv4, "-A POSTROUTING -o eth1 -j MASQUERADE");
+    let packet = udp(["192.0.2.7", "203.0.113.9"], [5000, 53]);
+    let sent = machine.forward(ETH0, ETH1, packet).bytes.split_off(14);
+    let router = ["203.0.113.1", SERVER4];
+    let unreachable = icmpv4(router, 3, 1, &sent);
+    assert_eq!(machine.arrive(ETH1, frame(unreachable)).0, Verdict::Pass);
+    assert_eq!(machine.label().0, ct::RELATED | ct::SNAT);
+    let redirect = icmpv4(router, 5, 1, &sent);
+    assert!(matches!(
+        machine.arrive(ETH1, frame(redirect)).0,
+        Verdict::Drop(_)
+    ));
+}
