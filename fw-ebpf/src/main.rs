@@ -22,6 +22,8 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
+use fw_common::abi::maps::SWEEP_LISTS;
+use fw_common::datapath::packet::Packet;
 use fw_common::datapath::tables::Tables;
 use fw_common::datapath::{Verdict, early, egress, ingress};
 
@@ -67,7 +69,11 @@ pub fn fwbpf_xdp(context: XdpContext) -> u32 {
 /// Run by user space only: see [`sweep`].
 #[classifier]
 pub fn fwbpf_sweep(context: TcContext) -> i32 {
-    sweep::sweep(&SkbPacket::new(context), &BpfTables) as i32
+    let packet = SkbPacket::new(context);
+    if packet.mark() == SWEEP_LISTS {
+        return sweep::change_list(&packet, &BpfTables) as i32;
+    }
+    sweep::sweep(&packet, &BpfTables) as i32
 }
 
 #[inline(always)]

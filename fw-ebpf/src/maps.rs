@@ -14,7 +14,7 @@ use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
 use fw_common::abi::maps::{
     COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, EVENTS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX,
-    HINTS_MAX, LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, SETS_MAX, XDP_DEVICES_MAX,
+    HINTS_MAX, LISTS_MAX, LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, SETS_MAX, XDP_DEVICES_MAX,
 };
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::STATS_MAX;
@@ -97,6 +97,12 @@ pub static SETS: btf_maps::ArrayOfMaps<Set, { SETS_MAX as usize }> = btf_maps::A
 /// What is known of each. User space writes.
 #[map]
 pub static SET_INFO: Array<SetInfo> = Array::with_max_entries(SETS_MAX, 0);
+
+/// Lists, which are pages of cells, as policies are. User space puts them in, empty; programs fill
+/// them.
+#[btf_map]
+pub static LISTS: btf_maps::ArrayOfMaps<Policy, { LISTS_MAX as usize }> =
+    btf_maps::ArrayOfMaps::new();
 
 /// Events by `abi::stat::Stat`. Programs write.
 #[map]

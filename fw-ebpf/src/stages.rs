@@ -16,6 +16,7 @@ use fw_common::datapath::facts::Gather;
 use fw_common::datapath::forward::send;
 use fw_common::datapath::ingress::{PlaceIn, Translate};
 use fw_common::datapath::limit;
+use fw_common::datapath::lists;
 use fw_common::datapath::nat::Open;
 use fw_common::datapath::packet::Packet;
 use fw_common::datapath::scratch::Scratch;
@@ -137,6 +138,16 @@ macro_rules! deferred {
 deferred!(fwbpf_deferred, BpfTables);
 deferred!(fwbpf_xdp_deferred, RecordingTables);
 
+/// [`lists::ask`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fwbpf_list() -> u32 {
+    match maps::scratch() {
+        Some(scratch) => lists::ask(&BpfTables, scratch),
+        None => limit::LATER,
+    }
+}
+
 /// [`sources::unlink`]. Its result says nothing; the verifier wants one.
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -167,7 +178,14 @@ pub fn call_deferred(scratch: &mut Scratch) -> u32 {
     fwbpf_deferred()
 }
 
-/// The same at XDP.
+/// [`lists::ask`], as a global function.
+#[inline(always)]
+pub fn call_list(scratch: &mut Scratch) -> u32 {
+    lend(scratch);
+    fwbpf_list()
+}
+
+/// [`limit::deferred_hold`] at XDP.
 #[inline(always)]
 pub fn call_xdp_deferred(scratch: &mut Scratch) -> u32 {
     lend(scratch);

@@ -1,5 +1,7 @@
-//! Deleting flows whose time is over, one at a time, when user space asks.
+//! What user space has done to flows and lists, one at a time: what it could not do by itself without
+//! coming in between a packet and its state.
 //!
+//! Flows whose time is over are deleted.
 //! User space walks the tables and finds candidates; a packet may refresh one before it is
 //! deleted. So the deletion is done here, where looking again and deleting are a few instructions
 //! apart, and a flow marked as dying is absent for every packet in between.
@@ -7,11 +9,12 @@
 use fw_common::abi::Family;
 use fw_common::abi::flow::FlowKey;
 use fw_common::datapath::conntrack::end_flow;
+use fw_common::datapath::lists::{self, Change, change};
 use fw_common::datapath::packet::Packet;
 use fw_common::datapath::sources::leads_to_flow;
 use fw_common::datapath::tables::Tables;
 
-use crate::maps::links;
+use crate::maps::{links, scratch};
 
 /// What became of the candidate.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,27 @@ pub fn sweep<P: Packet, T: Tables>(packet: &P, tables: &T) -> Swept {
     }
     end_flow(tables, &key, flow);
     Swept::Deleted
+}
+
+/// Changes a list of recent addresses: the frame holds the address, then a word each for the list's
+/// place, what is wanted ([`fw_common::abi::list::recent`]) and the address's IP version.
+#[inline(always)]
+pub fn change_list<P: Packet, T: Tables>(packet: &P, tables: &T) -> u32 {
+    match (change_asked(packet), scratch()) {
+        (Some(asked), Some(scratch)) => change(tables, scratch, &asked),
+        _ => lists::DROP,
+    }
+}
+
+#[inline(always)]
+fn change_asked<P: Packet>(packet: &P) -> Option<Change> {
+    let word = |offset: u32| packet.load::<4>(offset).map(u32::from_ne_bytes);
+    Some(Change {
+        address: [word(0)?, word(4)?, word(8)?, word(12)?],
+        place: word(16)?,
+        question: word(20)?,
+        family: word(24)?,
+    })
 }
 
 #[inline(always)]

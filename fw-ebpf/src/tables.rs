@@ -17,24 +17,26 @@ use aya_ebpf::helpers::{
 use aya_ebpf::maps::lpm_trie::Key;
 use fw_common::MapCell;
 use fw_common::abi::blob::{
-    Cell, MAGIC, MAX_DEPTH, NEAR_PAGES as NEAR_PAGES_LEN, PAGE_CELLS, Page, place,
+    self, Cell, MAGIC, MAX_DEPTH, NEAR_PAGES as NEAR_PAGES_LEN, PAGE_CELLS, Page, place,
 };
 use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
+use fw_common::abi::list::{ListCell, ListPage, head};
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::Recorder;
+use fw_common::datapath::limit;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 
 use crate::maps::{
     ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS, FRAMES,
-    HINTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, SET_INFO, SETS, STATS, path,
+    HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, SET_INFO, SETS, STATS, path,
 };
-use crate::stages::{call_deferred, call_xdp_deferred, fwbpf_advance_tcp, fwbpf_unlink};
+use crate::stages::{call_deferred, call_list, call_xdp_deferred, fwbpf_advance_tcp, fwbpf_unlink};
 
 /// One generation: its place. User space leaves a place alone while a program may be running that
 /// has found it active.
@@ -313,6 +315,37 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn list_cell(&self, place: u32, cell: u32) -> Option<&ListCell> {
+        let (number, at) = blob::place(cell);
+        let page = LISTS.get(place)?.get_ptr_mut(number)?;
+        // SAFETY: a page of cells, and all that asks for a list's cells has words of its own to be
+        // written by anybody (`MapCell`), which are laid out alike.
+        let page = unsafe { &*page.cast::<ListPage>() };
+        // LLVM must not add the offset before the check of null.
+        Some(&page[black_box(at) % PAGE_CELLS])
+    }
+
+    #[inline(always)]
+    fn lock_list(&self, place: u32) -> bool {
+        match self.list_cell(place, 0) {
+            Some(cell) => swap_lock(cell, 0, 1),
+            None => false,
+        }
+    }
+
+    #[inline(always)]
+    fn unlock_list(&self, place: u32) {
+        if let Some(cell) = self.list_cell(place, 0) {
+            swap_lock(cell, 1, 0);
+        }
+    }
+
+    #[inline(always)]
+    fn ask_list(&self, scratch: &mut Scratch) -> u32 {
+        call_list(scratch)
+    }
+
+    #[inline(always)]
     fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
         call_deferred(scratch)
     }
@@ -385,6 +418,23 @@ fn limit_state(generation: Generation, cell: u32) -> Option<*mut u64> {
     unsafe {
         let cell = page.cast::<Cell>().add(at % PAGE_CELLS);
         Some((&raw mut (*cell).w[14]).cast::<u64>())
+    }
+}
+
+/// Replaces a list's lock; whether it was what it was thought to be. All that is written before is
+/// seen by whoever sees the new one.
+#[inline(always)]
+fn swap_lock(cell: &ListCell, old: u64, new: u64) -> bool {
+    let lock = cell[head::LOCK].as_ptr().cast::<u64>();
+    // SAFETY: the lock is two words of a map's value, aligned since the cell is, which lives while
+    // the program runs, and every program changes it in this way only.
+    unsafe {
+        core::intrinsics::atomic_cxchg::<
+            u64,
+            { AtomicOrdering::SeqCst },
+            { AtomicOrdering::SeqCst },
+        >(lock, old, new)
+        .1
     }
 }
 
@@ -560,6 +610,21 @@ impl Tables for RecordingTables {
     fn put_set_entry(&self, _: u32, _: &SetKey, _: &SetEntry) {}
     #[inline(always)]
     fn remove_set_entry(&self, _: u32, _: &SetKey) {}
+    /// Nobody asks here: see `holds_back`.
+    #[inline(always)]
+    fn list_cell(&self, _: u32, _: u32) -> Option<&ListCell> {
+        None
+    }
+    #[inline(always)]
+    fn lock_list(&self, _: u32) -> bool {
+        false
+    }
+    #[inline(always)]
+    fn unlock_list(&self, _: u32) {}
+    #[inline(always)]
+    fn ask_list(&self, _: &mut Scratch) -> u32 {
+        limit::LATER
+    }
     #[inline(always)]
     fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
         call_xdp_deferred(scratch)

@@ -98,6 +98,9 @@ pub enum Command {
     Flows(Flows),
     /// List and change the sets of the running policy, like ipset
     Set(Set),
+    /// List and change what `-m recent` remembers, like /proc/net/xt_recent
+    #[command(after_help = RECENT)]
+    Recent(Recent),
     /// Tell what the firewall does with a packet, step by step
     Explain(Box<Explain>),
     /// Keep the policy that `load --trial` put in force, or go back at once
@@ -185,6 +188,50 @@ pub enum SetCommand {
     /// Delete all elements of a set, or of all
     Flush {
         /// The set
+        name: Option<String>,
+    },
+}
+
+/// What is said below the options of `recent`.
+const RECENT: &str = "\
+What used to be written to a file of /proc/net/xt_recent:
+  echo +192.0.2.1 > .../NAME     fwbpf recent add NAME 192.0.2.1
+  echo -192.0.2.1 > .../NAME     fwbpf recent del NAME 192.0.2.1
+  echo / > .../NAME              fwbpf recent flush NAME";
+
+/// Arguments of `recent`.
+#[derive(Clone, Debug, Args)]
+pub struct Recent {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: RecentCommand,
+}
+
+/// What `fwbpf recent` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum RecentCommand {
+    /// Print the addresses of a list, or of all, and how long ago their packets came
+    List {
+        /// The list
+        name: Option<String>,
+    },
+    /// Add an address as if a packet had come from it just now
+    Add {
+        /// The list
+        name: String,
+        /// The address
+        address: IpAddr,
+    },
+    /// Forget an address
+    Del {
+        /// The list
+        name: String,
+        /// The address
+        address: IpAddr,
+    },
+    /// Forget all addresses of a list, or of all
+    Flush {
+        /// The list
         name: Option<String>,
     },
 }

@@ -41,6 +41,9 @@ pub const XDP_DEVICES: &str = "XDP_DEVICES";
 pub const SETS: &str = "SETS";
 /// ARRAY of [`super::set::SetInfo`] by place in [`SETS`].
 pub const SET_INFO: &str = "SET_INFO";
+/// ARRAY_OF_MAPS: lists, each an ARRAY of [`super::list::ListPage`]. The places that the running
+/// policy uses are in its description.
+pub const LISTS: &str = "LISTS";
 /// PERCPU_ARRAY of u64 by [`super::stat::Stat`].
 pub const STATS: &str = "STATS";
 /// RINGBUF of [`super::event::Event`]: what LOG and NFLOG say.
@@ -90,6 +93,10 @@ pub const HINTS_MAX: u32 = 65_536;
 pub const SETS_MAX: u32 = 512;
 /// Sets that a policy may have; as many as ipset makes by default (CONFIG_IP_SET_MAX).
 pub const POLICY_SETS_MAX: usize = 256;
+/// Places in [`LISTS`]: those of the running and of the next policy together.
+pub const LISTS_MAX: u32 = 512;
+/// Lists that a policy may have.
+pub const POLICY_LISTS_MAX: usize = 256;
 /// Capacity of [`FRAGMENTS`].
 pub const FRAGMENTS_MAX: u32 = 16_384;
 
@@ -102,8 +109,11 @@ pub const PROGRAM_INGRESS: &str = "fwbpf_ingress";
 pub const PROGRAM_EGRESS: &str = "fwbpf_egress";
 /// XDP early drop.
 pub const PROGRAM_XDP: &str = "fwbpf_xdp";
-/// Run by user space only: deletes flows that are still expired when it looks.
+/// Run by user space only: deletes flows that are still expired when it looks, and changes lists.
 pub const PROGRAM_SWEEP: &str = "fwbpf_sweep";
+
+/// The mark of a frame with which [`PROGRAM_SWEEP`] changes a list instead of a flow.
+pub const SWEEP_LISTS: u32 = 1;
 
 /// Constant of the programs, u64: the flag that says to `bpf_l4_csum_replace` that a packet is
 /// IPv6, or zero for kernels without it. The loader sets it.

@@ -9,6 +9,7 @@ pub mod ct;
 pub mod device;
 pub mod event;
 pub mod flow;
+pub mod list;
 pub mod maps;
 mod pod;
 pub mod set;

@@ -54,6 +54,8 @@ stats! {
     /// A rule or a policy said DROP, and XDP did it before the network stack saw the packet: each
     /// dropped packet has one reason, so that the reasons add up to all drops.
     XdpDrop = 9, "policy_xdp", "dropped by a rule or a chain's policy, early, by XDP (not counted in `policy`)";
+    /// A list's entries are all in use, or it could not be locked.
+    List = 14, "list", "a rule that keeps lists (`recent`, `hashlimit`, `connlimit`) could not do so, for want of room";
     /// The confirmed tier was full; the flow is tracked in the embryonic tier.
     FlowTableFull = 16, "flow_table_full", "a flow stayed in the embryonic tier because the confirmed tier is full";
     /// A packet that the fast path sent on.

@@ -6,6 +6,7 @@ use core::ops::ControlFlow;
 use super::effect::{ACTED, Act};
 use super::header::Headers;
 use super::limit;
+use super::lists;
 use super::packet::Packet;
 use super::predicate::holds;
 use super::scratch::Scratch;
@@ -65,6 +66,8 @@ pub struct Walk {
     pub(super) hold: u32,
     /// How many of the rule's predicates were put off.
     pub(super) deferred: u32,
+    /// How many of them hold already: those up to a list that was asked in the turn before.
+    pub(super) asked: u32,
     /// The counter of the rule whose effect is at hand.
     pub slot: u32,
     /// How many rules and policies were counted, and the first of them.
@@ -114,6 +117,7 @@ pub fn traverse<P: Packet, T: Tables>(
             ports: scratch.walk.argument,
             random: true,
         },
+        CODE_LIST => Decision::Drop(Stat::List),
         _ => Decision::Drop(Stat::Unbounded),
     }
 }
@@ -178,6 +182,7 @@ impl Stage for Traverse {
         walk.chain = base;
         walk.cursor = 0;
         walk.depth = 0;
+        walk.asked = 0;
         walk.code = CODE_UNBOUNDED;
         // Most walks take one step, which need not be a loop's.
         if steps.turn().is_continue() {
@@ -201,6 +206,8 @@ fn index_of(bit: u32) -> u32 {
 
 /// No target has this number: the walk has not ended.
 const CODE_UNBOUNDED: u32 = u32::MAX;
+/// A list could not be asked: the packet is dropped.
+const CODE_LIST: u32 = u32::MAX - 1;
 
 struct Steps<'a, P: Packet, T: Tables> {
     packet: &'a mut P,
@@ -250,6 +257,7 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
             match self.deferred_hold(rule) {
                 limit::HOLD => {}
                 limit::FAIL => return ControlFlow::Continue(()),
+                limit::LIST => return self.ask_list(rule),
                 _ => return ControlFlow::Break(()),
             }
         }
@@ -291,9 +299,36 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
     #[inline(never)]
     fn deferred_hold(&mut self, rule: Rule<'_>) -> u32 {
         let walk = &mut self.scratch.walk;
-        walk.predicates = rule.predicates().wrapping_add(rule.predicate_count());
-        walk.deferred = rule.deferred_count();
-        self.tables.deferred_hold(self.scratch)
+        let first = rule.predicates().wrapping_add(rule.predicate_count());
+        walk.predicates = first.wrapping_add(walk.asked);
+        walk.deferred = rule.deferred_count().wrapping_sub(walk.asked);
+        let hold = self.tables.deferred_hold(self.scratch);
+        if hold != limit::LIST {
+            self.scratch.walk.asked = 0;
+        }
+        hold
+    }
+
+    /// Asks the list that a predicate names. The next turn finds the same rule again, and goes on behind
+    /// that predicate.
+    #[inline(never)]
+    fn ask_list(&mut self, rule: Rule<'_>) -> ControlFlow<()> {
+        let index = rule.index();
+        match self.tables.ask_list(self.scratch) {
+            limit::HOLD => {
+                self.scratch.walk.cursor = index;
+                ControlFlow::Continue(())
+            }
+            limit::FAIL => {
+                self.scratch.walk.asked = 0;
+                ControlFlow::Continue(())
+            }
+            lists::DROP => {
+                self.scratch.walk.code = CODE_LIST;
+                ControlFlow::Break(())
+            }
+            _ => ControlFlow::Break(()),
+        }
     }
 
     /// Does what a rule says besides counting; ends the walk where that must not happen yet.

@@ -26,6 +26,8 @@ pub const HOLD: u32 = 1;
 pub const FAIL: u32 = 0;
 /// They must not be asked here, or cannot.
 pub const LATER: u32 = 2;
+/// A list is to be asked ([`super::lists`]), and then those behind it.
+pub const LIST: u32 = 3;
 
 /// Credit that comes with time: `CREDITS_PER_JIFFY` for 1000 jiffies a second, and a quarter of it for
 /// 250, which are 32,000 a second both.
@@ -38,7 +40,8 @@ pub const PER_SECOND: u32 = 1000 * PER_MILLISECOND;
 /// meets the limit; without contention, the first try succeeds.
 const TRIES: u32 = 64;
 
-/// Asks the predicates that [`super::classify`] put off, in the order of the rule, until one fails.
+/// Asks the predicates that [`super::classify`] put off, in the order of the rule, until one fails or
+/// asks a list.
 #[inline(always)]
 pub fn deferred_hold<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
     let Some(generation) = tables.generation(scratch.place()) else {
@@ -66,13 +69,16 @@ struct All<'a, T: Tables> {
 impl<T: Tables> Step for All<'_, T> {
     #[inline(always)]
     fn step(&mut self, turn: u32) -> ControlFlow<()> {
-        let at = self.scratch.walk.predicates.wrapping_add(turn);
+        let walk = &mut self.scratch.walk;
+        let at = walk.predicates.wrapping_add(turn);
         let hold = match self.tables.cell(self.generation, at) {
             Some(cell) => {
                 let predicate = Predicate(cell);
                 let kind = predicate.kind();
                 // What is not the same for the next packet of the flow, or changes when it is asked.
+                let of_lists = (condition::RECENT..=condition::LAST_LIST).contains(&kind);
                 if kind == condition::LIMIT
+                    || of_lists
                     || (condition::FACT..=condition::TCP_OPTION).contains(&kind)
                 {
                     if self.tables.holds_back() {
@@ -80,6 +86,13 @@ impl<T: Tables> Step for All<'_, T> {
                         return ControlFlow::Break(());
                     }
                     self.scratch.walk.uncacheable = true;
+                }
+                if of_lists {
+                    let scratch = &mut self.scratch;
+                    scratch.list.take(predicate);
+                    scratch.walk.asked = scratch.walk.asked.wrapping_add(turn).wrapping_add(1);
+                    scratch.walk.hold = LIST;
+                    return ControlFlow::Break(());
                 }
                 match kind {
                     condition::IN_SET => {

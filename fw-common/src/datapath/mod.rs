@@ -13,6 +13,7 @@ pub mod forward;
 pub mod frame;
 pub mod header;
 pub mod limit;
+pub mod lists;
 mod log;
 pub mod nat;
 pub mod packet;

@@ -7,6 +7,7 @@ use super::forward::Sending;
 use super::fragment::Outcomes;
 use super::header::Headers;
 use super::limit::Asked;
+use super::lists;
 use super::nat::Draft;
 use super::quoted::Quoted;
 use super::rewrite::Endpoint;
@@ -88,6 +89,8 @@ pub struct Scratch {
     pub outcomes: Outcomes,
     /// The limit that a rule asks.
     pub limit: Asked,
+    /// The list that a rule asks.
+    pub list: lists::Asked,
     /// The set that a rule asks.
     pub question: Question,
     /// The flow that the packet opens.

@@ -10,6 +10,7 @@ use crate::abi::blob::{Cell, Page, place};
 use crate::abi::device::Device;
 use crate::abi::event::Event;
 use crate::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use crate::abi::list::ListCell;
 use crate::abi::set::{SetEntry, SetInfo, SetKey};
 use crate::abi::stat::Stat;
 use crate::abi::{Addr, Family};
@@ -91,6 +92,22 @@ pub trait Tables: Sized {
 
     /// Deletes an element of the set in a place.
     fn remove_set_entry(&self, place: u32, key: &SetKey);
+
+    /// A cell of the list in a place.
+    fn list_cell(&self, place: u32, cell: u32) -> Option<&ListCell>;
+
+    /// Takes the lock of the list in a place; false if somebody else has it.
+    fn lock_list(&self, place: u32) -> bool;
+
+    /// Gives it back.
+    fn unlock_list(&self, place: u32);
+
+    /// Asks the list that a rule names: [`super::lists::ask`], which a BPF program calls as a global
+    /// function.
+    #[inline(always)]
+    fn ask_list(&self, scratch: &mut Scratch) -> u32 {
+        super::lists::ask(self, scratch)
+    }
 
     /// Asks a rule's deferred predicates: [`super::limit::deferred_hold`], which a BPF program calls
     /// as a global function.

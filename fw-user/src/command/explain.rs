@@ -10,6 +10,7 @@ use crate::cli::Explain;
 use crate::explain::{Machine, Question, State, explain};
 use crate::host::Host;
 use crate::kernel::flows::{FlowTable, Slices, monotonic_now};
+use crate::kernel::lists::LiveList;
 use crate::kernel::sets::LiveSet;
 use crate::kernel::state::StateDir;
 use crate::policy::model::Family;
@@ -68,12 +69,18 @@ fn live(state: &StateDir) -> Result<Machine, Failure> {
         let live = LiveSet::open(&mut running.maps, set)?;
         sets.push((set.place, HostSet::new(live.info()?, live.elements()?)));
     }
+    let mut lists = Vec::new();
+    for list in &running.meta.policy.lists {
+        let cells = LiveList::open(state, &running.maps, list)?.cells()?;
+        lists.push((list.place, cells));
+    }
     Ok(Machine::live(
         running.meta,
         running.tables,
         &Host::read()?,
         flows,
         sets,
+        &lists,
         monotonic_now(),
     ))
 }

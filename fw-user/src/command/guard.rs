@@ -13,10 +13,11 @@ use super::Failure;
 use super::load::{Starts, Terms, enforce_over};
 use super::running::{Predecessor, Running};
 use super::trial::{ARMED, Trial};
-use crate::compile::Draft;
+use crate::compile::{Draft, Known};
 use crate::host::Host;
 use crate::kernel::attach::{self, Hook, XdpMode};
 use crate::kernel::fast_path::FastPath;
+use crate::kernel::lists;
 use crate::kernel::sets::{self, LiveSet};
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::policy::model::Policy;
@@ -151,8 +152,10 @@ impl WayBack {
                 let (policy, terms) = &**before;
                 let running = Predecessor::find(state)?;
                 let mut policy = policy.clone();
-                let sets = running.as_ref().map_or(&[][..], |old| &old.known.sets);
-                sets::place(&mut policy.sets, sets);
+                let nothing = Known::default();
+                let known = running.as_ref().map_or(&nothing, |old| &old.known);
+                sets::place(&mut policy.sets, &known.sets);
+                lists::place(&mut policy.lists, &known.lists);
                 let draft = Draft::of(&policy).map_err(|limit| anyhow!("{limit}"))?;
                 enforce_over(state, lock, running, &policy, draft, terms).map(drop)
             }

@@ -15,7 +15,7 @@ use super::running::Predecessor;
 use super::source;
 use super::trial::Trial;
 use crate::cli::Load;
-use crate::compile::{Draft, Meta, Settings, Slots, TableSet};
+use crate::compile::{Draft, Known, Meta, Settings, Slots, TableSet};
 use crate::host::Host;
 use crate::kernel::attach::{self, Attachment, Hook, Via, XdpMode, attach_all};
 use crate::kernel::clock;
@@ -24,11 +24,10 @@ use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace, set_counters};
 use crate::kernel::sysctl::conntrack_setting;
-use crate::kernel::{probe, sets};
+use crate::kernel::{lists, probe, sets};
 use crate::policy::SshSession;
 use crate::policy::lint::cuts_ssh;
 use crate::policy::model::{InterfacePattern, Policy};
-use crate::policy::set::SetDefinition;
 
 /// What a load did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -99,9 +98,11 @@ impl Terms {
 
 /// Runs the command.
 pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<(), Failure> {
-    let running = running_sets(state)?;
-    let mut policy = source::read(&arguments.policy, &running, output)?;
-    sets::place(&mut policy.sets, &running);
+    let running = running(state)?;
+    let mut policy = source::read(&arguments.policy, &running.sets, output)?;
+    sets::place(&mut policy.sets, &running.sets);
+    policy.size_lists(lists::recent_entries());
+    lists::place(&mut policy.lists, &running.lists);
     let policy = policy;
     // A policy that exceeds a limit is refused before the kernel is asked for anything.
     let draft = match Draft::of(&policy) {
@@ -125,16 +126,17 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
     report(&outcome, output)
 }
 
-/// The sets of the running policy, if there is one.
-fn running_sets(state: &StateDir) -> Result<Vec<SetDefinition>> {
-    Ok(Predecessor::find(state)?.map_or_else(Vec::new, |running| running.known.sets))
+/// What there is to know of the running policy, if there is one.
+fn running(state: &StateDir) -> Result<Known> {
+    Ok(Predecessor::find(state)?.map_or_else(Known::default, |running| running.known))
 }
 
-/// Puts a policy in force, of which `draft` is what was compiled so far, beside these sets.
+/// Puts a policy in force, of which `draft` is what was compiled so far, beside the sets and lists of
+/// this one.
 fn enforce(
     state: &StateDir,
     policy: &Policy,
-    sets: &[SetDefinition],
+    running: &Known,
     draft: Draft,
     terms: &Terms,
 ) -> Result<Outcome> {
@@ -144,9 +146,10 @@ fn enforce(
     }
     let old = Predecessor::find(state)?;
     let first = old.is_none();
-    let still = old.as_ref().map_or(&[][..], |old| &old.known.sets);
-    if still != sets {
-        bail!("the sets of the running policy were replaced meanwhile; load again");
+    let nothing = Known::default();
+    let still = old.as_ref().map_or(&nothing, |old| &old.known);
+    if still.sets != running.sets || still.lists != running.lists {
+        bail!("the sets or lists of the running policy were replaced meanwhile; load again");
     }
     let result = enforce_over(state, &lock, old, policy, draft, terms);
     if first && result.is_err() {
@@ -176,6 +179,7 @@ pub fn enforce_over(
         |old| old.slots,
     );
     let had_sets = old.as_ref().is_some_and(|old| !old.known.sets.is_empty());
+    let had_lists = old.as_ref().is_some_and(|old| !old.known.lists.is_empty());
     let plan = Plan::new(policy, old.as_ref(), &options.starts, slots)?;
     let generation = plan.generation;
     let (mut maps, mut programs) = prepare(state, lock, slots)?;
@@ -183,6 +187,7 @@ pub fn enforce_over(
     let host = Host::read()?;
     let settled = state.settled(lock)?;
     sets::fill(&mut maps, &policy.sets)?;
+    lists::fill(&maps, &policy.lists)?;
     // The kernel takes about as long to set the counters as the rest takes to compile.
     let tables = thread::scope(|scope| {
         let counters = scope.spawn(|| set_counters(&maps, &plan.fresh_slots));
@@ -215,6 +220,9 @@ pub fn enforce_over(
     };
     if had_sets {
         sets::prune(&maps, &policy.sets).context("the new policy is in force")?;
+    }
+    if had_lists {
+        lists::prune(&maps, &policy.lists).context("the new policy is in force")?;
     }
     if options.trial.is_none() && on_trial.is_some() {
         // Whoever loads a policy for good has not locked himself out.

@@ -8,6 +8,7 @@ pub mod guard;
 pub mod load;
 pub mod names;
 pub mod output;
+pub mod recent;
 pub mod running;
 pub mod set;
 pub mod show;
@@ -74,6 +75,7 @@ pub fn run(cli: &Cli) -> ExitCode {
         Command::Show(arguments) => show::run(&state, arguments, &mut output),
         Command::Status => status::run(&state, &mut output),
         Command::Flows(arguments) => flows::run(&state, arguments, &mut output),
+        Command::Recent(arguments) => recent::run(&state, arguments, &mut output),
         Command::Explain(arguments) => explain::run(&state, arguments, &mut output),
         Command::Confirm(arguments) => confirm::run(&state, *arguments, &mut output),
         Command::Set(arguments) => set::run(&state, arguments, &mut output),

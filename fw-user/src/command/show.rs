@@ -131,7 +131,8 @@ pub fn comment(rule: &Rule) -> Option<&str> {
         | Match::Conntrack(_)
         | Match::Limit(_)
         | Match::Set(_)
-        | Match::Packet(_) => None,
+        | Match::Packet(_)
+        | Match::List(_) => None,
     })
 }
 

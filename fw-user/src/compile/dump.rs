@@ -228,6 +228,11 @@ impl Dump<'_> {
             condition::TCP_OPTION => write!(f, "tcp option {}", w[1])?,
             condition::LIMIT => write!(f, "limit cost {} cap {}", w[2], w[4])?,
             condition::IN_SET => write!(f, "in set {} shape {:#x}", w[SET_PLACE], w[4])?,
+            condition::RECENT => write!(
+                f,
+                "recent {} flags {:#x} seconds {} hits {}",
+                w[SET_PLACE], w[4], w[6], w[8]
+            )?,
             other => write!(f, "unknown condition {other}")?,
         }
         f.write_char(']')

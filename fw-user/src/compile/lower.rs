@@ -9,7 +9,7 @@ use fw_common::abi::blob::{
 use fw_common::abi::{Addr, ct};
 
 use super::patterns::Patterns;
-use super::{Limits, Place, ports, sets};
+use super::{Limits, Place, lists, ports, sets};
 use crate::addr;
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
@@ -118,6 +118,12 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
                         ..Lowered::default()
                     });
                 }
+            }
+            Match::List(list) => {
+                let (not, condition) = lists::asked(list, scope.policy);
+                let mut next = Lowered::default();
+                next.predicate(not, condition);
+                deferred.push(next);
             }
             Match::Comment(_) => {}
         }

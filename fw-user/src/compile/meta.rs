@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Slots;
+use crate::policy::lists::ListDefinition;
 use crate::policy::model::Policy;
 use crate::policy::set::SetDefinition;
 
@@ -26,6 +27,8 @@ pub struct Known {
     pub counters: Vec<(u128, u32)>,
     /// Its sets, with their places.
     pub sets: Vec<SetDefinition>,
+    /// Its lists, with theirs.
+    pub lists: Vec<ListDefinition>,
 }
 
 /// Why meta data could not be read.
@@ -35,7 +38,7 @@ pub struct Known {
 )]
 pub struct MetaError(#[from] postcard::Error);
 
-/// The description's beginning. Before it the counters, in fields of fixed width, and the sets;
+/// The description's beginning. Before it the counters, in fields of fixed width, the sets and the lists;
 /// behind it the policy, so that [`Known`] can be read without either.
 #[derive(Serialize, Deserialize)]
 struct Rest<P> {
@@ -89,6 +92,7 @@ impl Meta {
         // postcard fails on values whose length is unknown, which this struct has none of, and on
         // full buffers, which a Vec is never.
         let bytes = postcard::to_extend(&policy.sets, bytes).unwrap_or_default();
+        let bytes = postcard::to_extend(&policy.lists, bytes).unwrap_or_default();
         postcard::to_extend(&rest, bytes).unwrap_or_default()
     }
 
@@ -129,7 +133,13 @@ impl Known {
         });
         let counters = known.collect();
         let (sets, rest) = postcard::take_from_bytes(rest)?;
-        Ok((Self { counters, sets }, rest))
+        let (lists, rest) = postcard::take_from_bytes(rest)?;
+        let known = Self {
+            counters,
+            sets,
+            lists,
+        };
+        Ok((known, rest))
     }
 }
 

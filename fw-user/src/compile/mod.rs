@@ -8,6 +8,7 @@ mod chains;
 mod cost;
 mod dump;
 mod limits;
+mod lists;
 mod lower;
 mod masked;
 mod meta;

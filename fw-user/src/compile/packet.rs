@@ -4,6 +4,7 @@ use fw_common::abi::blob::{Condition, HeaderFields, PredicateFields, fact, time}
 
 use super::lower::Lowered;
 use crate::addr;
+use crate::policy::lists::ListMatch;
 use crate::policy::model::{Match, Negatable, Policy, Rule};
 use crate::policy::packet_match::{Ecn, Hops, Owner, PacketMatch, Statistic, Time};
 
@@ -209,6 +210,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Dccp(..) => HeaderFields::TRANSPORT,
             _ => HeaderFields::FACTS,
         },
+        Match::List(ListMatch::Recent(recent)) if recent.hops => HeaderFields::FACTS,
         _ => 0,
     };
     let features = rule

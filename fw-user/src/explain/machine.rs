@@ -1,5 +1,6 @@
 //! The machine that a question is asked of.
 
+use fw_common::abi::blob::Cell;
 use fw_common::abi::flow::{Flow, FlowKey};
 use ipnet::IpNet;
 
@@ -63,13 +64,14 @@ impl Machine {
     }
 
     /// The firewall that runs: its policy as the kernel holds it, the host, and the flows that it
-    /// tracks, each with whether it is embryonic, and its sets by place. `now` is the clock that flows expire by.
+    /// tracks, each with whether it is embryonic, and its sets and lists by place. `now` is the clock that flows expire by.
     pub fn live(
         meta: Meta,
         tables: TableSet,
         host: &crate::host::Host,
         flows: impl IntoIterator<Item = (FlowKey, Flow, bool)>,
         sets: Vec<(u32, HostSet)>,
+        lists: &[(u32, Vec<Cell>)],
         now: u64,
     ) -> Self {
         let mut running = HostTables::running(Host::from(host), tables);
@@ -79,6 +81,9 @@ impl Machine {
         }
         for (place, set) in sets {
             running.put_set(place, set);
+        }
+        for (place, cells) in lists {
+            running.put_list_cells(*place, cells);
         }
         Self {
             policy: meta.policy,

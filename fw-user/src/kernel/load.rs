@@ -30,7 +30,8 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 /// Its SHA-256.
 const OBJECT_HASH: &str = env!("FWBPF_OBJECT_HASH");
 
-const MAPS: [&str; 18] = [
+const MAPS: [&str; 19] = [
+    maps::LISTS,
     maps::SETS,
     maps::SET_INFO,
     maps::HINTS,
@@ -95,11 +96,13 @@ pub struct Maps {
     pub sets: Places,
     /// What is known of them.
     pub set_info: Array<MapData, SetInfo>,
+    /// Lists, by place.
+    pub lists: Places,
     /// Events by [`fw_common::abi::stat::Stat`].
     pub stats: PerCpuArray<MapData, u64>,
 }
 
-/// Maps in a map: generations of the policy, or sets, by place.
+/// Maps in a map: generations of the policy, sets, or lists, by place.
 #[derive(Debug)]
 pub struct Places(MapData);
 
@@ -121,8 +124,8 @@ impl AsFd for Places {
 }
 
 impl Places {
-    /// The policy in a place, if there is one.
-    fn get(&self, place: u32) -> Result<Option<Blob>> {
+    /// The policy or list in a place, if there is one.
+    pub fn get(&self, place: u32) -> Result<Option<Blob>> {
         let Some(id) = sys::word(self.as_fd(), place)? else {
             return Ok(None);
         };
@@ -164,6 +167,7 @@ impl Maps {
             fragments: typed(state, maps::FRAGMENTS)?,
             sets: typed(state, maps::SETS)?,
             set_info: typed(state, maps::SET_INFO)?,
+            lists: typed(state, maps::LISTS)?,
             stats: typed(state, maps::STATS)?,
         };
         Ok(Some(opened))

@@ -9,6 +9,7 @@ pub mod clock;
 pub mod fast_path;
 mod flip;
 pub mod flows;
+pub mod lists;
 pub mod load;
 pub mod probe;
 pub mod read;

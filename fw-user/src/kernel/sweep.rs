@@ -1,12 +1,16 @@
-//! Deleting flows, through the program that looks at each once more.
+//! Deleting flows, through the program that looks at each once more, and changing lists.
+
+use std::net::IpAddr;
 
 use anyhow::{Context, Result};
 use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use fw_common::abi::Family;
 use fw_common::abi::flow::FlowKey;
 use fw_common::abi::maps;
 
 use super::flows::{FlowTable, Slices};
 use super::state::StateDir;
+use crate::addr;
 
 /// The program that deletes flows.
 #[derive(Debug)]
@@ -32,16 +36,41 @@ impl Sweeper {
         self.run(key, true)
     }
 
+    /// Changes a list of recent addresses: 1 if the address was there, 0 if not, something else if
+    /// the list cannot be changed.
+    pub fn change_list(&self, place: u32, question: u32, address: IpAddr) -> Result<u32> {
+        let family = match address {
+            IpAddr::V4(_) => Family::V4,
+            IpAddr::V6(_) => Family::V6,
+        };
+        let mut frame = [0; 128];
+        let asked = [place, question, family as u32];
+        let words = addr::to_abi(address).into_iter().chain(asked);
+        for (place, word) in frame.chunks_exact_mut(4).zip(words) {
+            place.copy_from_slice(&word.to_ne_bytes());
+        }
+        self.test(&frame, maps::SWEEP_LISTS)
+    }
+
     fn run(&self, key: &FlowKey, forced: bool) -> Result<bool> {
-        let frame = frame(key, forced);
+        Ok(self.test(&frame(key, forced), 0)? == 1)
+    }
+
+    fn test(&self, frame: &[u8], mark: u32) -> Result<u32> {
+        // The beginning of `struct __sk_buff`: length, packet type, mark.
+        let context: Vec<u8> = [0, 0, mark]
+            .into_iter()
+            .flat_map(u32::to_ne_bytes)
+            .collect();
         let result = self
             .program
             .test_run(TestRunOptions {
-                data_in: Some(&frame),
+                data_in: Some(frame),
+                ctx_in: Some(&context),
                 ..TestRunOptions::default()
             })
             .with_context(|| format!("cannot run the program {}", maps::PROGRAM_SWEEP))?;
-        Ok(result.return_value == 1)
+        Ok(result.return_value)
     }
 }
 

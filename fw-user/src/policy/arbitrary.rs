@@ -8,6 +8,7 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::ids::TableName;
+use super::lists::arbitrary as lists;
 use super::model::{
     Chain, ChainPolicy, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType,
     InterfacePattern, Limit, Log, Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy,
@@ -30,13 +31,13 @@ pub fn policy() -> impl Strategy<Value = Policy> {
         option::of(ruleset(Family::Ipv4)),
         option::of(ruleset(Family::Ipv6)),
     )
-        .prop_map(|(ipv4, ipv6)| Policy {
-            ipv4,
-            ipv6,
-            files: Vec::new(),
-            toml: None,
-            sets: Vec::new(),
-            tracking: Default::default(),
+        .prop_filter_map("lists have one mask", |(ipv4, ipv6)| {
+            let mut policy = Policy {
+                ipv4,
+                ipv6,
+                ..Policy::default()
+            };
+            policy.gather_lists().is_ok().then_some(policy)
         })
 }
 
@@ -266,6 +267,7 @@ fn general_match(family: Family) -> impl Strategy<Value = Match> {
         limit().prop_map(Match::Limit),
         packet::packet_match(family),
         packet::packet_match(family),
+        lists::list_match(family),
     ]
 }
 

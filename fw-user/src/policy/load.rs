@@ -1,11 +1,12 @@
 //! Files -> policy: what each file is, for which IP version, and how several become one.
 
-use fw_common::abi::maps::POLICY_SETS_MAX;
+use fw_common::abi::maps::{POLICY_LISTS_MAX, POLICY_SETS_MAX};
 use serde::Serialize;
 
 use super::document;
 use super::error::{PolicyError, PolicyErrors, Problem, Report, Warning, nearest};
 use super::hosts::Hosts;
+use super::lists::Disagreement;
 use super::model::{Family, Origin, Policy};
 use super::save;
 use super::set::{self, is_set_file};
@@ -87,6 +88,11 @@ fn read(
                 .help("leave out sets that no rule asks")
         }));
     }
+    if errors.is_empty()
+        && let Some(error) = gather_lists(files, &mut policy)
+    {
+        errors.push(error);
+    }
     if errors.is_empty() {
         Ok(Loaded {
             missing_sets: missing_sets(files, &policy),
@@ -96,6 +102,26 @@ fn read(
     } else {
         Err(PolicyErrors { errors })
     }
+}
+
+/// Notes the lists that rules name; what is wrong with them.
+fn gather_lists(files: &[SourceFile], policy: &mut Policy) -> Option<PolicyError> {
+    if let Err(Disagreement { origin, name }) = policy.gather_lists() {
+        return Some(error_at(files, origin, &name, |span| {
+            let message = format!("the list `{name}` has another `--mask` in a rule before");
+            Problem::wrong("two-masks", span, message)
+                .expected("the same mask in all rules that name a list")
+                .help("give one of the lists another `--name`: iptables would take the mask of the rule that it sees first for all of them")
+        }));
+    }
+    if let Some(list) = policy.lists.get(POLICY_LISTS_MAX) {
+        return Some(error_at(files, list.origin, &list.name, |span| {
+            Problem::wrong("too-many-lists", span, "there are too many lists")
+                .expected(format!("{POLICY_LISTS_MAX} lists at most"))
+                .help("let rules share a list by its `--name`")
+        }));
+    }
+    None
 }
 
 fn take_report(mut report: Report<'_>, errors: &mut Vec<PolicyError>, warnings: &mut Vec<Warning>) {

@@ -13,6 +13,7 @@ pub mod error;
 pub mod hosts;
 pub mod ids;
 pub mod lint;
+pub mod lists;
 pub mod load;
 pub mod match_table;
 pub mod model;

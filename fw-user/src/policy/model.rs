@@ -14,6 +14,7 @@ use super::tracking::Tracking;
 
 pub use log::{Log, Nflog};
 
+use super::lists::{ListDefinition, ListMatch};
 use super::packet_match::PacketMatch;
 use super::set::SetDefinition;
 
@@ -30,6 +31,8 @@ pub struct Policy {
     pub toml: Option<String>,
     /// The sets that its rules may ask.
     pub sets: Vec<SetDefinition>,
+    /// The lists that its rules keep.
+    pub lists: Vec<ListDefinition>,
     /// How connections are tracked.
     pub tracking: Tracking,
 }
@@ -221,6 +224,8 @@ pub enum Match {
     Comment(String),
     /// What is in and about the packet besides.
     Packet(PacketMatch),
+    /// What was seen before.
+    List(ListMatch),
 }
 
 /// `-m set`.

@@ -7,6 +7,7 @@ use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::list::ListCell;
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
@@ -129,6 +130,18 @@ impl<T: Tables> Tables for Held<'_, T> {
 
     fn remove_set_entry(&self, place: u32, key: &SetKey) {
         self.tables.remove_set_entry(place, key);
+    }
+
+    fn list_cell(&self, place: u32, cell: u32) -> Option<&ListCell> {
+        self.tables.list_cell(place, cell)
+    }
+
+    fn lock_list(&self, place: u32) -> bool {
+        self.tables.lock_list(place)
+    }
+
+    fn unlock_list(&self, place: u32) {
+        self.tables.unlock_list(place);
     }
 
     fn holds_back(&self) -> bool {

@@ -7,10 +7,11 @@ use std::ops::ControlFlow;
 
 use elsa::FrozenVec;
 use fw_common::MapCell;
-use fw_common::abi::blob::{Cell, MAX_DEPTH, Page};
+use fw_common::abi::blob::{Cell, MAX_DEPTH, PAGE_CELLS, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::list::{ListCell, ListShape, head};
 use fw_common::abi::maps;
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
@@ -65,6 +66,8 @@ pub struct HostTables {
     frames: Vec<MapCell<u64>>,
     /// By place.
     sets: BTreeMap<u32, HostSet>,
+    /// By place.
+    lists: BTreeMap<u32, Vec<ListCell>>,
     /// States of limits by cell, where packets have changed them.
     limits: RefCell<BTreeMap<u32, u64>>,
     events: RefCell<Vec<Event>>,
@@ -129,6 +132,7 @@ impl HostTables {
             fragments_max: capacities.fragments,
             frames: (0..MAX_DEPTH).map(|_| MapCell::new(0)).collect(),
             sets: BTreeMap::new(),
+            lists: BTreeMap::new(),
             limits: RefCell::default(),
             events: RefCell::default(),
             counters: RefCell::default(),
@@ -156,13 +160,44 @@ impl HostTables {
         self.devices = self.device_records();
     }
 
-    /// Puts a policy's sets in their places.
+    /// Puts a policy's sets, and its lists, which are empty, in their places.
     pub fn put_sets(&mut self, policy: &Policy) {
         for set in &policy.sets {
             let elements = set.elements.as_deref().map_or(&[][..], Vec::as_slice);
             let (info, entries) = contents(set, elements, self.now.get());
             self.put_set(set.place, HostSet::new(info, entries));
         }
+        for list in &policy.lists {
+            self.put_list(list.place, &list.shape());
+        }
+    }
+
+    /// Puts an empty list in its place.
+    pub fn put_list(&mut self, place: u32, shape: &ListShape) {
+        let mut cells = vec![Cell::default(); shape.pages() as usize * PAGE_CELLS];
+        cells[0] = shape.head(0);
+        self.put_list_cells(place, &cells);
+    }
+
+    /// Puts a list in its place as it is, for instance one read from the kernel.
+    pub fn put_list_cells(&mut self, place: u32, cells: &[Cell]) {
+        let cell = |cell: &Cell| cell.w.map(MapCell::new);
+        let list: Vec<ListCell> = cells.iter().map(cell).collect();
+        // It may have been in use when it was read.
+        if let Some(head) = list.first() {
+            head[head::LOCK].set(0);
+            head[head::LOCK + 1].set(0);
+        }
+        self.lists.insert(place, list);
+    }
+
+    /// The cells of the list in a place.
+    pub fn list_cells(&self, place: u32) -> Vec<Cell> {
+        let words = |cell: &ListCell| Cell {
+            w: cell.each_ref().map(MapCell::get),
+        };
+        let list = self.lists.get(&place).map_or(&[][..], Vec::as_slice);
+        list.iter().map(words).collect()
     }
 
     /// Puts a set in its place.
@@ -275,6 +310,7 @@ impl HostTables {
         }
         fork.limits.clone_from(&self.limits);
         fork.sets.clone_from(&self.sets);
+        fork.lists.clone_from(&self.lists);
         fork.set_now(self.now.get());
         fork.set_time(self.tai.get());
         fork.set_seed(self.random.get());
@@ -450,6 +486,18 @@ impl Tables for HostTables {
             set.entries.borrow_mut().remove(key);
         }
     }
+
+    fn list_cell(&self, place: u32, cell: u32) -> Option<&ListCell> {
+        self.lists.get(&place)?.get(cell as usize)
+    }
+
+    fn lock_list(&self, place: u32) -> bool {
+        self.list_cell(place, 0)
+            .is_some_and(|cell| cell[head::LOCK].get() == 0)
+    }
+
+    /// There is one thread.
+    fn unlock_list(&self, _place: u32) {}
 
     fn now(&self) -> u64 {
         self.now.get()

@@ -8,6 +8,7 @@ use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
 use fw_common::abi::event;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::list::ListCell;
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
@@ -218,6 +219,18 @@ impl<T: Tables> Tables for Traced<'_, T> {
     fn deferred_hold(&self, scratch: &mut Scratch) -> u32 {
         // Not through this, which would lead nowhere else.
         self.tables.deferred_hold(scratch)
+    }
+
+    fn list_cell(&self, place: u32, cell: u32) -> Option<&ListCell> {
+        self.tables.list_cell(place, cell)
+    }
+
+    fn lock_list(&self, place: u32) -> bool {
+        self.tables.lock_list(place)
+    }
+
+    fn unlock_list(&self, place: u32) {
+        self.tables.unlock_list(place);
     }
 
     fn holds_back(&self) -> bool {

@@ -92,6 +92,7 @@ fn masquerading() -> Policy {
         files: vec!["generated".into()],
         toml: None,
         sets: Vec::new(),
+        lists: Vec::new(),
         tracking: Default::default(),
     }
 }

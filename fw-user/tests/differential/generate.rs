@@ -37,6 +37,7 @@ pub fn policy() -> impl Strategy<Value = Policy> {
             files: vec!["generated".into()],
             toml: None,
             sets: Vec::new(),
+            lists: Vec::new(),
             tracking: Default::default(),
         })
 }

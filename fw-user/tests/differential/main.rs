@@ -8,4 +8,5 @@ mod fuzzed;
 mod generate;
 mod limit;
 mod model;
+mod recent;
 mod tracking;

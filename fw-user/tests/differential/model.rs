@@ -228,7 +228,9 @@ fn fulfils(condition: &Match, seen: &Seen) -> bool {
         // Limits depend on time, which is not here: the generator has none. Nor has it what is asked
         // of the packet's bytes.
         // The judge of sets is ipset, in the comparison with iptables.
-        Match::Limit(_) | Match::Packet(_) | Match::Set(_) | Match::Comment(_) => true,
+        Match::Limit(_) | Match::Packet(_) | Match::Set(_) | Match::List(_) | Match::Comment(_) => {
+            true
+        }
     }
 }
 

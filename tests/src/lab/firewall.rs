@@ -222,7 +222,12 @@ impl Firewall for Fwbpf {
                 String::from_utf8_lossy(&flushed.stderr)
             );
         }
-        self.load_with(&["--counters"], rules).map(drop)
+        self.load_with(&["--counters"], rules)?;
+        // Lists live on from load to load.
+        if rules.iter().any(|(_, text)| text.contains("-m recent")) {
+            self.text(&["recent", "flush"])?;
+        }
+        Ok(())
     }
 
     fn clear(&self) -> Result<()> {

@@ -11,9 +11,11 @@ use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::abi::maps;
 use fw_user::compile::TableSet;
 use fw_user::host::Host;
+use fw_user::kernel::lists::{ListEntry, entries};
 use fw_user::kernel::load::{FlowWords, Maps};
 use fw_user::kernel::state::Settled;
 use fw_user::kernel::{read, sync};
+use fw_user::policy::lists::ListDefinition;
 use fw_user::policy::set::SetDefinition;
 use fw_user::sim::{FlowState, State};
 use tempfile::NamedTempFile;
@@ -83,6 +85,7 @@ impl Kernel {
             fragments: take(&mut object, maps::FRAGMENTS)?,
             sets: take(&mut object, maps::SETS)?,
             set_info: take(&mut object, maps::SET_INFO)?,
+            lists: take(&mut object, maps::LISTS)?,
             stats: take(&mut object, maps::STATS)?,
         };
         Ok(Self {
@@ -115,9 +118,17 @@ impl Kernel {
         self.generation + 1
     }
 
-    /// Makes and fills the sets of the policy that is to be run.
-    pub fn fill(&mut self, sets: &[SetDefinition]) -> Result<()> {
-        fw_user::kernel::sets::fill(&mut self.maps, sets)
+    /// Makes and fills the sets of the policy that is to be run, and makes its lists.
+    pub fn fill(&mut self, sets: &[SetDefinition], lists: &[ListDefinition]) -> Result<()> {
+        fw_user::kernel::sets::fill(&mut self.maps, sets)?;
+        fw_user::kernel::lists::fill(&self.maps, lists)
+    }
+
+    /// The addresses in a list.
+    pub fn list(&self, list: &ListDefinition) -> Result<Vec<ListEntry>> {
+        let pages = self.maps.lists.get(list.place)?;
+        let pages = pages.context("the list is not in its place")?;
+        Ok(entries(&read::cells(&pages)?))
     }
 
     /// Forgets what packets did, and runs this policy, which has so many counters.

@@ -14,6 +14,8 @@ use fw_common::datapath::{Verdict, early, egress, ingress};
 use fw_user::compile::{Slots, TableSet, compile};
 use fw_user::host::Host;
 use fw_user::kernel::flows::monotonic_now;
+use fw_user::kernel::lists::{ListEntry, entries};
+use fw_user::policy::lists::ListDefinition;
 use fw_user::policy::model::Family;
 use fw_user::sim::{self, Held, HostTables, SlicePacket, State};
 use fwbpf_tests::conformance::traffic::{Flow, Place, Step, Traffic, Way, What};
@@ -46,6 +48,7 @@ pub struct Tally {
 pub struct Trial<'k> {
     kernel: &'k Kernel,
     tables: HostTables,
+    lists: Vec<ListDefinition>,
     scratch: Scratch,
     forwards: bool,
     host: Host,
@@ -95,13 +98,15 @@ impl<'k> Trial<'k> {
             ..Tally::default()
         };
         let host = Host::read()?;
-        kernel.fill(&policy.sets)?;
+        kernel.fill(&policy.sets, &policy.lists)?;
         kernel.start(&host, &set, slots.of.len() as u32)?;
         let mut tables = HostTables::running(sim::Host::from(&host), set);
         tables.put_sets(&policy);
+        let lists = policy.lists;
         Ok(Self {
             kernel,
             tables,
+            lists,
             scratch: Scratch::default(),
             forwards,
             host,
@@ -300,10 +305,19 @@ impl<'k> Trial<'k> {
     fn compare_states(&self) -> Result<()> {
         let real = self.kernel.state()?.timeless();
         let expected = self.tables.state().timeless();
-        if real == expected {
-            return Ok(());
+        if real != expected {
+            bail!("the tables differ:\n{}", difference(&real, &expected)?);
         }
-        bail!("the tables differ:\n{}", difference(&real, &expected)?);
+        for list in &self.lists {
+            let real = timeless(self.kernel.list(list)?);
+            let expected = timeless(entries(&self.tables.list_cells(list.place)));
+            ensure!(
+                real == expected,
+                "the list {} differs:\nthe kernel    {real:?}\nthe simulator {expected:?}",
+                list.name
+            );
+        }
+        Ok(())
     }
 
     fn index(&self, device: &str) -> Result<u32> {
@@ -407,6 +421,13 @@ fn difference(real: &State, expected: &State) -> Result<String> {
         writeln!(text, "events: kernel {real:?}, simulator {expected:?}")?;
     }
     Ok(text)
+}
+
+/// A list's addresses, hop limits and numbers of packets.
+fn timeless(mut entries: Vec<ListEntry>) -> Vec<(IpAddr, u8, usize)> {
+    entries.sort_by_key(|entry| entry.address);
+    let plain = |entry: ListEntry| (entry.address, entry.hops, entry.times.len());
+    entries.into_iter().map(plain).collect()
 }
 
 /// How many chains are stored in each way.

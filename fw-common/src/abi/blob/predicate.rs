@@ -113,6 +113,17 @@ pub enum Condition {
     },
     /// TCP has an option of this kind.
     TcpOption(u8),
+    /// The list of recent addresses says yes ([`crate::datapath::lists`]).
+    Recent {
+        /// The list's place.
+        place: u32,
+        /// Bits of [`crate::abi::list::recent`].
+        flags: u32,
+        /// How old a time may be that counts, 0 for any.
+        seconds: u32,
+        /// How many must count.
+        hits: u32,
+    },
 }
 
 /// [`Condition::Time`]'s flags.
@@ -166,6 +177,10 @@ pub mod condition {
     pub const TIME: u32 = 18;
     /// [`super::Condition::TcpOption`].
     pub const TCP_OPTION: u32 = 19;
+    /// [`super::Condition::Recent`].
+    pub const RECENT: u32 = 41;
+    /// The last of the conditions that keep lists, of which [`RECENT`] is the first.
+    pub const LAST_LIST: u32 = 46;
 }
 
 /// The word of a predicate that holds a set's place.
@@ -286,6 +301,19 @@ impl PredicateFields {
             Condition::TcpOption(kind) => {
                 cell.w[1] = kind as u32;
                 condition::TCP_OPTION
+            }
+            Condition::Recent {
+                place,
+                flags,
+                seconds,
+                hits,
+            } => {
+                // Apart, as above.
+                cell.w[SET_PLACE] = place;
+                cell.w[4] = flags;
+                cell.w[6] = seconds;
+                cell.w[8] = hits;
+                condition::RECENT
             }
         };
         cell.w[0] = kind | (self.not as u32) << 8;

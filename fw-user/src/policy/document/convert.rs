@@ -200,7 +200,8 @@ fn try_entry(rule: &Rule, family: Family) -> Option<Entry> {
             | Match::Icmp(_)
             | Match::Limit(_)
             | Match::Set(_)
-            | Match::Packet(_) => {
+            | Match::Packet(_)
+            | Match::List(_) => {
                 return None;
             }
             Match::Comment(text) => entry.comment = Some(text.clone()),

@@ -72,7 +72,7 @@ fn match_covers(wide: &Match, narrow: &Rule) -> bool {
     }
     narrow.matches.iter().any(|each| match (wide, each) {
         // What one limit has let through says nothing about what is left.
-        (Match::Limit(_) | Match::Packet(PacketMatch::Statistic(_)), _) => false,
+        (Match::Limit(_) | Match::Packet(PacketMatch::Statistic(_)) | Match::List(_), _) => false,
         (Match::Packet(wide), Match::Packet(narrow)) => wide == narrow,
         (Match::Tcp(wide), Match::Tcp(narrow)) => {
             ports_cover(&wide.ports, &narrow.ports)

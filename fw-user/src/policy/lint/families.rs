@@ -229,7 +229,7 @@ fn decides(rule: &Rule, kind: u8) -> bool {
         Match::State(_) | Match::Conntrack(_) => super::covers::states_of(each)
             .is_some_and(|states| (states.value.0 & CtStates::UNTRACKED.0 != 0) != states.not),
         // Discovery needs little, and a limit lets little pass.
-        Match::Limit(_) | Match::Packet(_) => accepts,
+        Match::Limit(_) | Match::Packet(_) | Match::List(_) => accepts,
         // Sets of neighbours are rare.
         Match::Set(_) => false,
         Match::Tcp(_) | Match::Udp(_) | Match::Multiport(_) => false,

@@ -231,7 +231,7 @@ impl Packet<'_> {
             Match::Conntrack(conntrack) => conntrack.states.is_none_or(state),
             // Only what the limit lets through matches.
             // Nor is it known what an administrator's packets are like besides.
-            Match::Limit(_) | Match::Packet(_) => !rule.target.refuses(),
+            Match::Limit(_) | Match::Packet(_) | Match::List(_) => !rule.target.refuses(),
             // What is in a set may change any moment; most drop what hardly anybody is in.
             Match::Set(_) => !rule.target.refuses(),
             Match::Comment(_) => true,

@@ -129,7 +129,9 @@ pub(crate) fn find_match(name: &str, family: Family) -> Option<&'static MatchRow
 /// Every match.
 pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
     let known = MATCHES.iter().chain(PACKET_MATCHES);
-    let known = known.chain(matches::set::MATCHES);
+    let known = known
+        .chain(matches::set::MATCHES)
+        .chain(matches::recent::MATCHES);
     known.chain(foreign::MATCHES)
 }
 

@@ -1,5 +1,6 @@
 //! Rule sets over the whole supported grammar, biased so that the traffic matches.
 
+mod lists;
 mod log;
 mod matches;
 mod sets;
@@ -312,6 +313,17 @@ impl<R: Rng> Writer<'_, R> {
             let after = first.map_or(words.len(), |first| first + 1);
             let at = self.random.random_range(after..=words.len());
             words.insert(at, super::extensions::limit(self.random));
+        }
+        if self.chance(0.12) {
+            // Several, and anywhere: each is asked, and changes its list, if all before it hold.
+            for _ in 0..1 + self.upto(2) {
+                let first = words
+                    .iter()
+                    .position(|word| word.starts_with("-m ") || word.starts_with("-p "));
+                let after = first.map_or(words.len(), |first| first + 1);
+                let at = self.random.random_range(after..=words.len());
+                words.insert(at, lists::recent(self.random, self.family));
+            }
         }
         if self.chance(0.3)
             && let Some(asked) = self.sets.asked(self.random)

@@ -1,6 +1,7 @@
 //! The matches that fwbpf knows.
 
 mod packet;
+pub(crate) mod recent;
 pub(crate) mod set;
 
 pub(crate) use packet::MATCHES as PACKET_MATCHES;
@@ -9,8 +10,8 @@ use super::{
     Argument, BOTH, MatchReading, MatchRow, ONLY_V4, ONLY_V6, OptionRow, ReadOption, Support,
 };
 use crate::policy::model::{
-    Conntrack, CtDirection, CtStates, IcmpType, Limit, Match, Multiport, Negatable, PortRange,
-    Ports, Tcp, TcpFlags, WhichPort,
+    Conntrack, CtDirection, CtStates, Family, IcmpType, Limit, Match, Multiport, Negatable,
+    PortRange, Ports, Tcp, TcpFlags, WhichPort,
 };
 use crate::policy::names::{DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
 use crate::policy::save::{Value, packet_values, values};
@@ -27,6 +28,7 @@ pub(crate) enum MatchDraft {
     Conntrack(Conntrack),
     Limit(LimitDraft),
     Set(set::Draft),
+    Recent(recent::Draft),
     Comment(Option<String>),
     Packet(packet::PacketDraft),
 }
@@ -50,7 +52,7 @@ pub(crate) enum Unfinished {
 
 impl MatchDraft {
     /// The finished match, or the option that it cannot be without.
-    pub fn finish(self) -> Result<Match, Unfinished> {
+    pub fn finish(self, family: Family) -> Result<Match, Unfinished> {
         let whole = match self {
             Self::Tcp(tcp) => Ok(Match::Tcp(tcp)),
             Self::Udp(ports) => Ok(Match::Udp(ports)),
@@ -66,6 +68,7 @@ impl MatchDraft {
             }) => Err("--ctstate or --ctdir"),
             Self::Conntrack(conntrack) => Ok(Match::Conntrack(conntrack)),
             Self::Limit(limit) => return limit.finish(),
+            Self::Recent(recent) => return recent.finish(family),
             Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Packet(packet) => return packet.finish(),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),

@@ -19,7 +19,7 @@ impl<'a> Reader<'a, '_, '_> {
             self.rule.matches.push(Match::Packet(fragment));
         }
         for loaded in std::mem::take(&mut self.matches) {
-            match loaded.draft.finish() {
+            match loaded.draft.finish(self.family) {
                 Ok(finished) => self.rule.matches.push(normal(finished)),
                 Err(_) if self.errors_before < self.report.errors.len() => {}
                 Err(Unfinished::Wrong(problem)) => self.error(*problem),

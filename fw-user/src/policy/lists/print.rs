@@ -1,0 +1,51 @@
+//! These matches as iptables-save prints them.
+
+use std::fmt;
+
+use super::{ListMatch, Question, Recent};
+use crate::policy::model::Side;
+
+impl fmt::Display for ListMatch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Recent(recent) => recent.fmt(f),
+        }
+    }
+}
+
+/// As `recent_save` prints it (extensions/libxt_recent.c).
+impl fmt::Display for Recent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let not = if self.not { "! " } else { "" };
+        write!(f, "-m recent {not}--{}", self.question.option())?;
+        if self.seconds != 0 {
+            write!(f, " --seconds {}", self.seconds)?;
+        }
+        if self.reap {
+            f.write_str(" --reap")?;
+        }
+        if self.hits != 0 {
+            write!(f, " --hitcount {}", self.hits)?;
+        }
+        if self.hops {
+            f.write_str(" --rttl")?;
+        }
+        let side = match self.side {
+            Side::Source => "--rsource",
+            Side::Destination => "--rdest",
+        };
+        write!(f, " --name {} --mask {} {side}", self.name, self.mask)
+    }
+}
+
+impl Question {
+    /// The option that asks it.
+    pub const fn option(self) -> &'static str {
+        match self {
+            Self::Set => "set",
+            Self::Check => "rcheck",
+            Self::Update => "update",
+            Self::Remove => "remove",
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What rules remember of addresses, with real connections.
+
+use anyhow::{Result, ensure};
+use fw_user::policy::model::Family;
+use fwbpf_tests::guide::with_fwbpf;
+use fwbpf_tests::lab::address::{OUTSIDE, SERVER};
+use fwbpf_tests::lab::sockets::{Reach, ip, reach, tcp_echo};
+use fwbpf_tests::lab::{Firewall as _, Fwbpf, Namespace};
+
+/// Both IP versions with the same rules of the table filter.
+fn load(fwbpf: &Fwbpf, rules: &str) -> Result<()> {
+    let text = format!(
+        "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT ACCEPT [0:0]\n\
+         -A INPUT -i lo -j ACCEPT\n\
+         -A INPUT -p ipv6-icmp -j ACCEPT\n\
+         {rules}COMMIT\n"
+    );
+    fwbpf.load(&[
+        (Family::Ipv4, &text.replace("ipv6-icmp", "icmp")),
+        (Family::Ipv6, &text),
+    ])
+}
+
+fn expect(from: &Namespace, version: usize, port: u16, expected: Reach, when: &str) -> Result<()> {
+    let got = reach(from, None, ip(SERVER[version]), port)?;
+    ensure!(got == expected, "{when}, {}: {got:?}", SERVER[version]);
+    Ok(())
+}
+
+/// The recipe of a thousand servers: three connections a minute, the fourth is refused, and so is every
+/// one after it until there was silence for a minute.
+const BRUTE_FORCE: &str = "\
+     -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+     -A INPUT -p tcp -m tcp --dport 81 -m conntrack --ctstate NEW -m recent --set --name SSH\n\
+     -A INPUT -p tcp -m tcp --dport 81 -m conntrack --ctstate NEW -m recent --update --seconds 60 --hitcount 4 --name SSH -j DROP\n\
+     -A INPUT -p tcp -m tcp --dport 81 -j ACCEPT\n";
+
+#[test]
+fn who_connects_too_often_is_refused_and_remembered_over_a_load() {
+    with_fwbpf("lists_recent", &[], |lab, fwbpf| {
+        tcp_echo(&lab.server, 81)?;
+        load(fwbpf, BRUTE_FORCE)?;
+        for version in [0, 1] {
+            for number in 1..=3 {
+                let when = format!("connection {number}");
+                expect(&lab.outside, version, 81, Reach::Open, &when)?;
+            }
+            expect(&lab.outside, version, 81, Reach::Silent, "connection 4")?;
+            load(fwbpf, BRUTE_FORCE)?;
+            expect(&lab.outside, version, 81, Reach::Silent, "after a load")?;
+
+            let list = fwbpf.json(&["recent", "list", "SSH"])?;
+            let entries = list[0]["entries"].as_array().cloned().unwrap_or_default();
+            let own = |entry: &&serde_json::Value| entry["address"] == OUTSIDE[version];
+            let times = entries
+                .iter()
+                .find(own)
+                .and_then(|e| e["seconds_ago"].as_array());
+            // What is refused is a SYN, sent again and again.
+            ensure!(
+                times.is_some_and(|times| times.len() >= 5),
+                "the list is {list}"
+            );
+
+            fwbpf.text(&["recent", "del", "SSH", OUTSIDE[version]])?;
+            expect(
+                &lab.outside,
+                version,
+                81,
+                Reach::Open,
+                "once it is forgotten",
+            )?;
+            fwbpf.text(&["recent", "flush", "SSH"])?;
+            for _ in 0..4 {
+                fwbpf.text(&["recent", "add", "SSH", OUTSIDE[version]])?;
+            }
+            expect(
+                &lab.outside,
+                version,
+                81,
+                Reach::Silent,
+                "once it was added by hand",
+            )?;
+        }
+        let code = |arguments: &[&str]| -> Result<Option<i32>> {
+            Ok(fwbpf.output(arguments)?.status.code())
+        };
+        ensure!(code(&["recent", "del", "SSH", "203.0.113.99"])? == Some(5));
+        ensure!(code(&["recent", "list", "SHS"])? == Some(2));
+        // Without a rule that names it, the list is gone, and begins anew.
+        load(fwbpf, "-A INPUT -p tcp -m tcp --dport 81 -j ACCEPT\n")?;
+        ensure!(code(&["recent", "list", "SSH"])? == Some(2));
+        load(fwbpf, BRUTE_FORCE)?;
+        expect(&lab.outside, 0, 81, Reach::Open, "with a new list")
+    });
+}
