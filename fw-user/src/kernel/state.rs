@@ -314,6 +314,7 @@ fn is_ours(name: &str) -> bool {
         maps::EVENTS,
         maps::SETS,
         maps::SET_INFO,
+        maps::LISTS,
     ]
     .contains(&name);
     let fact = Fact::ALL
