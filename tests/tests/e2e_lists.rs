@@ -94,3 +94,30 @@ fn who_connects_too_often_is_refused_and_remembered_over_a_load() {
         expect(&lab.outside, 0, 81, Reach::Open, "with a new list")
     });
 }
+
+/// Two connections an hour for each source; who is over it is counted by a second rule of the same name.
+#[test]
+fn each_source_has_a_limit_of_its_own() {
+    with_fwbpf("lists_hashlimit", &[], |lab, fwbpf| {
+        tcp_echo(&lab.server, 81)?;
+        let limit = "--hashlimit-burst 2 --hashlimit-mode srcip --hashlimit-name web";
+        let rules = format!(
+            "-A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
+             -A INPUT -p tcp -m tcp --dport 81 -m hashlimit --hashlimit-upto 1/hour {limit} -j ACCEPT\n"
+        );
+        load(fwbpf, &rules)?;
+        for version in [0, 1] {
+            for number in 1..=2 {
+                let when = format!("connection {number}");
+                expect(&lab.outside, version, 81, Reach::Open, &when)?;
+            }
+            expect(&lab.outside, version, 81, Reach::Silent, "connection 3")?;
+            expect(&lab.other, version, 81, Reach::Open, "of another source")?;
+            load(fwbpf, &rules)?;
+            expect(&lab.outside, version, 81, Reach::Silent, "after a load")?;
+        }
+        // With other numbers the table begins anew.
+        load(fwbpf, &rules.replace("1/hour", "2/hour"))?;
+        expect(&lab.outside, 0, 81, Reach::Open, "with another limit")
+    });
+}

@@ -1,8 +1,8 @@
 //! Lists: what rules remember of addresses, for as long as it is worth remembering.
 //!
 //! A list is an array of cells of its own, as long as it may ever need to be, in a place of `LISTS`.
-//! Its first cell says what it is and where its parts are; then come hash buckets, 16 in a cell; then
-//! entries. An entry is found by its bucket, whose entries are chained, and all are chained once more
+//! Its first cell says what it is and where its parts are, its second what its kind has to know besides;
+//! then come hash buckets, 16 in a cell; then entries. An entry is found by its bucket, whose entries are chained, and all are chained once more
 //! in the order in which they were used, so that the oldest makes way. Whoever changes a list, or
 //! reads what somebody else may be changing, holds its lock, which is in its first words.
 //!
@@ -43,7 +43,7 @@ pub mod head {
     pub const SEED: usize = 10;
     /// What the list's kind makes of it.
     pub const DETAIL: usize = 11;
-    /// Four words: of an address, only these bits count.
+    /// Four words: of an address (the source, where there are two), only these bits count.
     pub const MASK: usize = 12;
 }
 
@@ -72,7 +72,7 @@ pub const USED: u32 = 1;
 /// Buckets in a cell.
 pub const BUCKETS_IN_CELL: u32 = 16;
 /// The first bucket's cell.
-pub const FIRST_BUCKET: u32 = 1;
+pub const FIRST_BUCKET: u32 = 2;
 /// Entries that a list may have.
 pub const ENTRIES_MAX: u32 = 1 << 20;
 
@@ -105,6 +105,63 @@ pub mod recent {
     pub const REAP: u32 = 1 << 4;
 }
 
+/// `-m hashlimit`: an entry is a bucket of credit. Its second cell holds how much there is.
+pub mod hashlimit {
+    use crate::abi::Addr;
+
+    /// Four words of the list's second cell: the bits of a destination that count.
+    pub const SECOND_MASK: usize = 0;
+    /// The bits of the ports that count, the source's in the high half.
+    pub const PORTS: usize = 4;
+    /// Milliseconds that a bucket lives without being asked.
+    pub const LIFETIME: usize = 5;
+    /// Two words: what a packet costs, or [`CHUNK`] bytes.
+    pub const COST: usize = 6;
+    /// Two words: the most credit there can be; where bytes cost, how often a bucket is filled at once.
+    pub const CAP: usize = 8;
+    /// [`BYTES`].
+    pub const FLAGS: usize = 10;
+    /// Bytes cost, not packets.
+    pub const BYTES: u32 = 1;
+
+    /// The word of an entry that says when it was asked last, in milliseconds.
+    pub const TIME: usize = 14;
+    /// Two words of an entry's second cell: the credit.
+    pub const CREDIT: usize = 0;
+    /// How often the bucket may still be filled at once.
+    pub const REFILLS: usize = 2;
+
+    /// What a rule asks: what is over the limit.
+    pub const ABOVE: u32 = 1;
+
+    /// Credit that a millisecond brings, as a power of two: a quarter of `CREDITS_PER_JIFFY` for 250
+    /// jiffies a second, and all of it for 1000 (net/netfilter/xt_hashlimit.c).
+    pub const PER_MILLISECOND: u32 = 37;
+    /// The same of `CREDITS_PER_JIFFY_BYTES`.
+    pub const BYTES_PER_MILLISECOND: u32 = 22;
+    /// What a second brings, and the most there can be, where bytes cost.
+    pub const BYTES_CAP: u64 = 1000 << BYTES_PER_MILLISECOND;
+    /// Bytes cost by so many, as a power of two (`XT_HASHLIMIT_BYTE_SHIFT`).
+    pub const CHUNK: u32 = 4;
+
+    /// What the second cell of a list says.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct Terms {
+        /// See [`SECOND_MASK`].
+        pub mask: Addr,
+        /// See [`PORTS`].
+        pub ports: u32,
+        /// See [`LIFETIME`].
+        pub lifetime: u32,
+        /// See [`COST`].
+        pub cost: u64,
+        /// See [`CAP`].
+        pub cap: u64,
+        /// See [`BYTES`].
+        pub bytes: bool,
+    }
+}
+
 /// What a list is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListShape {
@@ -116,6 +173,8 @@ pub struct ListShape {
     pub detail: u32,
     /// The bits of an address that count.
     pub mask: Addr,
+    /// What its kind has to know besides.
+    pub terms: [u32; 16],
 }
 
 impl ListShape {
@@ -126,6 +185,27 @@ impl ListShape {
             stride: 1 + times.div_ceil(recent::TIMES_IN_CELL),
             detail: times - 1,
             mask,
+            terms: [0; 16],
+        }
+    }
+
+    /// A table of buckets.
+    pub fn hashlimit(capacity: u32, mask: Addr, terms: &hashlimit::Terms) -> Self {
+        let mut words = [0; 16];
+        words[hashlimit::SECOND_MASK..][..4].copy_from_slice(&terms.mask);
+        words[hashlimit::PORTS] = terms.ports;
+        words[hashlimit::LIFETIME] = terms.lifetime;
+        for (word, value) in [(hashlimit::COST, terms.cost), (hashlimit::CAP, terms.cap)] {
+            words[word] = value as u32;
+            words[word + 1] = (value >> 32) as u32;
+        }
+        words[hashlimit::FLAGS] = if terms.bytes { hashlimit::BYTES } else { 0 };
+        Self {
+            capacity,
+            stride: 2,
+            detail: 0,
+            mask,
+            terms: words,
         }
     }
 
@@ -144,8 +224,8 @@ impl ListShape {
         (self.first_entry() + self.capacity * self.stride).div_ceil(PAGE_CELLS as u32)
     }
 
-    /// The first cell of an empty list.
-    pub const fn head(&self, seed: u32) -> Cell {
+    /// The first two cells of an empty list.
+    pub const fn head(&self, seed: u32) -> [Cell; 2] {
         let mut cell = Cell { w: [0; 16] };
         cell.w[head::FRESH] = self.first_entry();
         cell.w[head::CAPACITY] = self.capacity;
@@ -158,7 +238,7 @@ impl ListShape {
         cell.w[head::MASK + 1] = b;
         cell.w[head::MASK + 2] = c;
         cell.w[head::MASK + 3] = d;
-        cell
+        [cell, Cell { w: self.terms }]
     }
 }
 
@@ -170,7 +250,7 @@ mod tests {
     fn a_list_of_a_hundred_addresses_is_small() {
         let shape = ListShape::recent(100, 32, [u32::MAX; 4]);
         assert_eq!(shape.stride, 5);
-        assert_eq!(shape.first_entry(), 1 + 8);
+        assert_eq!(shape.first_entry(), 2 + 8);
         assert_eq!(shape.pages(), 8);
     }
 }

@@ -40,7 +40,9 @@ pub fn run(state: &StateDir, arguments: &Recent, output: &mut Output) -> Result<
     let _lock = state.lock()?;
     let running = Predecessor::find(state)?.ok_or_else(not_loaded)?;
     let maps = Maps::open(state)?.ok_or_else(not_loaded)?;
-    let lists = &running.known.lists;
+    let mut lists = running.known.lists;
+    lists.retain(ListDefinition::is_recent);
+    let lists = &lists;
     match &arguments.command {
         RecentCommand::List { name } => {
             let mut views = Vec::new();
@@ -49,7 +51,7 @@ pub fn run(state: &StateDir, arguments: &Recent, output: &mut Output) -> Result<
                 let now = monotonic_now();
                 views.push(ListView {
                     name: &list.name,
-                    capacity: list.capacity,
+                    capacity: list.shape().capacity,
                     entries: entries.iter().map(|entry| view(entry, now)).collect(),
                 });
             }

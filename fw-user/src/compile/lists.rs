@@ -1,18 +1,16 @@
 //! How rules ask lists.
 
 use fw_common::abi::blob::Condition;
+use fw_common::abi::list::hashlimit;
 
+use super::lower::Scope;
 use crate::policy::lists::ListMatch;
-use crate::policy::model::Policy;
 
 /// The condition that a list says yes, and whether it is inverted.
-pub(super) fn asked(list: &ListMatch, policy: &Policy) -> (bool, Condition) {
+pub(super) fn asked(list: &ListMatch, scope: &Scope<'_>) -> (bool, Condition) {
+    let place = scope.policy.list_place(list, scope.family);
     match list {
         ListMatch::Recent(recent) => {
-            // Whoever reads rules has gathered their lists; what has no place drops packets.
-            let place = policy
-                .list(&recent.name)
-                .map_or(u32::MAX, |list| list.place);
             let condition = Condition::Recent {
                 place,
                 flags: recent.flags(),
@@ -20,6 +18,10 @@ pub(super) fn asked(list: &ListMatch, policy: &Policy) -> (bool, Condition) {
                 hits: recent.hits,
             };
             (recent.not, condition)
+        }
+        ListMatch::Hashlimit(limit) => {
+            let flags = if limit.above { hashlimit::ABOVE } else { 0 };
+            (false, Condition::Hashlimit { place, flags })
         }
     }
 }

@@ -120,7 +120,7 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
                 }
             }
             Match::List(list) => {
-                let (not, condition) = lists::asked(list, scope.policy);
+                let (not, condition) = lists::asked(list, scope);
                 let mut next = Lowered::default();
                 next.predicate(not, condition);
                 deferred.push(next);

@@ -8,7 +8,9 @@ use anyhow::{Context as _, Result, bail};
 use aya::maps::{Map, MapData};
 use fw_common::abi::Family;
 use fw_common::abi::blob::{Cell, PAGE_CELLS, Page};
-use fw_common::abi::list::{ENTRIES_MAX, KEY_REST, ListShape, USED, entry, head, recent};
+use fw_common::abi::list::{
+    BUCKETS_IN_CELL, ENTRIES_MAX, FIRST_BUCKET, KEY_REST, ListShape, USED, entry, head, recent,
+};
 use fw_common::abi::maps::LISTS_MAX;
 use rustix::thread::{MembarrierCommand, membarrier};
 
@@ -34,15 +36,10 @@ pub fn place(lists: &mut [ListDefinition], running: &[ListDefinition]) {
     let taken = |place: &u32| running.iter().any(|list| list.place == *place);
     let mut free = (0..LISTS_MAX).filter(|place| !taken(place));
     for list in lists {
-        let before = running.iter().find(|before| list.continues(before));
-        list.kept = before.is_some();
-        match before {
-            Some(before) => {
-                list.place = before.place;
-                list.times = before.times;
-            }
+        list.kept = running.iter().any(|before| list.go_on(before));
+        if !list.kept {
             // A policy has at most half as many lists as there are places.
-            None => list.place = free.next().unwrap_or(u32::MAX),
+            list.place = free.next().unwrap_or(u32::MAX);
         }
     }
 }
@@ -60,7 +57,8 @@ fn make(maps: &Maps, place: u32, shape: &ListShape) -> Result<()> {
     let map = sys::create_policy(shape.pages()).context("cannot create its map")?;
     let mut page: Page = [Cell::default(); PAGE_CELLS];
     // A number that nobody outside knows.
-    page[0] = shape.head(RandomState::new().build_hasher().finish() as u32);
+    let seed = RandomState::new().build_hasher().finish() as u32;
+    page[..2].copy_from_slice(&shape.head(seed));
     let id = sys::map_id(map.as_fd())?;
     let mut pages = Blob::try_from(Map::from_map_data(MapData::from_id(id)?)?)?;
     pages.set(0, page, 0).context("cannot write its head")?;
@@ -154,7 +152,8 @@ pub fn entries(cells: &[Cell]) -> Vec<ListEntry> {
         return Vec::new();
     };
     let stride = head.w[head::STRIDE].max(1) as usize;
-    let first = 1 + (head.w[head::BUCKETS] as usize + 1).div_ceil(16);
+    let buckets = (head.w[head::BUCKETS] as usize + 1).div_ceil(BUCKETS_IN_CELL as usize);
+    let first = FIRST_BUCKET as usize + buckets;
     let fresh = (head.w[head::FRESH] as usize).min(cells.len());
     let used = cells.get(first..fresh).unwrap_or_default();
     let mut entries: Vec<ListEntry> = used.chunks_exact(stride).filter_map(read_entry).collect();

@@ -106,12 +106,12 @@ fn read(
 
 /// Notes the lists that rules name; what is wrong with them.
 fn gather_lists(files: &[SourceFile], policy: &mut Policy) -> Option<PolicyError> {
-    if let Err(Disagreement { origin, name }) = policy.gather_lists() {
+    if let Err(Disagreement { origin, name, what }) = policy.gather_lists() {
         return Some(error_at(files, origin, &name, |span| {
-            let message = format!("the list `{name}` has another `--mask` in a rule before");
-            Problem::wrong("two-masks", span, message)
-                .expected("the same mask in all rules that name a list")
-                .help("give one of the lists another `--name`: iptables would take the mask of the rule that it sees first for all of them")
+            let message = format!("the list `{name}` has {what} in a rule before");
+            Problem::wrong("list-disagreement", span, message)
+                .expected("the same in all rules that name a list")
+                .help("give one of the lists another `--name`: iptables would take what the rule says that it sees first for all of them")
         }));
     }
     if let Some(list) = policy.lists.get(POLICY_LISTS_MAX) {

@@ -244,7 +244,7 @@ impl Words {
                 }
             }
             Match::Packet(packet) => self.word(packet.text(family)),
-            Match::List(list) => self.word(list.to_string()),
+            Match::List(list) => self.word(list.text(family)),
             Match::Comment(text) => {
                 self.pair("-m", "comment");
                 self.text("--comment", text);

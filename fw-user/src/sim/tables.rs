@@ -175,7 +175,7 @@ impl HostTables {
     /// Puts an empty list in its place.
     pub fn put_list(&mut self, place: u32, shape: &ListShape) {
         let mut cells = vec![Cell::default(); shape.pages() as usize * PAGE_CELLS];
-        cells[0] = shape.head(0);
+        cells[..2].copy_from_slice(&shape.head(0));
         self.put_list_cells(place, &cells);
     }
 

@@ -6,6 +6,7 @@ mod classify;
 mod datapath;
 mod fuzzed;
 mod generate;
+mod hashlimit;
 mod limit;
 mod model;
 mod recent;

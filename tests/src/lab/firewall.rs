@@ -222,12 +222,15 @@ impl Firewall for Fwbpf {
                 String::from_utf8_lossy(&flushed.stderr)
             );
         }
-        self.load_with(&["--counters"], rules)?;
-        // Lists live on from load to load.
-        if rules.iter().any(|(_, text)| text.contains("-m recent")) {
-            self.text(&["recent", "flush"])?;
+        // Lists live on from load to load, as long as rules name them.
+        let keeps = |text: &str| text.contains("-m recent") || text.contains("-m hashlimit");
+        if rules.iter().any(|(_, text)| keeps(text)) {
+            const OPEN: &str = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n";
+            let sets = self.sets.lock().expect("nobody panics with it").take();
+            self.load_with(&[], &[(Family::Ipv4, OPEN)])?;
+            *self.sets.lock().expect("nobody panics with it") = sets;
         }
-        Ok(())
+        self.load_with(&["--counters"], rules).map(drop)
     }
 
     fn clear(&self) -> Result<()> {

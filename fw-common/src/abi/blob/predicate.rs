@@ -124,6 +124,13 @@ pub enum Condition {
         /// How many must count.
         hits: u32,
     },
+    /// The bucket of a packet's like has credit left, which this takes.
+    Hashlimit {
+        /// The place of its list.
+        place: u32,
+        /// Bits of [`crate::abi::list::hashlimit`].
+        flags: u32,
+    },
 }
 
 /// [`Condition::Time`]'s flags.
@@ -179,6 +186,8 @@ pub mod condition {
     pub const TCP_OPTION: u32 = 19;
     /// [`super::Condition::Recent`].
     pub const RECENT: u32 = 41;
+    /// [`super::Condition::Hashlimit`].
+    pub const HASHLIMIT: u32 = 42;
     /// The last of the conditions that keep lists, of which [`RECENT`] is the first.
     pub const LAST_LIST: u32 = 46;
 }
@@ -314,6 +323,11 @@ impl PredicateFields {
                 cell.w[6] = seconds;
                 cell.w[8] = hits;
                 condition::RECENT
+            }
+            Condition::Hashlimit { place, flags } => {
+                cell.w[SET_PLACE] = place;
+                cell.w[4] = flags;
+                condition::HASHLIMIT
             }
         };
         cell.w[0] = kind | (self.not as u32) << 8;

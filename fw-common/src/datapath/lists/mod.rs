@@ -8,6 +8,7 @@
 //! One packet at a time changes a list: netfilter has a spin lock, and so has this. Nothing interrupts
 //! a program that holds it but interrupts, and these do not come here.
 
+mod hashlimit;
 mod recent;
 
 use core::ops::ControlFlow;
@@ -78,6 +79,7 @@ pub fn ask<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
     scratch.list.now = tables.now();
     let answer = match scratch.list.kind {
         condition::RECENT => recent::ask(tables, scratch),
+        condition::HASHLIMIT => hashlimit::ask(tables, scratch),
         _ => DROP,
     };
     tables.unlock_list(scratch.list.place);

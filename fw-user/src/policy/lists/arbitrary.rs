@@ -5,12 +5,108 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::{ListMatch, Question, Recent};
+use super::{Hashlimit, ListMatch, Question, Rate, Recent};
+use crate::policy::match_table::hashlimit::{Burst, Speed, burst, seconds_of, speed};
 use crate::policy::model::{Family, Match, Side};
+use crate::policy::save::Word;
+use crate::policy::source::Span;
 
 /// A match that keeps a list. Lists of one name have one mask.
 pub(crate) fn list_match(family: Family) -> impl Strategy<Value = Match> {
-    recent(family).prop_map(|recent| Match::List(ListMatch::Recent(recent)))
+    prop_oneof![
+        recent(family).prop_map(|recent| Match::List(ListMatch::Recent(recent))),
+        hashlimit(family).prop_map(|limit| Match::List(ListMatch::Hashlimit(limit))),
+    ]
+}
+
+/// Rates as iptables reads them, and prints them so that they are read as the same. The name says all, as
+/// tables of one name have one limit.
+fn hashlimit(family: Family) -> impl Strategy<Value = Hashlimit> {
+    let whole = Hashlimit::whole(family);
+    let unit = select(vec![1, 60, 3_600, 86_400_u32]);
+    let packets = (unit, 1..5_000_u64, 1..10_000_u64).prop_map(|(unit, count, burst)| {
+        let period = Rate::SECOND * u64::from(unit) / count;
+        (Rate::Packets { period, burst }, unit)
+    });
+    let bytes = (1..5_000_u64, select(vec![1, 1 << 10, 1 << 20]), 0..9_u64).prop_map(
+        |(count, factor, burst)| {
+            let cost = Rate::cost_of(count * factor);
+            (Rate::Bytes { cost, burst }, 1)
+        },
+    );
+    let sizes = (
+        prop_oneof![Just(0), 1..50_000_u32],
+        prop_oneof![Just(0), 1..50_000_u32],
+        prop_oneof![Just(Hashlimit::INTERVAL), 1..50_000_u32],
+        proptest::option::of(1..5_000_000_u32),
+    );
+    let rest = (any::<bool>(), 0..16_u8, 0..=whole, 0..=whole);
+    (prop_oneof![packets, bytes], sizes, rest).prop_filter_map(
+        "iptables prints it exactly",
+        move |(
+            (rate, unit),
+            (size, most, interval, lifetime),
+            (above, mode, source, destination),
+        )| {
+            let mut limit = Hashlimit {
+                above,
+                rate,
+                mode,
+                source_bits: source,
+                destination_bits: destination,
+                name: "x".to_owned(),
+                size,
+                most,
+                interval,
+                lifetime: lifetime.unwrap_or_else(|| Hashlimit::usual_lifetime(rate, unit)),
+            };
+            let text = ListMatch::Hashlimit(limit.clone()).text(family);
+            let after = |option: &str| {
+                let mut words = text.split(' ').skip_while(|word| !word.starts_with(option));
+                words.nth(1).map(|word| Word {
+                    text: word.to_owned().into(),
+                    span: Span::default(),
+                })
+            };
+            let side = if above {
+                "--hashlimit-above"
+            } else {
+                "--hashlimit-upto"
+            };
+            let burst = after("--hashlimit-burst").map(|word| burst(&word));
+            let again = match (speed(&after(side)?).ok()?, rate, burst) {
+                (Speed::Packets { period, .. }, Rate::Packets { burst, .. }, _) => {
+                    Rate::Packets { period, burst }
+                }
+                (Speed::Bytes(cost), Rate::Bytes { .. }, None) => Rate::Bytes { cost, burst: 0 },
+                (Speed::Bytes(cost), Rate::Bytes { .. }, Some(Ok(Burst(bytes))))
+                    if Rate::bytes_of(cost) != 0 && bytes >= Rate::bytes_of(cost) =>
+                {
+                    Rate::Bytes {
+                        cost,
+                        burst: seconds_of(bytes, Rate::bytes_of(cost)),
+                    }
+                }
+                _ => return None,
+            };
+            if again != rate || !limit.is_countable() {
+                return None;
+            }
+            limit.name = format!(
+                "{:x}",
+                md(&format!("{limit:?}").replace("above: true", "above: false"))
+            );
+            Some(limit)
+        },
+    )
+}
+
+/// A number that tells texts apart.
+fn md(text: &str) -> u64 {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn recent(family: Family) -> impl Strategy<Value = Recent> {

@@ -2,6 +2,7 @@
 
 #[cfg(feature = "testing")]
 pub(crate) mod arbitrary;
+mod hashlimit;
 mod print;
 
 use std::net::IpAddr;
@@ -10,14 +11,17 @@ use fw_common::abi::Addr;
 use fw_common::abi::list::{ListShape, recent};
 use serde::{Deserialize, Serialize};
 
-use super::model::{Match, Origin, Policy, Side};
+use super::model::{Family, Match, Origin, Policy, Side};
 use crate::addr;
+pub use hashlimit::{Hashlimit, Rate};
 
 /// A match that keeps a list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ListMatch {
     /// `-m recent`.
     Recent(Recent),
+    /// `-m hashlimit`.
+    Hashlimit(Hashlimit),
 }
 
 /// `-m recent`.
@@ -102,12 +106,8 @@ impl Recent {
 pub struct ListDefinition {
     /// The name that rules know it by.
     pub name: String,
-    /// How many entries it may have.
-    pub capacity: u32,
-    /// How many times an entry keeps.
-    pub times: u32,
-    /// The bits of an address that count.
-    pub mask: Addr,
+    /// What it remembers.
+    pub kind: ListKind,
     /// Its place among the kernel's maps. Whoever loads the policy chooses it.
     pub place: u32,
     /// It is in the kernel already, and stays as it is.
@@ -117,18 +117,131 @@ pub struct ListDefinition {
     pub origin: Origin,
 }
 
+/// What a list remembers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ListKind {
+    /// When addresses were seen.
+    Recent {
+        /// How many addresses there may be.
+        capacity: u32,
+        /// How many times are kept of each.
+        times: u32,
+        /// The bits of an address that count.
+        mask: Addr,
+    },
+    /// Buckets of credit.
+    Hashlimit {
+        /// The IP version: tables of one name are two.
+        family: Family,
+        /// The first rule's limit.
+        limit: Hashlimit,
+    },
+}
+
 impl ListDefinition {
     /// What its map is like.
-    pub const fn shape(&self) -> ListShape {
-        ListShape::recent(self.capacity, self.times, self.mask)
+    pub fn shape(&self) -> ListShape {
+        match &self.kind {
+            ListKind::Recent {
+                capacity,
+                times,
+                mask,
+            } => ListShape::recent(*capacity, *times, *mask),
+            ListKind::Hashlimit { limit, .. } => limit.shape(),
+        }
     }
 
-    /// Whether rules that name this list can go on with what another of its name remembers.
-    pub fn continues(&self, other: &Self) -> bool {
-        self.name == other.name
-            && self.capacity == other.capacity
-            && self.mask == other.mask
-            && self.times <= other.times
+    /// Whether it remembers when addresses were seen.
+    pub const fn is_recent(&self) -> bool {
+        matches!(self.kind, ListKind::Recent { .. })
+    }
+
+    /// Goes on with what another one remembers, if that is of the same name and kind and has room
+    /// enough.
+    pub fn go_on(&mut self, before: &Self) -> bool {
+        let same = match (&self.kind, &before.kind) {
+            (
+                ListKind::Recent {
+                    capacity,
+                    times,
+                    mask,
+                },
+                ListKind::Recent {
+                    capacity: room,
+                    times: kept,
+                    mask: counted,
+                },
+            ) => capacity == room && mask == counted && times <= kept,
+            (
+                ListKind::Hashlimit { family, limit },
+                ListKind::Hashlimit {
+                    family: version,
+                    limit: running,
+                },
+            ) => family == version && limit.shares_table(running),
+            _ => false,
+        };
+        let goes_on = same && self.name == before.name;
+        if goes_on {
+            self.kind = before.kind.clone();
+            self.place = before.place;
+        }
+        goes_on
+    }
+
+    /// Whether a match asks it.
+    fn is_asked_by(&self, asked: &ListMatch, version: Family) -> bool {
+        match (asked, &self.kind) {
+            (ListMatch::Recent(asked), ListKind::Recent { .. }) => asked.name == self.name,
+            (ListMatch::Hashlimit(asked), ListKind::Hashlimit { family, .. }) => {
+                asked.name == self.name && *family == version
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes another rule's wishes into account, or says what they contradict.
+    fn agree(&mut self, asked: &ListMatch) -> Result<(), &'static str> {
+        match (asked, &mut self.kind) {
+            (ListMatch::Recent(asked), ListKind::Recent { times, mask, .. }) => {
+                if *mask != asked.words() {
+                    return Err("another `--mask`");
+                }
+                *times = asked.times().max(*times);
+            }
+            (ListMatch::Hashlimit(asked), ListKind::Hashlimit { limit, .. }) => {
+                if !limit.shares_table(asked) {
+                    return Err("other numbers");
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl ListMatch {
+    /// The name of the list.
+    fn name(&self) -> &str {
+        match self {
+            Self::Recent(recent) => &recent.name,
+            Self::Hashlimit(limit) => &limit.name,
+        }
+    }
+
+    /// What its list remembers, as far as this rule tells.
+    fn kind(&self, family: Family) -> ListKind {
+        match self {
+            Self::Recent(recent) => ListKind::Recent {
+                capacity: Recent::ENTRIES,
+                times: recent.times(),
+                mask: recent.words(),
+            },
+            Self::Hashlimit(limit) => ListKind::Hashlimit {
+                family,
+                limit: limit.clone(),
+            },
+        }
     }
 }
 
@@ -139,47 +252,58 @@ pub struct Disagreement {
     pub origin: Origin,
     /// The list.
     pub name: String,
+    /// What the rule before has.
+    pub what: &'static str,
 }
 
 impl Policy {
-    /// The list of that name.
-    pub fn list(&self, name: &str) -> Option<&ListDefinition> {
-        self.lists.iter().find(|list| list.name == name)
+    /// The place of the list that a match asks. Whoever reads rules has gathered their lists; what has
+    /// no place drops packets.
+    pub fn list_place(&self, asked: &ListMatch, family: Family) -> u32 {
+        let list = self
+            .lists
+            .iter()
+            .find(|list| list.is_asked_by(asked, family));
+        list.map_or(u32::MAX, |list| list.place)
     }
 
-    /// Gives the lists room for so many addresses.
+    /// Gives the lists of recent addresses room for so many.
     pub fn size_lists(&mut self, entries: u32) {
         for list in &mut self.lists {
-            list.capacity = entries;
+            if let ListKind::Recent { capacity, .. } = &mut list.kind {
+                *capacity = entries;
+            }
         }
     }
 
     /// Notes the lists that the rules name, each in a place of its own.
     pub fn gather_lists(&mut self) -> Result<(), Disagreement> {
         let mut lists: Vec<ListDefinition> = Vec::new();
-        for rule in self.rules() {
-            for each in &rule.matches {
-                let Match::List(ListMatch::Recent(asked)) = each else {
-                    continue;
-                };
-                let (mask, times) = (asked.words(), asked.times());
-                match lists.iter_mut().find(|list| list.name == asked.name) {
-                    Some(list) if list.mask != mask => {
-                        return Err(Disagreement {
+        for (family, ruleset) in self.rulesets() {
+            let chains = ruleset.tables().flat_map(|(_, table)| &table.chains);
+            for rule in chains.flat_map(|chain| &chain.rules) {
+                for each in &rule.matches {
+                    let Match::List(asked) = each else {
+                        continue;
+                    };
+                    let known = lists
+                        .iter_mut()
+                        .find(|list| list.is_asked_by(asked, family));
+                    let Some(list) = known else {
+                        lists.push(ListDefinition {
+                            name: asked.name().to_owned(),
+                            kind: asked.kind(family),
+                            place: lists.len() as u32,
+                            kept: false,
                             origin: rule.origin,
-                            name: asked.name.clone(),
                         });
-                    }
-                    Some(list) => list.times = list.times.max(times),
-                    None => lists.push(ListDefinition {
-                        name: asked.name.clone(),
-                        capacity: Recent::ENTRIES,
-                        times,
-                        mask,
-                        place: lists.len() as u32,
-                        kept: false,
+                        continue;
+                    };
+                    list.agree(asked).map_err(|what| Disagreement {
                         origin: rule.origin,
-                    }),
+                        name: asked.name().to_owned(),
+                        what,
+                    })?;
                 }
             }
         }

@@ -2,13 +2,15 @@
 
 use std::fmt;
 
-use super::{ListMatch, Question, Recent};
-use crate::policy::model::Side;
+use super::{ListMatch, Question, Recent, hashlimit};
+use crate::policy::model::{Family, Side};
 
-impl fmt::Display for ListMatch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl ListMatch {
+    /// The match as it stands in a rule of this IP version.
+    pub fn text(&self, family: Family) -> String {
         match self {
-            Self::Recent(recent) => recent.fmt(f),
+            Self::Recent(recent) => recent.to_string(),
+            Self::Hashlimit(limit) => hashlimit::text(limit, family),
         }
     }
 }

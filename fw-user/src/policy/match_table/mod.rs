@@ -8,6 +8,8 @@ mod set_target;
 mod support;
 mod targets;
 
+#[cfg(feature = "testing")]
+pub(crate) use matches::hashlimit;
 pub(crate) use matches::{MATCHES, MatchDraft, PACKET_MATCHES, Unfinished};
 pub use support::support_document;
 pub(crate) use targets::{TARGETS, TargetDraft};
@@ -131,7 +133,8 @@ pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
     let known = MATCHES.iter().chain(PACKET_MATCHES);
     let known = known
         .chain(matches::set::MATCHES)
-        .chain(matches::recent::MATCHES);
+        .chain(matches::recent::MATCHES)
+        .chain(matches::hashlimit::MATCHES);
     known.chain(foreign::MATCHES)
 }
 

@@ -4,6 +4,47 @@ use fw_user::policy::model::Family;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
+/// `-m hashlimit`, of a rule that names a protocol with ports or none. All rules of one table have one
+/// limit, which its name tells. Nothing comes back while a trial runs, or all of it at once, and tables
+/// are so small that they are full now and then.
+pub fn hashlimit(random: &mut impl Rng, family: Family, ports: bool) -> String {
+    let side = *["upto", "above"].choose(random).expect("not empty");
+    let kind = random.random_range(0..4);
+    let (rate, burst) = match kind {
+        0 => ("1/hour", " --hashlimit-burst 3"),
+        1 => ("2/day", ""),
+        // So much that it never ends.
+        2 => ("1000000/sec", " --hashlimit-burst 1000000"),
+        _ => ("1/day", " --hashlimit-burst 1"),
+    };
+    let modes: &[&str] = if ports {
+        &[
+            "srcip,dstport",
+            "srcport,dstport",
+            "srcip,srcport,dstip,dstport",
+        ]
+    } else {
+        &["", "srcip", "dstip", "srcip,dstip"]
+    };
+    let mode_number = random.random_range(0..modes.len());
+    let mode = match modes[mode_number] {
+        "" => String::new(),
+        mode => format!(" --hashlimit-mode {mode}"),
+    };
+    let (source, destination) = match (random.random_range(0..4), family) {
+        (0, Family::Ipv4) => (" --hashlimit-srcmask 24", " --hashlimit-dstmask 7"),
+        (0, Family::Ipv6) => (" --hashlimit-srcmask 64", " --hashlimit-dstmask 121"),
+        (1, _) => (" --hashlimit-srcmask 0", ""),
+        _ => ("", ""),
+    };
+    let size = *[2, 64].choose(random).expect("not empty");
+    format!(
+        "-m hashlimit --hashlimit-{side} {rate}{burst}{mode} --hashlimit-name h{kind}-{ports}-{mode_number}-{}-{size}-{}          --hashlimit-htable-size 1 --hashlimit-htable-max {size} --hashlimit-htable-expire 86400000{source}{destination}",
+        source.len() + destination.len(),
+        family.name(),
+    )
+}
+
 /// `-m recent`. All rules of one list have one mask, which its name tells.
 pub fn recent(random: &mut impl Rng, family: Family) -> String {
     let mut text = String::from("-m recent");

@@ -322,7 +322,16 @@ impl<R: Rng> Writer<'_, R> {
                     .position(|word| word.starts_with("-m ") || word.starts_with("-p "));
                 let after = first.map_or(words.len(), |first| first + 1);
                 let at = self.random.random_range(after..=words.len());
-                words.insert(at, lists::recent(self.random, self.family));
+                let ports = ["-p tcp", "-p udp"]
+                    .iter()
+                    .any(|protocol| words.iter().any(|word| word.starts_with(protocol)));
+                let ports = ports && self.chance(0.5);
+                let word = if self.chance(0.4) {
+                    lists::hashlimit(self.random, self.family, ports)
+                } else {
+                    lists::recent(self.random, self.family)
+                };
+                words.insert(at, word);
             }
         }
         if self.chance(0.3)

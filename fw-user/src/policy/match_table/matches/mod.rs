@@ -1,5 +1,6 @@
 //! The matches that fwbpf knows.
 
+pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod recent;
 pub(crate) mod set;
@@ -29,6 +30,7 @@ pub(crate) enum MatchDraft {
     Limit(LimitDraft),
     Set(set::Draft),
     Recent(recent::Draft),
+    Hashlimit(hashlimit::Draft),
     Comment(Option<String>),
     Packet(packet::PacketDraft),
 }
@@ -69,6 +71,7 @@ impl MatchDraft {
             Self::Conntrack(conntrack) => Ok(Match::Conntrack(conntrack)),
             Self::Limit(limit) => return limit.finish(),
             Self::Recent(recent) => return recent.finish(family),
+            Self::Hashlimit(limit) => return limit.finish(family),
             Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Packet(packet) => return packet.finish(),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),

@@ -164,7 +164,10 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
 const LONGEST_NAME: usize = 199;
 
 /// Reads an option's one argument.
-fn word<T: Default>(argument: &Argument<'_>, read: impl Fn(&Word<'_>) -> Value<T>) -> Value<T> {
+pub(super) fn word<T: Default>(
+    argument: &Argument<'_>,
+    read: impl Fn(&Word<'_>) -> Value<T>,
+) -> Value<T> {
     match argument.words {
         [word] => read(word),
         _ => Ok(T::default()),
