@@ -165,7 +165,7 @@ fn packet_credits(period: u64) -> u64 {
 
 /// `user2credits_byte`.
 fn byte_credits(cost: u64) -> u64 {
-    u64::from(cost as u32) * hashlimit::BYTES_CAP >> 32
+    (u64::from(cost as u32) * hashlimit::BYTES_CAP) >> 32
 }
 
 impl Rate {

@@ -209,10 +209,10 @@ impl ListDefinition {
                 }
                 *times = asked.times().max(*times);
             }
-            (ListMatch::Hashlimit(asked), ListKind::Hashlimit { limit, .. }) => {
-                if !limit.shares_table(asked) {
-                    return Err("other numbers");
-                }
+            (ListMatch::Hashlimit(asked), ListKind::Hashlimit { limit, .. })
+                if !limit.shares_table(asked) =>
+            {
+                return Err("other numbers");
             }
             _ => {}
         }
