@@ -259,3 +259,37 @@ fn a_full_table_drops() {
     tables.set_now(3_601 * 1_000_000_000);
     assert_eq!(send(3), Verdict::Pass);
 }
+
+/// netfilter drops a datagram, not its first fragment: what follows meets no further rule.
+#[test]
+fn what_is_dropped_is_the_whole_datagram() {
+    use fw_common::abi::stat::Stat;
+    use fw_common::datapath::Verdict;
+
+    let tables = running(
+        "-A INPUT -m hashlimit --hashlimit-upto 1/hour --hashlimit-mode srcip --hashlimit-name x \
+         --hashlimit-htable-size 1 --hashlimit-htable-max 1 -j ACCEPT\n-A INPUT -j ACCEPT",
+    );
+    let send = |from: u8, fragment: [u8; 2]| {
+        let mut packet = datagram(from, 53, 24);
+        // Identification 7, then flags and offset; the header's sum comes before neither.
+        packet.bytes[18..20].copy_from_slice(&[0, 7]);
+        packet.bytes[20..22].copy_from_slice(&fragment);
+        let header = &mut packet.bytes[14..34];
+        header[10..12].fill(0);
+        let sum = header
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|pair| u32::from(u16::from_be_bytes(*pair)))
+            .sum::<u32>();
+        let sum = !((sum & 0xffff) + (sum >> 16)) as u16;
+        header[10..12].copy_from_slice(&sum.to_be_bytes());
+        ingress(&mut packet, &tables, &mut Scratch::default())
+    };
+    assert_eq!(send(1, [0, 0]), Verdict::Pass);
+    for fragment in [[0x20, 0], [0, 6]] {
+        assert_eq!(send(2, fragment), Verdict::Drop(Stat::List));
+    }
+    assert_eq!(tables.counter(2), [0, 0]);
+}

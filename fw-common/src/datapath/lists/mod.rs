@@ -71,21 +71,30 @@ impl Asked {
 #[inline(always)]
 pub fn ask<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
     if scratch.headers.part as u8 == Part::Later as u8 {
-        return if scratch.outcomes.next() { HOLD } else { FAIL };
+        // What the datagram's first fragment got: two answers, of which the second may be missing.
+        let dropped = scratch.outcomes.next();
+        return match (dropped, !dropped && scratch.outcomes.next()) {
+            (true, _) => DROP,
+            (false, true) => HOLD,
+            (false, false) => FAIL,
+        };
     }
-    if !lock(tables, scratch) {
-        return DROP;
+    let mut answer = DROP;
+    if lock(tables, scratch) {
+        scratch.list.now = tables.now();
+        answer = match scratch.list.kind {
+            condition::RECENT => recent::ask(tables, scratch),
+            condition::HASHLIMIT => hashlimit::ask(tables, scratch),
+            _ => DROP,
+        };
+        tables.unlock_list(scratch.list.place);
     }
-    scratch.list.now = tables.now();
-    let answer = match scratch.list.kind {
-        condition::RECENT => recent::ask(tables, scratch),
-        condition::HASHLIMIT => hashlimit::ask(tables, scratch),
-        _ => DROP,
-    };
-    tables.unlock_list(scratch.list.place);
     // The verifier would explore the rest once for each answer.
     let answer = scratch.forget(answer);
-    note_outcome(tables, scratch, answer == HOLD);
+    note_outcome(tables, scratch, answer == DROP);
+    if answer != DROP {
+        note_outcome(tables, scratch, answer == HOLD);
+    }
     answer
 }
 
