@@ -108,28 +108,30 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn is_local(&self, family: Family, address: &Addr) -> bool {
+        let multicast = match family {
+            Family::V4 => address[0] >> 28 == 0xe,
+            Family::V6 => address[0] >> 24 == 0xff,
+        };
+        multicast || self.local_kind(family, address) != 0
+    }
+
+    #[inline(always)]
+    fn local_kind(&self, family: Family, address: &Addr) -> u32 {
         let data = match family {
             // RFC 4291 2.5.5.2: IPv4-mapped, as in abi::device::LocalKey.
             Family::V4 => {
                 let [a, b, c, d] = address[0].to_be_bytes();
-                if a >= 224 && a < 240 {
-                    return true;
-                }
                 [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
             }
-            Family::V6 => {
-                if address[0] >> 24 == 0xff {
-                    return true;
-                }
-                bytes(address)
-            }
+            Family::V6 => bytes(address),
         };
-        LOCAL
-            .get(Key {
-                prefix_len: 128,
-                data,
-            })
-            .is_some()
+        match LOCAL.get(Key {
+            prefix_len: 128,
+            data,
+        }) {
+            Some(kind) => *kind,
+            None => 0,
+        }
     }
 
     #[inline(always)]
@@ -555,6 +557,10 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn is_local(&self, family: Family, address: &Addr) -> bool {
         BpfTables.is_local(family, address)
+    }
+    #[inline(always)]
+    fn local_kind(&self, family: Family, address: &Addr) -> u32 {
+        BpfTables.local_kind(family, address)
     }
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
+use fw_common::abi::device::address_kind;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope,
@@ -86,6 +87,31 @@ pub struct LocalRoute {
     pub address: IpAddr,
     /// The prefix length.
     pub prefix_len: u8,
+    /// What kind of address it is.
+    pub kind: LocalKind,
+}
+
+/// The kinds of routes in the kernel's table `local`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LocalKind {
+    /// An address of this host's.
+    Local,
+    /// A broadcast address.
+    Broadcast,
+    /// An anycast address that this host answers for.
+    Anycast,
+}
+
+impl LocalKind {
+    /// As the kernel and the programs number it.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Local => address_kind::LOCAL,
+            Self::Broadcast => address_kind::BROADCAST,
+            Self::Anycast => address_kind::ANYCAST,
+        }
+    }
 }
 
 const ARPHRD_ETHER: u16 = 1;
@@ -145,8 +171,9 @@ impl Host {
                 interface.addresses.extend(address(message));
             }
         }
-        local.sort();
-        local.dedup();
+        // Of routes to one prefix the kernel takes the first.
+        local.sort_by_key(|route| (route.address, route.prefix_len));
+        local.dedup_by_key(|route| (route.address, route.prefix_len));
         Ok(Self { interfaces, local })
     }
 
@@ -297,13 +324,12 @@ fn address(message: &AddressMessage) -> Option<Address> {
 
 fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
     // The kind alone decides: VRFs keep their local routes in tables of their own.
-    let delivered = matches!(
-        message.header.kind,
-        RouteType::Local | RouteType::Broadcast | RouteType::Anycast
-    );
-    if !delivered {
-        return None;
-    }
+    let kind = match message.header.kind {
+        RouteType::Local => LocalKind::Local,
+        RouteType::Broadcast => LocalKind::Broadcast,
+        RouteType::Anycast => LocalKind::Anycast,
+        _ => return None,
+    };
     let address = message
         .attributes
         .iter()
@@ -315,6 +341,7 @@ fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
     Some(LocalRoute {
         address,
         prefix_len: message.header.destination_prefix_length,
+        kind,
     })
 }
 

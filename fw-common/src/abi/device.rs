@@ -57,6 +57,23 @@ impl Device {
     pub const LOOPBACK: u32 = 1;
 }
 
+/// Kinds of addresses, numbered as linux/rtnetlink.h numbers those of routes. The values of the `LOCAL`
+/// trie are those of the kernel's table of local addresses.
+pub mod address_kind {
+    /// IPv6's unspecified address.
+    pub const UNSPECIFIED: u32 = 0;
+    /// Any other host's.
+    pub const UNICAST: u32 = 1;
+    /// This host's.
+    pub const LOCAL: u32 = 2;
+    /// A broadcast address.
+    pub const BROADCAST: u32 = 3;
+    /// An anycast address that this host answers for.
+    pub const ANYCAST: u32 = 4;
+    /// A multicast group.
+    pub const MULTICAST: u32 = 5;
+}
+
 /// Key of the `LOCAL` trie. IPv4 addresses are stored as `::ffff:a.b.c.d` (RFC 4291 2.5.5.2).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -17,7 +17,8 @@ pub const COUNTERS: &str = "COUNTERS";
 pub const DEVICES: &str = "DEVICES";
 /// ARRAY by interface index: the records of [`DEVICES`] whose index is small.
 pub const NEAR_DEVICES: &str = "NEAR_DEVICES";
-/// LPM_TRIE of [`super::device::LocalKey`] -> u32: addresses that are this host's, and broadcast.
+/// LPM_TRIE of [`super::device::LocalKey`] -> u32, an [`super::device::address_kind`]: addresses that
+/// are this host's, and broadcast.
 pub const LOCAL: &str = "LOCAL";
 /// HASH of confirmed flows, IPv4: key [`super::flow::FlowKey4`].
 pub const FLOWS4: &str = "FLOWS4";

@@ -13,6 +13,8 @@ use super::packet::Packet;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
+use crate::abi::Addr;
+use crate::abi::Family;
 use crate::abi::blob::{HEADER, Header, HeaderFields, Predicate, condition, fact, time};
 use crate::abi::device::Device;
 use crate::abi::flow::Fragment;
@@ -56,10 +58,20 @@ pub fn gather<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     }
 }
 
+/// The destination has been translated: what depends on it is gathered anew.
+#[inline(always)]
+pub fn gather_anew<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) {
+    if scratch.features & HeaderFields::ADDRESS_KINDS != 0 {
+        packet.call::<Gather, T>(tables, scratch, TRANSLATED);
+    }
+}
+
 /// Argument of [`gather`]: the frame is as it arrived.
 pub const ARRIVING: u32 = 1;
 /// The frame is about to leave.
 pub const LEAVING: u32 = 0;
+/// Only the kinds of addresses are asked for.
+const TRANSLATED: u32 = 2;
 
 /// The stage of [`gather`].
 pub struct Gather;
@@ -75,8 +87,14 @@ impl Stage for Gather {
         side: u32,
     ) -> u32 {
         let features = scratch.features;
+        if features & HeaderFields::ADDRESS_KINDS != 0 {
+            read_kinds(tables, scratch);
+        }
+        if side == TRANSLATED {
+            return 0;
+        }
         let (headers, facts) = (&scratch.headers, &mut scratch.facts);
-        facts.known = 0;
+        facts.known &= KINDS;
         facts.has_link = 0;
         facts.set(fact::LENGTH, headers.bytes);
         facts.set(fact::TOS, headers.tos as u32);
@@ -112,6 +130,57 @@ impl Stage for Gather {
             read_clock(tables, scratch);
         }
         0
+    }
+}
+
+/// The facts that [`read_kinds`] finds; known or not is the same for all packets of a policy.
+const KINDS: u32 = 1 << fact::SOURCE_KIND | 1 << fact::DESTINATION_KIND;
+
+/// Of what kinds the addresses are.
+#[inline(never)]
+fn read_kinds<T: Tables>(tables: &T, scratch: &mut Scratch) {
+    let (key, facts) = (&scratch.headers.key, &mut scratch.facts);
+    let source = kinds(tables, scratch.headers.family, &key.source);
+    facts.set(fact::SOURCE_KIND, source);
+    let destination = kinds(tables, scratch.headers.family, &key.destination);
+    facts.set(fact::DESTINATION_KIND, destination);
+}
+
+/// The kinds of an address, a bit each. An IPv4 address has one (`__inet_dev_addr_type`,
+/// net/ipv4/fib_frontend.c). An IPv6 address is unicast unless it is something else
+/// (`__ipv6_addr_type`, net/ipv6/addrconf_core.c), and besides what the way to it is
+/// (`match_lookup_rt6`, net/netfilter/xt_addrtype.c).
+#[inline(never)]
+fn kinds<T: Tables>(tables: &T, family: Family, address: &Addr) -> u32 {
+    use crate::abi::device::address_kind::{BROADCAST, MULTICAST, UNICAST, UNSPECIFIED};
+    const MAPPED: u32 = 0xffff;
+    let [a, b, c, d] = *address;
+    if family as u8 == Family::V4 as u8 {
+        if a == 0 || a == u32::MAX {
+            return 1 << BROADCAST;
+        }
+        if a >> 28 == 0xe {
+            return 1 << MULTICAST;
+        }
+        return match tables.local_kind(family, address) {
+            0 => 1 << UNICAST,
+            kind => 1 << (kind & 7),
+        };
+    }
+    if a >> 24 == 0xff {
+        return 1 << MULTICAST;
+    }
+    if a | b | c | d == 0 {
+        return 1 << UNSPECIFIED;
+    }
+    let general = if a | b == 0 && c == MAPPED {
+        0
+    } else {
+        1 << UNICAST
+    };
+    match tables.local_kind(family, address) {
+        0 => general,
+        kind => general | 1 << (kind & 7),
     }
 }
 

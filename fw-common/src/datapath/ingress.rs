@@ -3,7 +3,7 @@
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
-use super::facts::{ARRIVING, gather, keep_link};
+use super::facts::{ARRIVING, gather, gather_anew, keep_link};
 use super::fragment::{Side, borrow, lend};
 use super::header::Part;
 use super::log::note_link;
@@ -77,6 +77,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         if translate(packet, tables, scratch, End::Destination).is_none() {
             return Verdict::Drop(Stat::Rewrite);
         }
+        gather_anew(packet, tables, scratch);
     }
     if !looped && !is_for_this_host(packet, tables, scratch) {
         packet.set_note(scratch.tracked.note());

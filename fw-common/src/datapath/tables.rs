@@ -49,6 +49,10 @@ pub trait Tables: Sized {
     /// Whether an address is this host's, or a broadcast or multicast one.
     fn is_local(&self, family: Family, address: &Addr) -> bool;
 
+    /// The [`address_kind`](crate::abi::device::address_kind) by the kernel's table of local addresses;
+    /// 0 if it is not in there.
+    fn local_kind(&self, family: Family, address: &Addr) -> u32;
+
     /// Finds a flow, in either tier.
     fn flow(&self, key: &FlowKey) -> Option<&Flow>;
 

@@ -111,7 +111,7 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
                 }
             }
             Match::Packet(packet) => {
-                let put_off = part.packet(packet);
+                let put_off = part.packet(packet, scope.family);
                 if !put_off.is_empty() {
                     deferred.push(Lowered {
                         predicates: put_off,

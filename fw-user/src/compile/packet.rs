@@ -5,8 +5,8 @@ use fw_common::abi::blob::{Condition, HeaderFields, PredicateFields, fact, time}
 use super::lower::Lowered;
 use crate::addr;
 use crate::policy::lists::ListMatch;
-use crate::policy::model::{Match, Negatable, Policy, Rule};
-use crate::policy::packet_match::{Ecn, Hops, Owner, PacketMatch, Statistic, Time};
+use crate::policy::model::{Family, Match, Negatable, Policy, Rule};
+use crate::policy::packet_match::{AddressType, Ecn, Hops, Owner, PacketMatch, Statistic, Time};
 
 /// ECE and CWR of TCP's flags (RFC 3168, 6.1).
 const ECHO: u8 = 0x40;
@@ -15,7 +15,7 @@ const REDUCED: u8 = 0x80;
 impl Lowered {
     /// Takes what the record's fields and ordinary predicates can say, and returns the predicates
     /// that are put off until all else holds.
-    pub(super) fn packet(&mut self, packet: &PacketMatch) -> Vec<PredicateFields> {
+    pub(super) fn packet(&mut self, packet: &PacketMatch, family: Family) -> Vec<PredicateFields> {
         let put_off = |not, condition| vec![PredicateFields { not, condition }];
         let fact = |not, number, mask, range| put_off(not, asks(number, mask, range, false));
         match packet {
@@ -93,6 +93,26 @@ impl Lowered {
                 return fact(*not, fact::CPU, u32::MAX, (*value, *value));
             }
             PacketMatch::Owner(owner) => return owned(owner),
+            PacketMatch::AddressType(kinds) => {
+                let asked = [
+                    (fact::SOURCE_KIND, kinds.source),
+                    (fact::DESTINATION_KIND, kinds.destination),
+                ];
+                let asked = asked.into_iter().filter_map(|(number, types)| {
+                    let Negatable { not, value } = types?;
+                    let mask = u32::from(value);
+                    let range = if AddressType::asks_for_all(value, family) {
+                        (mask, mask)
+                    } else {
+                        (1, u32::MAX)
+                    };
+                    Some(PredicateFields {
+                        not,
+                        condition: asks(number, mask, range, false),
+                    })
+                });
+                return asked.collect();
+            }
             PacketMatch::Statistic(Negatable { not, value }) => {
                 let condition = match *value {
                     Statistic::Random(probability) => Condition::Chance(probability),
@@ -201,6 +221,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Esp(None)
             | PacketMatch::Ah(None)
             | PacketMatch::Statistic(_) => 0,
+            PacketMatch::AddressType(_) => HeaderFields::ADDRESS_KINDS,
             PacketMatch::LinkSource(_) if !early => HeaderFields::FACTS | HeaderFields::LINKS,
             PacketMatch::Owner(_) => HeaderFields::OWNER,
             PacketMatch::Time(_) => HeaderFields::CLOCK,

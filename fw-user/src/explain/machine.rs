@@ -52,6 +52,7 @@ impl Machine {
                 .then(|| IpNet::from(question.destination))
                 .into_iter()
                 .collect(),
+            ..Host::default()
         };
         let mut tables = HostTables::running(host, compiled);
         tables.put_sets(&policy);

@@ -6,7 +6,7 @@
 //! it has changed nothing that a packet could notice; the kernel frees the half-filled array with
 //! the process.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::os::fd::AsFd as _;
 
@@ -196,19 +196,23 @@ pub fn write_near(maps: &mut Maps, index: u32, device: &Device) -> Result<(), Ma
 /// Makes the trie of local addresses what the kernel's local table is. Additions come first, so
 /// that an address that moves between prefixes is never missing.
 pub fn write_local(maps: &mut Maps, host: &Host) -> Result<()> {
-    let wanted: BTreeSet<(u32, [u8; 16])> = host.local.iter().map(local_key).collect();
-    let mut present = BTreeSet::new();
-    for key in maps.local.keys() {
-        let key = key.context("cannot list the local addresses")?;
-        present.insert((key.prefix_len(), key.data()));
+    let kinds = host.local.iter().map(|route| route.kind.number());
+    let wanted: BTreeMap<_, _> = host.local.iter().map(local_key).zip(kinds).collect();
+    let mut present = BTreeMap::new();
+    for entry in maps.local.iter() {
+        let (key, kind) = entry.context("cannot list the local addresses")?;
+        present.insert((key.prefix_len(), key.data()), kind);
     }
     let changed = wanted != present;
-    for (prefix_len, address) in wanted.difference(&present) {
-        maps.local
-            .insert(&Key::new(*prefix_len, *address), 1, 0)
-            .context("cannot add a local address")?;
+    for (key, kind) in &wanted {
+        if present.get(key) != Some(kind) {
+            let (prefix_len, address) = *key;
+            maps.local
+                .insert(&Key::new(prefix_len, address), *kind, 0)
+                .context("cannot add a local address")?;
+        }
     }
-    for (prefix_len, address) in present.difference(&wanted) {
+    for (prefix_len, address) in present.keys().filter(|key| !wanted.contains_key(*key)) {
         match maps.local.remove(&Key::new(*prefix_len, *address)) {
             Ok(()) | Err(MapError::KeyNotFound) => {}
             Err(error) => return Err(error).context("cannot remove a local address"),
@@ -295,6 +299,7 @@ fn local_key(route: &LocalRoute) -> (u32, [u8; 16]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::LocalKind;
 
     fn patterns(names: &[&str]) -> Vec<InterfacePattern> {
         names
@@ -331,6 +336,7 @@ mod tests {
             local_key(&LocalRoute {
                 address: address.parse().unwrap(),
                 prefix_len,
+                kind: LocalKind::Local,
             })
         };
         assert_eq!(

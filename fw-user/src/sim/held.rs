@@ -80,6 +80,10 @@ impl<T: Tables> Tables for Held<'_, T> {
         self.tables.is_local(family, address)
     }
 
+    fn local_kind(&self, family: Family, address: &Addr) -> u32 {
+        self.tables.local_kind(family, address)
+    }
+
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
         self.tables.flow(key)
     }

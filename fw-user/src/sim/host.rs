@@ -5,14 +5,19 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use crate::host::LocalKind;
+
 /// Interfaces and local addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Host {
     /// The interfaces.
     pub devices: Vec<HostDevice>,
-    /// Addresses that are this host's, and its broadcast addresses: what the kernel's table `local`
-    /// holds.
+    /// Addresses that are this host's. These three are what the kernel's table `local` holds.
     pub local: Vec<IpNet>,
+    /// Broadcast addresses.
+    pub broadcast: Vec<IpNet>,
+    /// Anycast addresses that this host answers for.
+    pub anycast: Vec<IpNet>,
 }
 
 /// An interface.
@@ -68,13 +73,17 @@ impl From<&crate::host::Host> for Host {
                 masquerade6: host.masquerade6(interface),
             })
         };
+        let of_kind = |kind| {
+            let routes = host.local.iter().filter(|route| route.kind == kind);
+            routes
+                .filter_map(|route| IpNet::new(route.address, route.prefix_len).ok())
+                .collect()
+        };
         Self {
             devices: host.layer3().filter_map(device).collect(),
-            local: host
-                .local
-                .iter()
-                .filter_map(|route| IpNet::new(route.address, route.prefix_len).ok())
-                .collect(),
+            local: of_kind(LocalKind::Local),
+            broadcast: of_kind(LocalKind::Broadcast),
+            anycast: of_kind(LocalKind::Anycast),
         }
     }
 }
@@ -88,6 +97,28 @@ impl Host {
     /// Whether packets to this address are for the host itself: its own and broadcast addresses,
     /// and every multicast group.
     pub fn is_local(&self, address: IpAddr) -> bool {
-        address.is_multicast() || self.local.iter().any(|prefix| prefix.contains(&address))
+        address.is_multicast() || self.local_kind(address) != 0
+    }
+
+    /// The [`address_kind`](fw_common::abi::device::address_kind) of the longest prefix that contains
+    /// the address, 0 if none does.
+    pub fn local_kind(&self, address: IpAddr) -> u32 {
+        let of_kind = |prefixes: &[IpNet], kind: LocalKind| {
+            let longest = prefixes.iter().filter(|prefix| prefix.contains(&address));
+            longest
+                .map(IpNet::prefix_len)
+                .max()
+                .map(|length| (length, kind))
+        };
+        // `max_by_key` keeps the last of equals.
+        [
+            of_kind(&self.anycast, LocalKind::Anycast),
+            of_kind(&self.broadcast, LocalKind::Broadcast),
+            of_kind(&self.local, LocalKind::Local),
+        ]
+        .into_iter()
+        .flatten()
+        .max_by_key(|(length, _)| *length)
+        .map_or(0, |(_, kind)| kind.number())
     }
 }

@@ -388,6 +388,10 @@ impl Tables for HostTables {
         self.host.is_local(addr::from_abi(family, *address))
     }
 
+    fn local_kind(&self, family: Family, address: &Addr) -> u32 {
+        self.host.local_kind(addr::from_abi(family, *address))
+    }
+
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
         let tiers = self.tiers(key);
         let confirmed = tiers.confirmed.borrow().get(key).copied();

@@ -86,6 +86,7 @@ fn own_broadcast_and_multicast_addresses_are_local() {
         ]
         .map(|prefix| prefix.parse().expect("a prefix"))
         .to_vec(),
+        ..Host::default()
     };
     let tables = HostTables::new(host);
     let is_local = |text: &str| {

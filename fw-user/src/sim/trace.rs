@@ -143,6 +143,10 @@ impl<T: Tables> Tables for Traced<'_, T> {
         local
     }
 
+    fn local_kind(&self, family: Family, address: &Addr) -> u32 {
+        self.tables.local_kind(family, address)
+    }
+
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
         let found = self.tables.flow(key);
         self.note(Event::Flow {

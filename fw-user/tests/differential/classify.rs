@@ -95,6 +95,7 @@ pub fn host() -> Host {
             .map(device)
             .collect(),
         local: Vec::new(),
+        ..Host::default()
     }
 }
 

@@ -42,6 +42,7 @@ fn host() -> Host {
         local: ["198.51.100.10/32", "2001:db8:ffff::10/128", "127.0.0.0/8"]
             .map(|prefix| prefix.parse().expect("a prefix"))
             .to_vec(),
+        ..Host::default()
     }
 }
 

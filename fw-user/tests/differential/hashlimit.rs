@@ -108,6 +108,7 @@ fn running(rules: &str) -> HostTables {
     let host = Host {
         devices: vec![HostDevice::ethernet(2, "eth0")],
         local: vec!["192.0.2.1/32".parse().expect("a prefix")],
+        ..Host::default()
     };
     let mut tables = HostTables::running(host, set);
     tables.put_sets(&policy);

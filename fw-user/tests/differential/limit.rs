@@ -69,6 +69,7 @@ fn running(rule: &str) -> HostTables {
     let host = Host {
         devices: vec![HostDevice::ethernet(2, "eth0")],
         local: vec!["192.0.2.1/32".parse().expect("a prefix")],
+        ..Host::default()
     };
     HostTables::running(host, set)
 }

@@ -152,6 +152,7 @@ fn running(rules: &[Asked]) -> HostTables {
     let host = Host {
         devices: vec![HostDevice::ethernet(2, "eth0")],
         local: vec!["192.0.2.1/32".parse().expect("a prefix")],
+        ..Host::default()
     };
     let mut tables = HostTables::running(host, set);
     tables.put_sets(&policy);
@@ -239,6 +240,7 @@ fn a_rules_matches_are_asked_in_their_order() {
         let host = Host {
             devices: vec![HostDevice::ethernet(2, "eth0")],
             local: vec!["192.0.2.1/32".parse().expect("a prefix")],
+            ..Host::default()
         };
         let mut tables = HostTables::running(host, set);
         tables.put_sets(&policy);

@@ -56,6 +56,7 @@ impl Machine {
             local: ["198.51.100.10/32", "2001:db8:1::10/128", "::1/128"]
                 .map(|prefix| prefix.parse().expect("a prefix"))
                 .to_vec(),
+            ..Host::default()
         };
         Self {
             tables: HostTables::running(host, set),

@@ -25,6 +25,10 @@ pub const SEGMENT: u32 = 9;
 pub const DCCP: u32 = 10;
 /// The flow's mark.
 pub const FLOW_MARK: u32 = 11;
+/// A bit for each [`address_kind`](crate::abi::device::address_kind) that the source is of.
+pub const SOURCE_KIND: u32 = 14;
+/// The same for the destination.
+pub const DESTINATION_KIND: u32 = 15;
 /// How many places there are.
 pub const COUNT: usize = 16;
 

@@ -61,7 +61,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 12;
+pub const ABI_VERSION: u32 = 13;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
@@ -105,6 +105,8 @@ impl HeaderFields {
     pub const NAT6: u32 = 1 << 1;
     /// A rule asks for one of [`fact`], or for the sender's link-layer address.
     pub const FACTS: u32 = 1 << 16;
+    /// A rule asks of what kind an address is ([`crate::abi::device::address_kind`]).
+    pub const ADDRESS_KINDS: u32 = 1 << 7;
     /// A rule asks who sends a packet of this host's.
     pub const OWNER: u32 = 1 << 17;
     /// A rule asks for what is in the transport header, behind the ports.

@@ -16,7 +16,6 @@ const fn no(name: &'static str, families: &'static [Family], note: &'static str)
 
 #[rustfmt::skip]
 pub(crate) const MATCHES: &[MatchRow] = &[
-    no("addrtype", BOTH, "The kind of an address is not looked up: name the addresses with `-s` or `-d`."),
     no("ah", ONLY_V6, "AH is an extension header, which is skipped: match the final header with `-p`."),
     no("bpf", BOTH, "Programs inside rules are not run: express the rule with `-s`, `-d`, `-p` and ports."),
     no("cgroup", BOTH, "Packets are not tied to processes: match ports or addresses."),

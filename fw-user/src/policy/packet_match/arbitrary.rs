@@ -7,7 +7,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::{Ecn, Hops, Owner, PacketMatch, Statistic, Time};
+use super::{AddressType, Ecn, Hops, Owner, PacketMatch, Statistic, Time};
 use crate::policy::model::{Family, Match, Negatable};
 
 /// A match for packets of any protocol, where no hook is asked for.
@@ -25,6 +25,7 @@ pub(crate) fn packet_match(family: Family) -> impl Strategy<Value = Match> {
         1 => negatable(0..=2_u8).prop_map(PacketMatch::PacketType),
         1 => negatable(marked()).prop_map(PacketMatch::Mark),
         1 => negatable(any::<u32>()).prop_map(PacketMatch::Cpu),
+        2 => address_type(family),
         2 => negatable(statistic()).prop_map(PacketMatch::Statistic),
         2 => time().prop_map(PacketMatch::Time),
     ];
@@ -179,4 +180,26 @@ fn time() -> impl Strategy<Value = Time> {
                 contiguous: contiguous && daytime.0 >= daytime.1,
             },
         )
+}
+
+fn address_type(family: Family) -> impl Strategy<Value = PacketMatch> {
+    let types = move || {
+        let types = match family {
+            Family::Ipv4 => (1..0x1000_u16).boxed(),
+            // UNSPEC, UNICAST, LOCAL or ANYCAST, MULTICAST.
+            Family::Ipv6 => select(vec![1, 2, 4, 6, 7, 16, 18, 20, 32, 33, 36]).boxed(),
+        };
+        negatable(types)
+    };
+    (types(), option::of(types()), any::<bool>()).prop_map(|(one, other, swapped)| {
+        let (source, destination) = if swapped {
+            (other, Some(one))
+        } else {
+            (Some(one), other)
+        };
+        PacketMatch::AddressType(AddressType {
+            source,
+            destination,
+        })
+    })
 }

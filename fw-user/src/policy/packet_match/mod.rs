@@ -1,9 +1,11 @@
 //! Matches on what is in and about a packet besides addresses, ports and state.
 
+mod address_type;
 #[cfg(feature = "testing")]
 pub(crate) mod arbitrary;
 mod print;
 
+pub use address_type::AddressType;
 pub(crate) use print::{DCCP_TYPES, PACKET_TYPES, WEEKDAYS, day_of};
 
 use std::net::IpAddr;
@@ -45,6 +47,8 @@ pub enum PacketMatch {
     Mark(Negatable<(u32, u32)>),
     /// `-m cpu --cpu`.
     Cpu(Negatable<u32>),
+    /// `-m addrtype`.
+    AddressType(AddressType),
     /// `-m owner`.
     Owner(Owner),
     /// `-m statistic`.
@@ -164,6 +168,7 @@ impl PacketMatch {
             Self::PacketType(_) => "pkttype",
             Self::Mark(_) => "mark",
             Self::Cpu(_) => "cpu",
+            Self::AddressType(_) => "addrtype",
             Self::Owner(_) => "owner",
             Self::Statistic(_) => "statistic",
             Self::Time(_) => "time",

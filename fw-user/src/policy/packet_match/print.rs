@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{Ecn, Hops, Owner, PacketMatch, Statistic, Time};
+use super::{AddressType, Ecn, Hops, Owner, PacketMatch, Statistic, Time};
 use crate::policy::model::{Family, Negatable, Ports};
 
 impl PacketMatch {
@@ -76,6 +76,16 @@ impl PacketMatch {
                 value: (value, mask),
             }) => write!(f, " {}--mark {}", bang(*not), Marked(*value, *mask)),
             Self::Cpu(Negatable { not, value }) => write!(f, " {}--cpu {value}", bang(*not)),
+            Self::AddressType(types) => {
+                let sides = [("src", types.source), ("dst", types.destination)];
+                for (side, asked) in sides {
+                    if let Some(Negatable { not, value }) = asked {
+                        let list = AddressType::list(value);
+                        write!(f, " {}--{side}-type {list}", bang(not))?;
+                    }
+                }
+                Ok(())
+            }
             Self::Owner(owner) => write_owner(f, owner),
             Self::Statistic(Negatable { not, value }) => match value {
                 Statistic::Random(probability) => {

@@ -81,6 +81,7 @@ fn host() -> Host {
         ]
         .map(|prefix| prefix.parse().expect("a prefix"))
         .to_vec(),
+        ..Host::default()
     }
 }
 

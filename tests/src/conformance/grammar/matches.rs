@@ -18,7 +18,7 @@ pub fn packet(
     (from, to): (Endpoint, Endpoint),
 ) -> String {
     let not = if random.random_bool(0.25) { "! " } else { "" };
-    match random.random_range(0..12) {
+    match random.random_range(0..13) {
         0 | 1 => range(random, not, from, to),
         2 if has_sender(spot) => link_source(random, not, from),
         2 | 3 => format!("-m length {not}--length {}", length(random)),
@@ -35,7 +35,42 @@ pub fn packet(
         8 if has_owner(spot) => owner(random, not),
         8 => format!("-m cpu {not}--cpu 99"),
         9 | 10 => statistic(random, not),
+        11 => address_type(random, not, family),
         _ => time(random, not),
+    }
+}
+
+fn address_type(random: &mut impl Rng, not: &str, family: Family) -> String {
+    let types: &[&str] = match family {
+        Family::Ipv4 => &[
+            "LOCAL",
+            "LOCAL",
+            "UNICAST",
+            "BROADCAST",
+            "MULTICAST",
+            "UNICAST,MULTICAST",
+            "LOCAL,BROADCAST",
+            "ANYCAST,BLACKHOLE",
+        ],
+        Family::Ipv6 => &[
+            "LOCAL",
+            "LOCAL",
+            "UNICAST",
+            "MULTICAST",
+            "UNICAST,LOCAL",
+            "LOCAL,MULTICAST",
+            "UNSPEC",
+            "ANYCAST",
+        ],
+    };
+    let one = one_of(random, types);
+    match random.random_range(0..4) {
+        0 => format!("-m addrtype {not}--src-type {one}"),
+        1 => {
+            let other = one_of(random, types);
+            format!("-m addrtype {not}--src-type {one} --dst-type {other}")
+        }
+        _ => format!("-m addrtype {not}--dst-type {one}"),
     }
 }
 

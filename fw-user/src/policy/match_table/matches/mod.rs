@@ -1,5 +1,6 @@
 //! The matches that fwbpf knows.
 
+pub(crate) mod addrtype;
 pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod recent;

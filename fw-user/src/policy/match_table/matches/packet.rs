@@ -6,7 +6,7 @@ use crate::policy::match_table::{
 };
 use crate::policy::model::{Match, Negatable, Ports};
 use crate::policy::names::{AH, DCCP, ESP, SCTP, TCP};
-use crate::policy::packet_match::{Ecn, Hops, Owner, PacketMatch, Statistic, Time};
+use crate::policy::packet_match::{AddressType, Ecn, Hops, Owner, PacketMatch, Statistic, Time};
 use crate::policy::save::Value;
 use crate::policy::save::packet_values as values;
 use crate::policy::source::Span;
@@ -56,6 +56,19 @@ const fn many(built: PacketMatch, missing: &'static str) -> PacketDraft {
 }
 
 impl PacketDraft {
+    /// A match of several options, of which it cannot be without one.
+    pub const fn of(built: PacketMatch, missing: &'static str) -> Self {
+        many(built, missing)
+    }
+
+    /// The types of addresses, if the match is about those.
+    pub fn address_type(&mut self) -> Option<&mut AddressType> {
+        match &mut self.built {
+            Some(PacketMatch::AddressType(types)) => Some(types),
+            _ => None,
+        }
+    }
+
     pub fn finish(self) -> Result<Match, Unfinished> {
         if self.missing == STATISTIC {
             return self.statistic.finish().map(Match::Packet);
@@ -68,6 +81,7 @@ impl PacketDraft {
             }) => source.is_none() && destination.is_none(),
             Some(PacketMatch::Ecn(ecn)) => *ecn == Ecn::default(),
             Some(PacketMatch::Owner(owner)) => *owner == Owner::default(),
+            Some(PacketMatch::AddressType(types)) => *types == AddressType::default(),
             Some(PacketMatch::Time(time)) if time.contiguous && time.daytime.0 < time.daytime.1 => {
                 return Err(Unfinished::Says(
                     "a `--timestop` before its `--timestart`, which `--contiguous` is for",
