@@ -12,6 +12,7 @@
     reason = "the program macros make undocumented functions beside the documented ones"
 )]
 
+mod answer;
 mod maps;
 mod packet;
 mod stages;
@@ -24,6 +25,7 @@ use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
 use fw_common::abi::maps::SWEEP_LISTS;
 use fw_common::datapath::packet::Packet;
+use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::Tables;
 use fw_common::datapath::{Verdict, early, egress, ingress};
 
@@ -38,10 +40,7 @@ pub fn fwbpf_ingress(context: TcContext) -> i32 {
         return TC_ACT_SHOT;
     };
     let verdict = ingress(&mut SkbPacket::new(context), &BpfTables, scratch);
-    if let Verdict::Redirect = verdict {
-        return packet::redirect(scratch.sending.route.device);
-    }
-    tc_action(verdict)
+    tc_action(verdict, scratch)
 }
 
 /// tcx or clsact egress of every layer-3 interface. Attached last: it judges what really leaves.
@@ -50,7 +49,8 @@ pub fn fwbpf_egress(context: TcContext) -> i32 {
     let Some(scratch) = maps::scratch() else {
         return TC_ACT_SHOT;
     };
-    tc_action(egress(&mut SkbPacket::new(context), &BpfTables, scratch))
+    let verdict = egress(&mut SkbPacket::new(context), &BpfTables, scratch);
+    tc_action(verdict, scratch)
 }
 
 /// XDP on interfaces whose driver runs it natively.
@@ -60,7 +60,8 @@ pub fn fwbpf_xdp(context: XdpContext) -> u32 {
         return XDP_PASS;
     };
     match early(&mut XdpPacket::new(context), &RecordingTables, scratch) {
-        Verdict::Pass => XDP_PASS,
+        // XDP leaves what is refused to the tc programs.
+        Verdict::Pass | Verdict::Answer => XDP_PASS,
         Verdict::Redirect => XDP_REDIRECT,
         Verdict::Drop(_) => XDP_DROP,
     }
@@ -77,10 +78,11 @@ pub fn fwbpf_sweep(context: TcContext) -> i32 {
 }
 
 #[inline(always)]
-fn tc_action(verdict: Verdict) -> i32 {
+fn tc_action(verdict: Verdict, scratch: &Scratch) -> i32 {
     match verdict {
-        // What is redirected never comes here.
-        Verdict::Pass | Verdict::Redirect => TC_ACT_UNSPEC,
+        Verdict::Pass => TC_ACT_UNSPEC,
+        Verdict::Redirect => packet::redirect(scratch.sending.route.device),
+        Verdict::Answer => answer::send(&scratch.answer),
         Verdict::Drop(stat) => {
             BpfTables.count(stat);
             TC_ACT_SHOT

@@ -9,12 +9,14 @@ use aya_ebpf::btf_maps;
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, DevMapHash, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf};
 use fw_common::MapCell;
+use fw_common::abi::Addr;
 use fw_common::abi::blob::{self, MAX_DEPTH, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
 use fw_common::abi::maps::{
-    COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, EVENTS_MAX, FLOWS4_MAX, FLOWS6_MAX, FRAGMENTS_MAX,
-    HINTS_MAX, LISTS_MAX, LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, SETS_MAX, XDP_DEVICES_MAX,
+    ANSWERED_MAX, COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, EVENTS_MAX, FLOWS4_MAX, FLOWS6_MAX,
+    FRAGMENTS_MAX, HINTS_MAX, LISTS_MAX, LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, SETS_MAX,
+    XDP_DEVICES_MAX,
 };
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::STATS_MAX;
@@ -85,6 +87,10 @@ pub static HINTS: Array<Hint> = Array::with_max_entries(HINTS_MAX, 0);
 #[map]
 pub static FRAGMENTS: LruHashMap<FragmentKey, Fragment> =
     LruHashMap::with_max_entries(FRAGMENTS_MAX, 0);
+
+/// Up to when a peer's share of ICMP errors is spent; at zeroes, that of all. Programs write.
+#[map]
+pub static ANSWERED: LruHashMap<Addr, u64> = LruHashMap::with_max_entries(ANSWERED_MAX, 0);
 
 /// A set: the flag is `BPF_F_NO_PREALLOC`, so that a set takes memory as it grows. Maps of any
 /// capacity fit its place (`bpf_map_meta_equal`, kernel/bpf/map_in_map.c).

@@ -8,8 +8,9 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_FIB_LKUP_RET_FRAG_NEEDED,
-    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, bpf_fib_lookup as FibParams, xdp_md,
+    __sk_buff, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM,
+    BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    bpf_fib_lookup as FibParams, xdp_md,
 };
 use aya_ebpf::helpers::{
     bpf_fib_lookup, bpf_get_socket_uid, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
@@ -18,17 +19,19 @@ use aya_ebpf::helpers::{
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
-use fw_common::abi::Family;
 use fw_common::abi::event::Event;
+use fw_common::abi::{Addr, Family};
 
 use fw_common::abi::flow::Flow;
 use fw_common::datapath::checksum::Difference;
 use fw_common::datapath::header::protocol;
 use fw_common::datapath::packet::{Destination, Owner, Packet, Route, Way};
+use fw_common::datapath::reject::WayBack;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::stage::Stage;
 use fw_common::datapath::tables::Tables;
 
+use crate::answer;
 use crate::maps::XDP_DEVICES;
 use crate::stages::{call_skb, call_xdp, fwbpf_forward, fwbpf_xdp_forward};
 
@@ -290,6 +293,50 @@ impl Packet for SkbPacket {
     fn owner(&self) -> Owner {
         owner_of(self.0)
     }
+
+    #[inline(always)]
+    fn is_sum_known(&mut self, spare: u32) -> bool {
+        answer::is_sum_known(self.0, spare)
+    }
+
+    #[inline(always)]
+    fn add_up(&self, at: u32, length: u32, sum: &mut u32, room: &mut [u8; Event::PACKET]) -> bool {
+        answer::add_up(self.0, at, length, sum, room)
+    }
+
+    #[inline(always)]
+    fn make_room(
+        &mut self,
+        l3: u32,
+        l4: u32,
+        front: u32,
+        keep: u32,
+        room: &mut [u8; Event::PACKET],
+    ) -> bool {
+        answer::make_room(self.0, l3 | l4 << 16, front | keep << 16, room)
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        // SAFETY: as in `store`.
+        let failed = unsafe {
+            let bytes = bytes.as_ptr().cast::<c_void>();
+            bpf_skb_store_bytes(self.0, offset, bytes, N as u32, BPF_F_RECOMPUTE_CSUM as u64)
+        };
+        (failed == 0).then_some(())
+    }
+
+    fn way_to(&self, address: &Addr, family: Family, device: u32, way: &mut WayBack) -> bool {
+        way.device = device;
+        way.has_source = true;
+        let mut found = way_to(self.0.cast::<c_void>(), address, family, WITH_SOURCE, way);
+        if found < 0 {
+            way.device = device;
+            way.has_source = false;
+            found = way_to(self.0.cast::<c_void>(), address, family, 0, way);
+        }
+        found == BPF_FIB_LKUP_RET_SUCCESS as i64 || found == BPF_FIB_LKUP_RET_NO_NEIGH as i64
+    }
 }
 
 /// A frame at XDP.
@@ -508,6 +555,32 @@ impl Packet for XdpPacket {
     fn owner(&self) -> Owner {
         Owner::default()
     }
+
+    /// Nothing is answered here.
+    #[inline(always)]
+    fn is_sum_known(&mut self, _spare: u32) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    fn add_up(&self, _: u32, _: u32, _: &mut u32, _: &mut [u8; Event::PACKET]) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, _: u32, _: u32, _: u32, _: u32, _: &mut [u8; Event::PACKET]) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        self.store(offset, bytes)
+    }
+
+    #[inline(always)]
+    fn way_to(&self, _: &Addr, _: Family, _: u32, _: &mut WayBack) -> bool {
+        false
+    }
 }
 
 /// Whose socket an skb belongs to. A connection that is being opened belongs to the one that listens
@@ -604,6 +677,46 @@ fn next_hop(context: *mut c_void, device: u32, way: &Way, bytes: u32, route: &mu
     route.source = params.smac;
     route.destination = params.dmac;
     result
+}
+
+/// `BPF_FIB_LOOKUP_SKIP_NEIGH` and `BPF_FIB_LOOKUP_SRC`. Kernels before 6.7 do not know the latter.
+const WITH_SOURCE: u32 = 1 << 2 | 1 << 4;
+
+/// Asks the routing table where an address is, for what comes from the interface in `way`, which
+/// becomes the one that leads there; and for the address that the kernel itself would send from.
+#[inline(never)]
+fn way_to(
+    context: *mut c_void,
+    address: &Addr,
+    family: Family,
+    flags: u32,
+    way: &mut WayBack,
+) -> i64 {
+    let mut question = MaybeUninit::<Question>::uninit();
+    let params = blank(&mut question);
+    params.ifindex = way.device;
+    match family {
+        Family::V4 => {
+            params.family = AF_INET;
+            params.__bindgen_anon_4.ipv4_dst = address[0].to_be();
+        }
+        Family::V6 => {
+            params.family = AF_INET6;
+            params.__bindgen_anon_4.ipv6_dst = address.map(u32::to_be);
+        }
+    }
+    // SAFETY: the context is the program's own, and `params` is as large as said; of the sources all
+    // bytes were written.
+    unsafe {
+        let size = size_of::<FibParams>() as i32;
+        let result = bpf_fib_lookup(context, &raw mut *params, size, flags);
+        way.device = params.ifindex;
+        way.source = match family {
+            Family::V4 => [u32::from_be(params.__bindgen_anon_3.ipv4_src), 0, 0, 0],
+            Family::V6 => params.__bindgen_anon_3.ipv6_src.map(u32::from_be),
+        };
+        result
+    }
 }
 
 /// Sends the packet out of an interface, as the action of a tc program.

@@ -19,6 +19,7 @@ use fw_common::datapath::limit;
 use fw_common::datapath::lists;
 use fw_common::datapath::nat::Open;
 use fw_common::datapath::packet::Packet;
+use fw_common::datapath::reject::Respond;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::sources;
 use fw_common::datapath::stage::{Name, Stage};
@@ -71,6 +72,7 @@ stages! {
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
     fwbpf_gather: Gather, SkbPacket(__sk_buff), BpfTables;
     fwbpf_options: ReadOptions, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_respond: Respond, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
     fwbpf_xdp_send_on: SendOn, XdpPacket(xdp_md), BpfTables;
     fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
@@ -208,6 +210,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::Translate => fwbpf_translate(skb, argument),
         Name::Gather => fwbpf_gather(skb, argument),
         Name::ReadOptions => fwbpf_options(skb, argument),
+        Name::Respond => fwbpf_respond(skb, argument),
     }
 }
 
@@ -222,6 +225,8 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         // Whether the packet ends here is not certain yet.
         Name::Act => Some(effect::LATER),
         Name::ReadOptions => Some(fwbpf_xdp_options(xdp, argument)),
+        // The tc programs answer.
+        Name::Respond => Some(0),
         Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate | Name::Gather => None,
     }
 }

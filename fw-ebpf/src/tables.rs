@@ -19,7 +19,7 @@ use fw_common::MapCell;
 use fw_common::abi::blob::{
     self, Cell, MAGIC, MAX_DEPTH, NEAR_PAGES as NEAR_PAGES_LEN, PAGE_CELLS, Page, place,
 };
-use fw_common::abi::device::Device;
+use fw_common::abi::device::{Device, address_kind};
 use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
 use fw_common::abi::list::{ListCell, ListPage, head};
@@ -33,8 +33,9 @@ use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 
 use crate::maps::{
-    ACTIVE, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS, FRAMES,
-    HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, SET_INFO, SETS, STATS, path,
+    ACTIVE, ANSWERED, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS,
+    FRAMES, HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, SET_INFO, SETS,
+    STATS, path,
 };
 use crate::stages::{call_deferred, call_list, call_xdp_deferred, fwbpf_advance_tcp, fwbpf_unlink};
 
@@ -108,30 +109,34 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn is_local(&self, family: Family, address: &Addr) -> bool {
-        let multicast = match family {
-            Family::V4 => address[0] >> 28 == 0xe,
-            Family::V6 => address[0] >> 24 == 0xff,
-        };
-        multicast || self.local_kind(family, address) != 0
+        is_multicast(family, address) || self.local_kind(family, address) != 0
     }
 
     #[inline(always)]
     fn local_kind(&self, family: Family, address: &Addr) -> u32 {
-        let data = match family {
-            // RFC 4291 2.5.5.2: IPv4-mapped, as in abi::device::LocalKey.
-            Family::V4 => {
-                let [a, b, c, d] = address[0].to_be_bytes();
-                [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
-            }
-            Family::V6 => bytes(address),
-        };
-        match LOCAL.get(Key {
-            prefix_len: 128,
-            data,
-        }) {
-            Some(kind) => *kind,
+        match LOCAL.get(local_key(family, address)) {
+            Some(word) => *word & address_kind::MASK,
             None => 0,
         }
+    }
+
+    #[inline(always)]
+    fn local_device(&self, family: Family, address: &Addr) -> u32 {
+        match LOCAL.get(local_key(family, address)) {
+            Some(word) => *word >> address_kind::BITS,
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn spent(&self, peer: &Addr) -> u64 {
+        // SAFETY: copied out at once; a place used again meanwhile is another peer's, for one answer.
+        unsafe { ANSWERED.get(peer) }.copied().unwrap_or_default()
+    }
+
+    #[inline(always)]
+    fn spend(&self, peer: &Addr, time: u64) {
+        let _ = ANSWERED.insert(peer, time, BPF_ANY as u64);
     }
 
     #[inline(always)]
@@ -459,6 +464,31 @@ const EXISTS: i32 = -17;
 
 const _: () = assert!(MAX_DEPTH.is_power_of_two());
 
+/// Whether an address is a group's, all of which are local (RFC 1112, RFC 4291 2.7).
+#[inline(always)]
+fn is_multicast(family: Family, address: &Addr) -> bool {
+    match family {
+        Family::V4 => address[0] >> 28 == 14,
+        Family::V6 => address[0] >> 24 == 0xff,
+    }
+}
+
+/// An address as `abi::device::LocalKey` has it: IPv4 is IPv4-mapped (RFC 4291 2.5.5.2).
+#[inline(always)]
+fn local_key(family: Family, address: &Addr) -> Key<[u8; 16]> {
+    let data = match family {
+        Family::V4 => {
+            let [a, b, c, d] = address[0].to_be_bytes();
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
+        }
+        Family::V6 => bytes(address),
+    };
+    Key {
+        prefix_len: 128,
+        data,
+    }
+}
+
 #[inline(always)]
 fn bytes(address: &Addr) -> [u8; 16] {
     let [a, b, c, d] = address[0].to_be_bytes();
@@ -562,6 +592,21 @@ impl Tables for RecordingTables {
     fn local_kind(&self, family: Family, address: &Addr) -> u32 {
         BpfTables.local_kind(family, address)
     }
+    #[inline(always)]
+    fn local_device(&self, family: Family, address: &Addr) -> u32 {
+        BpfTables.local_device(family, address)
+    }
+
+    #[inline(always)]
+    fn spent(&self, peer: &Addr) -> u64 {
+        BpfTables.spent(peer)
+    }
+
+    #[inline(always)]
+    fn spend(&self, peer: &Addr, time: u64) {
+        BpfTables.spend(peer, time);
+    }
+
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
         const MAPS: &BpfTables = &BpfTables;

@@ -87,6 +87,8 @@ pub struct LocalRoute {
     pub address: IpAddr,
     /// The prefix length.
     pub prefix_len: u8,
+    /// Index of the interface that it is on; 0 if the kernel does not say.
+    pub device: u32,
     /// What kind of address it is.
     pub kind: LocalKind,
 }
@@ -338,9 +340,17 @@ fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
             RouteAttribute::Destination(RouteAddress::Inet6(address)) => Some(IpAddr::V6(*address)),
             _ => None,
         })?;
+    let device = message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            RouteAttribute::Oif(index) => Some(*index),
+            _ => None,
+        });
     Some(LocalRoute {
         address,
         prefix_len: message.header.destination_prefix_length,
+        device: device.unwrap_or_default(),
         kind,
     })
 }

@@ -72,6 +72,12 @@ pub mod address_kind {
     pub const ANYCAST: u32 = 4;
     /// A multicast group.
     pub const MULTICAST: u32 = 5;
+
+    /// A value in `LOCAL` has the kind in so many low bits, and above the index of the interface that the
+    /// address is on.
+    pub const BITS: u32 = 8;
+    /// Those bits.
+    pub const MASK: u32 = (1 << BITS) - 1;
 }
 
 /// Key of the `LOCAL` trie. IPv4 addresses are stored as `::ffff:a.b.c.d` (RFC 4291 2.5.5.2).

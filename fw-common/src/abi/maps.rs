@@ -17,8 +17,8 @@ pub const COUNTERS: &str = "COUNTERS";
 pub const DEVICES: &str = "DEVICES";
 /// ARRAY by interface index: the records of [`DEVICES`] whose index is small.
 pub const NEAR_DEVICES: &str = "NEAR_DEVICES";
-/// LPM_TRIE of [`super::device::LocalKey`] -> u32, an [`super::device::address_kind`]: addresses that
-/// are this host's, and broadcast.
+/// LPM_TRIE of [`super::device::LocalKey`] -> u32, an [`super::device::address_kind`] and above it the
+/// index of the address's interface: addresses that are this host's, and broadcast.
 pub const LOCAL: &str = "LOCAL";
 /// HASH of confirmed flows, IPv4: key [`super::flow::FlowKey4`].
 pub const FLOWS4: &str = "FLOWS4";
@@ -36,6 +36,8 @@ pub const HINTS: &str = "HINTS";
 pub const FRAGMENTS: &str = "FRAGMENTS";
 /// DEVMAP_HASH: interfaces that XDP may send frames out of.
 pub const XDP_DEVICES: &str = "XDP_DEVICES";
+/// LRU_HASH, address -> u64: up to when a peer's share of ICMP errors is spent; zeroes for all's.
+pub const ANSWERED: &str = "ANSWERED";
 /// ARRAY_OF_MAPS: sets, each a HASH of [`super::set::SetKey`] -> [`super::set::SetEntry`] that was
 /// made with room for the elements that it may have. The places that the running policy uses are
 /// in its description.
@@ -98,6 +100,8 @@ pub const POLICY_SETS_MAX: usize = 256;
 pub const LISTS_MAX: u32 = 512;
 /// Lists that a policy may have.
 pub const POLICY_LISTS_MAX: usize = 256;
+/// Capacity of [`ANSWERED`].
+pub const ANSWERED_MAX: u32 = 16_384;
 /// Capacity of [`FRAGMENTS`].
 pub const FRAGMENTS_MAX: u32 = 16_384;
 

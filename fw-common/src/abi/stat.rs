@@ -54,6 +54,8 @@ stats! {
     /// A rule or a policy said DROP, and XDP did it before the network stack saw the packet: each
     /// dropped packet has one reason, so that the reasons add up to all drops.
     XdpDrop = 9, "policy_xdp", "dropped by a rule or a chain's policy, early, by XDP (not counted in `policy`)";
+    /// A rule said REJECT.
+    Rejected = 10, "rejected", "refused by REJECT, with an answer unless one of the two below says why not";
     /// A list's entries are all in use, or it could not be locked.
     List = 14, "list", "a rule that keeps lists (`recent`, `hashlimit`, `connlimit`) could not do so, for want of room";
     /// The confirmed tier was full; the flow is tracked in the embryonic tier.
@@ -64,6 +66,10 @@ stats! {
     Expired = 18, "expired", "a packet met a flow past its time";
     /// An event of LOG or NFLOG found no room in the ring buffer.
     EventLost = 19, "event_lost", "LOG or NFLOG met more packets than could be written down in time";
+    /// An answer of REJECT was held back.
+    AnswerLimited = 20, "answer_limited", "REJECT sent no ICMP error, by the kernel's limits (net.ipv4.icmp_ratelimit, icmp_msgs_per_sec and their like)";
+    /// An answer of REJECT could not be made.
+    AnswerLost = 21, "answer_lost", "REJECT could not make an answer of the packet";
 }
 
 /// Length of the `STATS` map.

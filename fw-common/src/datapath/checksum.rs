@@ -45,6 +45,43 @@ impl Difference {
         Self(sum)
     }
 
+    /// Another word is in the sum.
+    #[inline(always)]
+    #[must_use]
+    pub fn add_word(self, word: u32) -> Self {
+        self.plus(word.to_be())
+    }
+
+    /// Another 16-bit word is in the sum.
+    #[inline(always)]
+    #[must_use]
+    pub fn add_half(self, half: u16) -> Self {
+        self.plus(half.to_be() as u32)
+    }
+
+    /// An address is in the sum.
+    #[inline(always)]
+    #[must_use]
+    pub fn add_address(self, address: &[u32; 4]) -> Self {
+        self.add_word(address[0])
+            .add_word(address[1])
+            .add_word(address[2])
+            .add_word(address[3])
+    }
+
+    /// The sum in 16 bits.
+    #[inline(always)]
+    pub fn folded(self) -> u16 {
+        let sum = (self.0 & 0xffff) + (self.0 >> 16);
+        ((sum & 0xffff) + (sum >> 16)) as u16
+    }
+
+    /// The checksum field of what was added up, as it lies in memory.
+    #[inline(always)]
+    pub fn complement(self) -> [u8; 2] {
+        (!self.folded()).to_ne_bytes()
+    }
+
     /// The sum, as `bpf_csum_diff` would return it.
     #[inline(always)]
     pub fn sum(self) -> u32 {

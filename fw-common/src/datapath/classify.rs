@@ -50,7 +50,8 @@ pub struct Walk {
     cursor: u32,
     depth: u32,
     code: u32,
-    argument: u32,
+    /// What its rule says besides the target.
+    pub argument: u32,
     /// The search in the present chain: its first table cell.
     first: u32,
     /// Tables that can hold a rule which the packet matches ([`prune`]).
@@ -86,6 +87,8 @@ pub enum Decision {
     Accept,
     /// Dropped, and why.
     Drop(Stat),
+    /// REJECT; [`Walk::argument`] says with what.
+    Reject,
     /// MASQUERADE, with a range of ports ([`crate::abi::blob::pack_range`]; 0 for any).
     Masquerade {
         /// The range.
@@ -109,6 +112,7 @@ pub fn traverse<P: Packet, T: Tables>(
     match packet.call::<Traverse, T>(tables, scratch, base) {
         target::ACCEPT => Decision::Accept,
         target::DROP => Decision::Drop(Stat::Policy),
+        target::REJECT => Decision::Reject,
         target::MASQUERADE => Decision::Masquerade {
             ports: scratch.walk.argument,
             random: false,

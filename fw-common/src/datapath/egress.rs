@@ -13,6 +13,7 @@ use super::header::{Headers, Icmp, Part};
 use super::ingress::{LOST, PLACED, translate};
 use super::nat::{Wish, open};
 use super::packet::Packet;
+use super::reject::{FORWARD, LOOPBACK, NOTE_ANSWER, NOTE_ONWARD, close, refuse, send_away};
 use super::rewrite::End;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
@@ -30,16 +31,10 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     if packet.is_of_vlan() {
         return Verdict::Pass;
     }
-    let arrival = packet.arrival_device();
-    let forwarded = arrival != 0;
-    let mut note = if forwarded { packet.note() } else { 0 };
-    if note == NOTE_SENT_ON {
-        // Ingress and this are one call on one CPU: nobody else can have left such a note.
-        if scratch.sent_on == packet.device() {
-            scratch.sent_on = 0;
-            return Verdict::Pass;
-        }
-        note = 0;
+    match enter(packet, scratch) {
+        SEEN => return Verdict::Pass,
+        ONWARD => return Verdict::Redirect,
+        _ => {}
     }
     match start(packet, tables, scratch) {
         Start::Judge => {}
@@ -48,22 +43,23 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     }
     let family = scratch.headers.family;
 
-    scratch.made_here = !forwarded;
+    scratch.made_here = scratch.came_by == 0;
     gather(packet, tables, scratch, LEAVING);
     scratch.fast = false;
     let looping = scratch.device.flags & Device::LOOPBACK != 0;
     scratch.aliases = scratch.has_nat() && scratch.made_here;
-    if packet.call::<PlaceOut, T>(tables, scratch, note as u32) == LOST {
+    if packet.call::<PlaceOut, T>(tables, scratch, scratch.note) == LOST {
         return Verdict::Drop(Stat::FragmentWithoutFirst);
     }
     if looping {
         packet.set_note(scratch.tracked.note());
     }
-    let in_patterns = patterns_of_arrival(tables, arrival, scratch);
+    let in_patterns = patterns_of_arrival(tables, scratch.came_by, scratch);
     scratch.ask(in_patterns, scratch.patterns(&scratch.device));
 
     if scratch.meets_nat()
         && scratch.made_here
+        && !scratch.answer.in_hand
         && let Decision::Drop(stat) = traverse_nat(packet, tables, BaseChain::NatOutput, scratch)
     {
         return Verdict::Drop(stat);
@@ -81,11 +77,16 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     } else {
         BaseChain::FilterForward.id(family)
     };
-    if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
-        return Verdict::Drop(stat);
+    match traverse(packet, tables, chain, scratch) {
+        Decision::Drop(stat) => return Verdict::Drop(stat),
+        Decision::Reject => return refuse(packet, tables, scratch, FORWARD),
+        Decision::Accept | Decision::Masquerade { .. } => {}
     }
-    if forwarded {
-        remember(tables, scratch, arrival, packet.device());
+    if scratch.answer.in_hand && send_away(packet, tables, scratch) {
+        return Verdict::Answer;
+    }
+    if !scratch.made_here {
+        remember(tables, scratch, scratch.came_by, packet.device());
     }
     if scratch.tracked.opens || scratch.tracked.replayed {
         scratch.draft.wish = Wish {
@@ -97,7 +98,8 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
         };
         if scratch.meets_nat() {
             match traverse_nat(packet, tables, BaseChain::NatPostrouting, scratch) {
-                Decision::Accept => {}
+                // No nat table has REJECT.
+                Decision::Accept | Decision::Reject => {}
                 Decision::Drop(stat) => return Verdict::Drop(stat),
                 Decision::Masquerade { ports, random } => {
                     let wish = &mut scratch.draft.wish;
@@ -111,6 +113,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
                     // The flow of a later fragment's first one is not stored, or was not: the
                     // fragment must not leave with its inner address.
                     if scratch.tracked.replayed
+                        && !scratch.answer.in_hand
                         && !scratch.tracked.translated
                         && wish.address != scratch.headers.key.source
                     {
@@ -144,6 +147,44 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
         return Verdict::Drop(Stat::Rewrite);
     }
     Verdict::Pass
+}
+
+/// Results of [`enter`]: the packet was judged already.
+const SEEN: u32 = 1;
+/// It goes on to [`super::forward::Sending::route`].
+const ONWARD: u32 = 2;
+
+/// Reads the note of a packet that was here before, or was told about by ingress. An answer is one that
+/// this host makes, whoever sent what it answers.
+#[inline(never)]
+fn enter<P: Packet>(packet: &mut P, scratch: &mut Scratch) -> u32 {
+    let note = packet.note();
+    scratch.came_by = packet.arrival_device();
+    scratch.note = note as u32;
+    scratch.answer.in_hand = note & NOTE_ANSWER != 0;
+    if scratch.answer.in_hand {
+        if note & NOTE_ONWARD != 0 {
+            // The kernel has found its route on the way here. Loopback's programs judge it.
+            packet.set_note(note & !NOTE_ONWARD);
+            scratch.sending.route.device = LOOPBACK;
+            return ONWARD;
+        }
+        packet.set_note(0);
+        scratch.came_by = 0;
+        return 0;
+    }
+    if note == NOTE_SENT_ON {
+        // Who sent it on and this are one call on one CPU: nobody else can have left such a note.
+        if scratch.sent_on == packet.device() {
+            scratch.sent_on = 0;
+            return SEEN;
+        }
+        scratch.note = 0;
+    }
+    if scratch.came_by == 0 {
+        scratch.note = 0;
+    }
+    0
 }
 
 #[inline(always)]
@@ -189,25 +230,55 @@ impl Stage for PlaceOut {
         if note & NOTE_SEEN == 0 {
             // What this host makes may answer a flow whose source was translated on its way in.
             track(packet, tables, scratch, scratch.aliases);
-            if scratch.made_here && scratch.headers.icmp as u8 == Icmp::Error as u8 {
+            let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
+            if scratch.made_here && error && note & NOTE_ANSWER == 0 {
                 attach(packet, tables, scratch);
             }
         } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
             scratch.tracked.set_note(note);
-            if scratch.tracked.direction == 0 {
-                // Its source may have to be translated. (In the other direction all is done.)
+            if scratch.tracked.direction == 0 || note & NOTE_ANSWER != 0 {
+                // Its source may have to be translated. (In the other direction all is done, but
+                // for an answer.)
                 about(packet, tables, scratch, true);
+                let direction = scratch.tracked.direction;
                 scratch.tracked.take_label(note);
+                if note & NOTE_ANSWER != 0 {
+                    // What it answers may resemble another flow, which goes the other way.
+                    scratch.tracked.translated &= direction == scratch.tracked.direction;
+                    recall_outside(scratch);
+                }
             }
         } else {
             scratch.tracked.set_note(note);
-            look_up(tables, scratch, false);
+            let answer = note & NOTE_ANSWER != 0;
+            // What a reset answers may have come under another name.
+            let aliases = answer && scratch.aliases && scratch.tracked.direction == 1;
+            let aliases = scratch.forget(aliases as u32) != 0;
+            look_up(tables, scratch, aliases);
             // Only what ingress took for a flow's first packet opens one: a packet that ended its flow
             // is without a flow here, and opens none.
             scratch.tracked.opens &= note & NOTE_OPENS != 0;
+            if answer {
+                // It meets nat's chain, but opens nothing.
+                scratch.tracked.opens = false;
+                scratch.tracked.replayed = note & NOTE_OPENS != 0;
+                close(tables, scratch);
+            }
         }
         lend(tables, scratch, Side::Egress);
         PLACED
+    }
+}
+
+/// An error about a reply that has ended its translated flow: the name by which that came in is still
+/// known, as the error is made on the spot.
+#[inline(always)]
+fn recall_outside(scratch: &mut Scratch) {
+    let tracked = &mut scratch.tracked;
+    if tracked.direction == 0 && !tracked.translated && tracked.ct & ct::SNAT != 0 {
+        tracked.endpoint = scratch.transit_outside;
+        tracked.translated = true;
+        tracked.error = true;
     }
 }
 

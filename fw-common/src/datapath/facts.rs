@@ -9,7 +9,7 @@ use core::ops::ControlFlow;
 
 use super::fragment::link_key;
 use super::header::{Part, protocol};
-use super::packet::Packet;
+use super::packet::{Owner, Packet};
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
@@ -111,7 +111,15 @@ impl Stage for Gather {
             recall_link(tables, scratch, packet.arrival_device());
         }
         if features & HeaderFields::OWNER != 0 && side == LEAVING && scratch.made_here {
-            let owner = packet.owner();
+            // Resets have no socket, errors one of the kernel's.
+            let owner = if scratch.answer.in_hand {
+                Owner {
+                    exists: scratch.headers.key.protocol as u8 != protocol::TCP,
+                    ..Owner::default()
+                }
+            } else {
+                packet.owner()
+            };
             let kernels = is_the_kernels(owner.raw, scratch);
             let facts = &mut scratch.facts;
             if owner.exists {
@@ -188,7 +196,7 @@ fn kinds<T: Tables>(tables: &T, family: Family, address: &Addr) -> u32 {
 /// resets and ICMP are raw ones without an owner (`inet_ctl_sock_create`, net/ipv4/af_inet.c). What
 /// users send by raw sockets of these protocols are requests, as ping's.
 #[inline(always)]
-fn is_the_kernels(raw: bool, scratch: &Scratch) -> bool {
+pub(super) fn is_the_kernels(raw: bool, scratch: &Scratch) -> bool {
     use super::header::Icmp;
     let headers = &scratch.headers;
     raw && match headers.key.protocol as u8 {

@@ -10,6 +10,7 @@ use super::log::note_link;
 use super::nat::{Wish, open};
 use super::packet::{Destination, Packet};
 use super::quoted::read_quoted;
+use super::reject::{INPUT, refuse};
 use super::rewrite::{End, rewrite, rewrite_error};
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
@@ -92,8 +93,10 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
 
     let chain = BaseChain::FilterInput.id(family);
-    if let Decision::Drop(stat) = traverse(packet, tables, chain, scratch) {
-        return Verdict::Drop(stat);
+    match traverse(packet, tables, chain, scratch) {
+        Decision::Drop(stat) => return Verdict::Drop(stat),
+        Decision::Reject => return refuse(packet, tables, scratch, INPUT),
+        Decision::Accept | Decision::Masquerade { .. } => {}
     }
     if scratch.meets_nat()
         && let Decision::Drop(stat) = traverse_nat(packet, tables, BaseChain::NatInput, scratch)

@@ -19,6 +19,7 @@ pub mod nat;
 pub mod packet;
 mod predicate;
 pub mod quoted;
+pub mod reject;
 pub mod rewrite;
 pub mod scratch;
 pub mod sets;
@@ -49,6 +50,8 @@ pub enum Verdict {
     Pass,
     /// Sent on by the fast path, to [`forward::Sending::route`].
     Redirect,
+    /// Refused and counted; the answer is in its place, to be sent as [`reject::Answer`] says.
+    Answer,
     /// Dropped, and why.
     Drop(Stat),
 }

@@ -1,5 +1,6 @@
 //! What the datapath asks of a packet.
 
+use super::reject::WayBack;
 use super::scratch::Scratch;
 use super::stage::Stage;
 use super::tables::Tables;
@@ -151,6 +152,35 @@ pub trait Packet {
 
     /// Who sends a packet that this host made.
     fn owner(&self) -> Owner;
+
+    /// Whether the transport checksum is known to be right: checked by the card, or left to one. Two
+    /// bytes at `spare` that no such sum covers serve to find out.
+    fn is_sum_known(&mut self, spare: u32) -> bool;
+
+    /// Adds `length` bytes, at most as many as there is room for, to a sum
+    /// ([`super::checksum::Difference::sum`]); false if the packet ends before.
+    fn add_up(&self, at: u32, length: u32, sum: &mut u32, room: &mut [u8; Event::PACKET]) -> bool;
+
+    /// Makes a new packet of this one: behind the link layer's header `front` bytes without meaning,
+    /// and the first `keep` bytes of layer 3, whose transport header is at `l4`; without a mark, in
+    /// one piece, with a finished sum. After a failure the packet is worth nothing.
+    fn make_room(
+        &mut self,
+        l3: u32,
+        l4: u32,
+        front: u32,
+        keep: u32,
+        room: &mut [u8; Event::PACKET],
+    ) -> bool;
+
+    /// Overwrites `N` bytes of a packet with room made in it; what the stack knows of the sum of all
+    /// its bytes follows.
+    #[must_use]
+    fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
+
+    /// Where the kernel would send what goes to an address, and comes from an interface; false if it
+    /// does not say.
+    fn way_to(&self, address: &Addr, family: Family, device: u32, way: &mut WayBack) -> bool;
 
     /// [`super::forward::send`].
     #[inline(always)]

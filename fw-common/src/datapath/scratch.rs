@@ -10,6 +10,7 @@ use super::limit::Asked;
 use super::lists;
 use super::nat::Draft;
 use super::quoted::Quoted;
+use super::reject::Answer;
 use super::rewrite::Endpoint;
 use super::sets::Question;
 use super::sources::Sources;
@@ -53,8 +54,14 @@ pub struct Scratch {
     pub arrival_flags: u32,
     /// How it is sent on by the fast path.
     pub sending: Sending,
+    /// What is sent instead of it, if it is refused.
+    pub answer: Answer,
     /// The interface that the fast path just sent a packet out of; 0 once it was seen there.
     pub sent_on: u32,
+    /// At egress: the interface that it came in by, 0 if this host made it; and the note that it bears.
+    pub came_by: u32,
+    /// See `came_by`.
+    pub note: u32,
     /// The packet was made on this host.
     pub made_here: bool,
     /// Replies to translated flows may come here.

@@ -44,6 +44,8 @@ pub enum Name {
     Translate,
     /// [`super::facts::Gather`].
     Gather,
+    /// [`super::reject::Respond`].
+    Respond,
     /// [`super::window::ReadOptions`].
     ReadOptions,
 }

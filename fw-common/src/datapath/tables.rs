@@ -53,6 +53,15 @@ pub trait Tables: Sized {
     /// 0 if it is not in there.
     fn local_kind(&self, family: Family, address: &Addr) -> u32;
 
+    /// Index of the interface that an address of this host's is on; 0 if it is not known.
+    fn local_device(&self, family: Family, address: &Addr) -> u32;
+
+    /// Up to when a peer's share of ICMP errors is spent.
+    fn spent(&self, peer: &Addr) -> u64;
+
+    /// Notes that.
+    fn spend(&self, peer: &Addr, time: u64);
+
     /// Finds a flow, in either tier.
     fn flow(&self, key: &FlowKey) -> Option<&Flow>;
 

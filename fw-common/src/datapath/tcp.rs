@@ -301,6 +301,18 @@ pub fn state_of(flow: &Flow) -> u8 {
     flow.tcp.get() as u8
 }
 
+/// Closes a flow that was sent a reset; false if it is closed already.
+#[inline(always)]
+pub fn close(flow: &Flow) -> bool {
+    let mut word = Word(flow.tcp.get());
+    if word.state() == state::CLOSE {
+        return false;
+    }
+    word.set_state(state::CLOSE);
+    flow.tcp.set(word.0);
+    true
+}
+
 /// What a segment does to its flow: for how long it lives on, or one of the following. A life is a
 /// [`Timeout`] as a number, and reasons for which it may be a shorter one ([`lifetime`]).
 pub type Outcome = u32;

@@ -23,7 +23,7 @@ use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace, set_counters};
-use crate::kernel::sysctl::conntrack_setting;
+use crate::kernel::sysctl::{answer_settings, conntrack_setting};
 use crate::kernel::{lists, probe, sets};
 use crate::policy::SshSession;
 use crate::policy::lint::cuts_ssh;
@@ -174,6 +174,7 @@ pub fn enforce_over(
     options: &Terms,
 ) -> Result<Outcome> {
     draft.track_as(Settings::of(&policy.tracking, conntrack_setting));
+    draft.answer_as(answer_settings());
     let slots = old.as_ref().map_or_else(
         || Slots::to_make(draft.counters(), nr_cpus().unwrap_or(1)),
         |old| old.slots,

@@ -264,6 +264,7 @@ fn jump(rule: &Rule) -> Option<(&str, u32)> {
         | Target::Accept
         | Target::Drop
         | Target::Return
+        | Target::Reject(_)
         | Target::Masquerade(_)
         | Target::Log(_)
         | Target::Nflog(_)

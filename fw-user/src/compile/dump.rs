@@ -4,8 +4,8 @@ use std::fmt::{Formatter, Result, Write};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use fw_common::abi::blob::{
-    BASE_CHAINS, Cell, Chain, DIRECTORY, FIRST_USER_CHAIN, Predicate, Rule, SET_PLACE, chain_kind,
-    condition, target,
+    BASE_CHAINS, Cell, Chain, DIRECTORY, FIRST_USER_CHAIN, Predicate, RESET, Rule, SET_PLACE,
+    chain_kind, condition, target,
 };
 
 use super::TableSet;
@@ -188,6 +188,8 @@ impl Dump<'_> {
             target::MASQUERADE_RANDOM => {
                 write!(f, " -> MASQUERADE random {}", Range(rule.argument()))?;
             }
+            target::REJECT if rule.argument() == RESET => write!(f, " -> REJECT with reset")?,
+            target::REJECT => write!(f, " -> REJECT with code {}", rule.argument())?,
             target::EFFECT => write!(f, " -> effect in cell {}", rule.argument())?,
             other => write!(f, " -> unknown target {other}")?,
         }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fw_common::abi::blob::{
-    Condition, EffectFields, PredicateFields, RuleFields, pack_range, target,
+    Condition, EffectFields, PredicateFields, RESET, RuleFields, pack_range, target,
 };
 use fw_common::abi::{Addr, ct};
 
@@ -13,7 +13,7 @@ use super::{Limits, Place, lists, ports, sets};
 use crate::addr;
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
-    Policy, PortRange, Ports, Prefix, Rule, Target, Tcp, TcpFlags, WhichPort,
+    Policy, PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
 };
 
 /// What a rule's words refer to.
@@ -400,6 +400,8 @@ impl Lowered {
             Target::Continue => (target::CONTINUE, 0),
             Target::Accept => (target::ACCEPT, 0),
             Target::Drop => (target::DROP, 0),
+            Target::Reject(Reject::TcpReset) => (target::REJECT, RESET),
+            Target::Reject(Reject::Unreachable(code)) => (target::REJECT, u32::from(*code)),
             Target::Return => (target::RETURN, 0),
             Target::Jump(name) => (target::JUMP, chain(name)?),
             Target::Goto(name) => (target::GOTO, chain(name)?),

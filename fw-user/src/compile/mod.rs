@@ -30,8 +30,9 @@ pub use table_set::{BlobError, TableSet, decode_meta};
 
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{
-    BaseChain, Cell, Chain as ChainView, ChainFields, DIRECTORY, EMPTY_NAT, EffectFields, Filter,
-    HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields, chain_kind,
+    ANSWERS, AnswerFields, BaseChain, Cell, Chain as ChainView, ChainFields, DIRECTORY, EMPTY_NAT,
+    EffectFields, Filter, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields,
+    TIMEOUTS, chain_kind,
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
@@ -70,6 +71,7 @@ pub struct Draft {
     patterns: Patterns,
     walks: Vec<Walk>,
     settings: Settings,
+    answers: AnswerFields,
 }
 
 impl Draft {
@@ -88,12 +90,18 @@ impl Draft {
             patterns,
             walks: layout.walks(),
             settings: Settings::of(&policy.tracking, |_| None),
+            answers: AnswerFields::default(),
         })
     }
 
     /// Settings of tracking that the host knows of.
     pub fn track_as(&mut self, settings: Settings) {
         self.settings = settings;
+    }
+
+    /// The kernel's settings of answers to refused packets.
+    pub fn answer_as(&mut self, answers: AnswerFields) {
+        self.answers = answers;
     }
 
     /// How many counters the policy has.
@@ -121,6 +129,7 @@ impl Draft {
             patterns,
             walks: _,
             settings,
+            answers,
         } = self;
         // Nearly all that is still to come: a cell or two for each rule, buckets, and the meta.
         cells.reserve(slots.of.len() * 2 + meta.len() / size_of::<Cell>());
@@ -141,9 +150,10 @@ impl Draft {
             clock: 0,
         };
         cells[0] = header.encode();
-        cells[1] = Cell {
+        cells[TIMEOUTS as usize] = Cell {
             w: settings.timeouts,
         };
+        cells[ANSWERS as usize] = answers.encode();
         table_set::append_bytes(&mut cells, meta);
         table_set::fill_page(&mut cells);
         TableSet {

@@ -47,6 +47,7 @@ impl Machine {
         };
         let for_itself = question.out_interface.is_none();
         let host = Host {
+            broadcast: Vec::new(),
             devices: names.iter().enumerate().map(device).collect(),
             local: for_itself
                 .then(|| IpNet::from(question.destination))

@@ -14,7 +14,7 @@ use fw_common::datapath::{Verdict as PacketVerdict, egress, ingress, tcp};
 use super::{Decider, ExplainError, Explanation, Machine, Question, State, Step, Verdict};
 use crate::addr;
 use crate::compile::Place;
-use crate::policy::model::Target;
+use crate::policy::model::{Family, Reject, Target};
 use crate::policy::{CounterId, TableName, print_rule};
 use crate::sim::{Event, HostDevice, HostTables, SlicePacket, Traced};
 
@@ -382,7 +382,7 @@ impl<'m> Walk<'m> {
         };
         let rule = self.decider(id);
         let action = match self.machine.policy.rule(id) {
-            Some(rule) => action(&rule.target),
+            Some(rule) => action(&rule.target, id.family),
             None => {
                 let chain = self.machine.policy.chain(id);
                 let policy = chain.and_then(|chain| chain.policy.as_ref());
@@ -427,6 +427,10 @@ impl<'m> Walk<'m> {
             PacketVerdict::Drop(Stat::Policy) => {
                 (Verdict::Drop, Some(Stat::Policy.name()), self.hits.pop())
             }
+            PacketVerdict::Answer | PacketVerdict::Drop(Stat::Rejected) => {
+                let reason = Some(Stat::Rejected.name());
+                (Verdict::Drop, reason, self.hits.pop())
+            }
             PacketVerdict::Drop(stat) => (Verdict::Drop, Some(stat.name()), None),
         };
         Explanation {
@@ -438,7 +442,7 @@ impl<'m> Walk<'m> {
     }
 }
 
-fn action(target: &Target) -> String {
+fn action(target: &Target, family: Family) -> String {
     match target {
         Target::Continue => "counts".to_owned(),
         Target::Accept => "ACCEPT".to_owned(),
@@ -446,6 +450,8 @@ fn action(target: &Target) -> String {
         Target::Return => "RETURN".to_owned(),
         Target::Jump(chain) => format!("goes through chain {chain}"),
         Target::Goto(chain) => format!("goes on in chain {chain}"),
+        Target::Reject(Reject::TcpReset) => "REJECT with a TCP reset".to_owned(),
+        Target::Reject(answer) => format!("REJECT with {}", answer.name(family)),
         Target::Masquerade(_) => "MASQUERADE".to_owned(),
         Target::Log(log) => format!("LOG \"{}\"", log.prefix.trim_end()),
         Target::Nflog(nflog) => format!("NFLOG to group {}", nflog.group),

@@ -30,7 +30,7 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 /// Its SHA-256.
 const OBJECT_HASH: &str = env!("FWBPF_OBJECT_HASH");
 
-const MAPS: [&str; 19] = [
+const MAPS: [&str; 20] = [
     maps::LISTS,
     maps::SETS,
     maps::SET_INFO,
@@ -47,6 +47,7 @@ const MAPS: [&str; 19] = [
     maps::FLOWS6,
     maps::EMBRYOS4,
     maps::EMBRYOS6,
+    maps::ANSWERED,
     maps::FRAGMENTS,
     maps::STATS,
     maps::EVENTS,

@@ -309,6 +309,7 @@ fn is_ours(name: &str) -> bool {
         maps::FLOWS6,
         maps::EMBRYOS4,
         maps::EMBRYOS6,
+        maps::ANSWERED,
         maps::FRAGMENTS,
         maps::STATS,
         maps::EVENTS,

@@ -15,7 +15,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{IterableMap, MapError};
 use aya::util::nr_cpus;
 use fw_common::abi::blob::{Cell, NEAR_PAGES, PAGE_CELLS, Page};
-use fw_common::abi::device::Device;
+use fw_common::abi::device::{Device, address_kind};
 use fw_common::abi::maps::{NEAR_DEVICES_MAX, POLICY_PLACES, next_active, place_of};
 
 use super::flip::flip;
@@ -196,19 +196,19 @@ pub fn write_near(maps: &mut Maps, index: u32, device: &Device) -> Result<(), Ma
 /// Makes the trie of local addresses what the kernel's local table is. Additions come first, so
 /// that an address that moves between prefixes is never missing.
 pub fn write_local(maps: &mut Maps, host: &Host) -> Result<()> {
-    let kinds = host.local.iter().map(|route| route.kind.number());
-    let wanted: BTreeMap<_, _> = host.local.iter().map(local_key).zip(kinds).collect();
+    let values = host.local.iter().map(local_value);
+    let wanted: BTreeMap<_, _> = host.local.iter().map(local_key).zip(values).collect();
     let mut present = BTreeMap::new();
     for entry in maps.local.iter() {
-        let (key, kind) = entry.context("cannot list the local addresses")?;
-        present.insert((key.prefix_len(), key.data()), kind);
+        let (key, value) = entry.context("cannot list the local addresses")?;
+        present.insert((key.prefix_len(), key.data()), value);
     }
     let changed = wanted != present;
-    for (key, kind) in &wanted {
-        if present.get(key) != Some(kind) {
+    for (key, value) in &wanted {
+        if present.get(key) != Some(value) {
             let (prefix_len, address) = *key;
             maps.local
-                .insert(&Key::new(prefix_len, address), *kind, 0)
+                .insert(&Key::new(prefix_len, address), *value, 0)
                 .context("cannot add a local address")?;
         }
     }
@@ -286,6 +286,11 @@ pub fn words(octets: [u8; 16]) -> [u32; 4] {
     [96, 64, 32, 0].map(|shift| (bits >> shift) as u32)
 }
 
+/// The kind of address, and above it the interface's index.
+fn local_value(route: &LocalRoute) -> u32 {
+    route.kind.number() | route.device << address_kind::BITS
+}
+
 fn local_key(route: &LocalRoute) -> (u32, [u8; 16]) {
     match route.address {
         IpAddr::V4(address) => (
@@ -336,6 +341,7 @@ mod tests {
             local_key(&LocalRoute {
                 address: address.parse().unwrap(),
                 prefix_len,
+                device: 3,
                 kind: LocalKind::Local,
             })
         };

@@ -6,13 +6,14 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::ids::TableName;
 use super::lists::arbitrary as lists;
 use super::model::{
     Chain, ChainPolicy, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType,
     InterfacePattern, Limit, Log, Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy,
-    PortRange, Ports, Prefix, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+    PortRange, Ports, Prefix, Reject, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use super::names::{TCP, UDP};
 use super::packet_match::arbitrary as packet;
@@ -120,11 +121,11 @@ fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value =
             protocol_and_matches(family),
             at_hook(chain),
         ),
-        target(table, place),
+        target(family, table, place),
         counters(),
     );
     parts.prop_map(
-        |(
+        move |(
             source,
             destination,
             in_interface,
@@ -144,7 +145,7 @@ fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value =
                     .filter(|pattern| pattern.not || pattern.value.0 != "+"),
                 protocol,
                 matches,
-                target: fitting(target, protocol),
+                target: fitting(target, protocol, family),
                 counters: Some(counters),
                 origin: Origin { file: 0, line: 0 },
             }
@@ -160,9 +161,11 @@ fn at_hook(chain: &str) -> BoxedStrategy<Option<Match>> {
     }
 }
 
-/// `--to-ports` needs a protocol with ports.
-fn fitting(target: Target, protocol: Option<Negatable<u8>>) -> Target {
+/// `--to-ports` needs a protocol with ports, and a reset TCP.
+fn fitting(target: Target, protocol: Option<Negatable<u8>>, family: Family) -> Target {
+    let tcp = protocol.is_some_and(|protocol| !protocol.not && protocol.value == TCP);
     match target {
+        Target::Reject(Reject::TcpReset) if !tcp => Target::Reject(Reject::default_of(family)),
         Target::Masquerade(masquerade) if !has_ports(protocol) => Target::Masquerade(Masquerade {
             ports: None,
             ..masquerade
@@ -413,7 +416,7 @@ fn text(longest: usize) -> impl Strategy<Value = String> {
         .prop_map(move |text| text.chars().filter(char::is_ascii).take(longest).collect())
 }
 
-fn target(table: TableName, place: Place) -> BoxedStrategy<Target> {
+fn target(family: Family, table: TableName, place: Place) -> BoxedStrategy<Target> {
     let callable = match place {
         Place::Base(_) => 0,
         Place::Own(index) => index + 1,
@@ -425,6 +428,8 @@ fn target(table: TableName, place: Place) -> BoxedStrategy<Target> {
     ];
     if table == TableName::Filter {
         choices.push(Just(Target::Drop).boxed());
+        let answers: Vec<_> = Reject::all(family).map(Target::Reject).collect();
+        choices.push(select(answers).boxed());
     }
     choices.push(log().prop_map(Target::Log).boxed());
     choices.push(nflog().prop_map(Target::Nflog).boxed());

@@ -5,6 +5,7 @@
 //! services and ICMP types are numbers; ports are in host byte order.
 
 mod log;
+mod reject;
 
 use std::net::IpAddr;
 
@@ -13,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::tracking::Tracking;
 
 pub use log::{Log, Nflog};
+pub use reject::Reject;
 
 use super::lists::{ListDefinition, ListMatch};
 use super::packet_match::PacketMatch;
@@ -409,6 +411,8 @@ pub enum Target {
     Jump(String),
     /// `-g CHAIN`.
     Goto(String),
+    /// `-j REJECT`.
+    Reject(Reject),
     /// `-j MASQUERADE`.
     Masquerade(Masquerade),
     /// `-j LOG`.
@@ -449,9 +453,9 @@ impl SetChange {
 }
 
 impl Target {
-    /// Whether a packet that matches is dropped.
+    /// Whether a packet that matches is dropped, with or without an answer.
     pub fn refuses(&self) -> bool {
-        matches!(self, Self::Drop)
+        matches!(self, Self::Drop | Self::Reject(_))
     }
 }
 

@@ -61,7 +61,7 @@ pub fn print_rule(rule: &Rule, family: Family) -> String {
     for each in &rule.matches {
         words.one_match(each, family);
     }
-    words.target(&rule.target);
+    words.target(&rule.target, family);
     words.0
 }
 
@@ -313,7 +313,7 @@ impl Words {
         self.option("--dport", &ports.destination);
     }
 
-    fn target(&mut self, target: &Target) {
+    fn target(&mut self, target: &Target, family: Family) {
         match target {
             Target::Continue => {}
             Target::Accept => self.pair("-j", "ACCEPT"),
@@ -340,6 +340,10 @@ impl Words {
                 if *random_fully {
                     self.word("--random-fully");
                 }
+            }
+            Target::Reject(answer) => {
+                self.pair("-j", "REJECT");
+                self.pair("--reject-with", answer.name(family));
             }
             Target::Log(log) => self.log(log),
             Target::Nflog(nflog) => self.nflog(nflog),

@@ -84,6 +84,18 @@ impl<T: Tables> Tables for Held<'_, T> {
         self.tables.local_kind(family, address)
     }
 
+    fn local_device(&self, family: Family, address: &Addr) -> u32 {
+        self.tables.local_device(family, address)
+    }
+
+    fn spent(&self, peer: &Addr) -> u64 {
+        self.tables.spent(peer)
+    }
+
+    fn spend(&self, peer: &Addr, time: u64) {
+        self.tables.spend(peer, time);
+    }
+
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
         self.tables.flow(key)
     }

@@ -1,7 +1,9 @@
 //! A packet in a byte vector.
 
 use fw_common::abi::event::Event;
+use fw_common::abi::{Addr, Family};
 use fw_common::datapath::packet::{Destination, Owner, Packet, Route, Way};
+use fw_common::datapath::reject::WayBack;
 
 /// A frame, and what the kernel would know about it besides its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub struct SlicePacket {
     pub packet_type: u32,
     /// Who sends it.
     pub owner: Owner,
+    /// Where the kernel would send an answer to it, if it knows.
+    pub back: Option<WayBack>,
 }
 
 impl SlicePacket {
@@ -53,6 +57,7 @@ impl SlicePacket {
             mark: 0,
             packet_type: 0,
             owner: Owner::default(),
+            back: None,
         }
     }
 
@@ -218,6 +223,51 @@ impl Packet for SlicePacket {
 
     fn owner(&self) -> Owner {
         self.owner
+    }
+
+    fn is_sum_known(&mut self, _spare: u32) -> bool {
+        self.partial_sum
+    }
+
+    fn add_up(&self, at: u32, length: u32, sum: &mut u32, _room: &mut [u8; Event::PACKET]) -> bool {
+        let (at, length) = (at as usize, length as usize);
+        let Some(bytes) = self.bytes.get(at..at + length) else {
+            return false;
+        };
+        let words = bytes.chunks(2).map(|pair| {
+            let second = pair.get(1).copied().unwrap_or_default();
+            u64::from(u16::from_ne_bytes([pair[0], second]))
+        });
+        *sum = fold(u64::from(*sum) + words.sum::<u64>()).into();
+        true
+    }
+
+    fn make_room(
+        &mut self,
+        l3: u32,
+        _l4: u32,
+        front: u32,
+        keep: u32,
+        _room: &mut [u8; Event::PACKET],
+    ) -> bool {
+        let (l3, front, keep) = (l3 as usize, front as usize, keep as usize);
+        self.bytes.truncate(l3 + keep);
+        if self.bytes.len() < l3 + keep {
+            return false;
+        }
+        self.bytes.splice(l3..l3, std::iter::repeat_n(0, front));
+        self.partial_sum = false;
+        self.mark = 0;
+        true
+    }
+
+    fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
+        self.store(offset, bytes)
+    }
+
+    fn way_to(&self, _: &Addr, _: Family, _: u32, way: &mut WayBack) -> bool {
+        *way = self.back.unwrap_or_default();
+        self.back.is_some()
     }
 }
 

@@ -70,6 +70,8 @@ pub struct HostTables {
     lists: BTreeMap<u32, Vec<ListCell>>,
     /// States of limits by cell, where packets have changed them.
     limits: RefCell<BTreeMap<u32, u64>>,
+    /// Shares of ICMP errors, by peer.
+    spent: RefCell<HashMap<Addr, u64>>,
     events: RefCell<Vec<Event>>,
     counters: RefCell<BTreeMap<u32, [u64; 2]>>,
     stats: RefCell<BTreeMap<u32, u64>>,
@@ -134,6 +136,7 @@ impl HostTables {
             sets: BTreeMap::new(),
             lists: BTreeMap::new(),
             limits: RefCell::default(),
+            spent: RefCell::default(),
             events: RefCell::default(),
             counters: RefCell::default(),
             stats: RefCell::default(),
@@ -390,6 +393,19 @@ impl Tables for HostTables {
 
     fn local_kind(&self, family: Family, address: &Addr) -> u32 {
         self.host.local_kind(addr::from_abi(family, *address))
+    }
+
+    /// On which interface an address is, the simulator does not know.
+    fn local_device(&self, _family: Family, _address: &Addr) -> u32 {
+        0
+    }
+
+    fn spent(&self, peer: &Addr) -> u64 {
+        self.spent.borrow().get(peer).copied().unwrap_or_default()
+    }
+
+    fn spend(&self, peer: &Addr, time: u64) {
+        self.spent.borrow_mut().insert(*peer, time);
     }
 
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {

@@ -78,6 +78,7 @@ fn a_removed_flow_stays_readable_to_who_found_it() {
 fn own_broadcast_and_multicast_addresses_are_local() {
     let host = Host {
         devices: vec![HostDevice::loopback()],
+        broadcast: Vec::new(),
         local: [
             "192.0.2.1/32",
             "192.0.2.255/32",

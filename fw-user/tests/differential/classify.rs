@@ -156,6 +156,7 @@ pub fn as_decision(outcome: &Outcome) -> Decision {
     match outcome {
         Outcome::Accept => Decision::Accept,
         Outcome::Drop => Decision::Drop(fw_common::abi::stat::Stat::Policy),
+        Outcome::Reject => Decision::Reject,
         Outcome::Masquerade { ports, random } => Decision::Masquerade {
             ports: ports.map_or(0, |(first, last)| u32::from(last) << 16 | u32::from(first)),
             random: *random,

@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use fw_user::policy::TableName;
 use fw_user::policy::model::{
     Chain, ChainPolicy, Conntrack, CtDirection, CtStates, Family, IcmpType, InterfacePattern, Log,
-    Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy, PortRange, Ports, Prefix, Rule,
-    Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+    Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy, PortRange, Ports, Prefix,
+    Reject, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use proptest::collection::vec;
 use proptest::option::{self, of};
@@ -80,7 +80,16 @@ fn table(family: Family, name: TableName) -> impl Strategy<Value = Table> {
                 .boxed()
         });
         let chains: Vec<_> = base.chain(user).collect();
-        chains.prop_map(|chains| Table { chains })
+        chains.prop_map(move |mut chains| {
+            // The nat table takes no REJECT.
+            let rules = chains.iter_mut().flat_map(|chain| &mut chain.rules);
+            for rule in rules.filter(|_| name == TableName::Nat) {
+                if matches!(rule.target, Target::Reject(_)) {
+                    rule.target = Target::Drop;
+                }
+            }
+            Table { chains }
+        })
     })
 }
 
@@ -341,6 +350,7 @@ fn target(callees: Callees) -> BoxedStrategy<Target> {
         2 => Just(Target::Drop),
         2 => Just(Target::Return),
         1 => masquerade,
+        1 => Just(Target::Reject(Reject::Unreachable(1))),
         1 => Just(Target::Log(Log::PLAIN)),
         1 => Just(Target::Nflog(Nflog::PLAIN)),
     ];

@@ -106,6 +106,7 @@ fn running(rules: &str) -> HostTables {
         .policy;
     let set = compile(&policy, &Slots::fresh(&policy), 1, &[]).expect("within the limits");
     let host = Host {
+        broadcast: Vec::new(),
         devices: vec![HostDevice::ethernet(2, "eth0")],
         local: vec!["192.0.2.1/32".parse().expect("a prefix")],
         ..Host::default()

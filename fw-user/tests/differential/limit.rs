@@ -68,6 +68,7 @@ fn running(rule: &str) -> HostTables {
     let set = compile(&policy, &Slots::fresh(&policy), 1, &[]).expect("within the limits");
     let host = Host {
         devices: vec![HostDevice::ethernet(2, "eth0")],
+        broadcast: Vec::new(),
         local: vec!["192.0.2.1/32".parse().expect("a prefix")],
         ..Host::default()
     };

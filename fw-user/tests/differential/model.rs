@@ -33,6 +33,7 @@ pub struct Seen {
 pub enum Outcome {
     Accept,
     Drop,
+    Reject,
     Masquerade {
         ports: Option<(u16, u16)>,
         random: bool,
@@ -109,6 +110,7 @@ impl Walk<'_> {
                 Target::Continue | Target::Log(_) | Target::Nflog(_) | Target::Set(_) => {}
                 Target::Accept => return Some(Outcome::Accept),
                 Target::Drop => return Some(Outcome::Drop),
+                Target::Reject(_) => return Some(Outcome::Reject),
                 Target::Return => return None,
                 Target::Jump(name) => {
                     let called = self.position(name);

@@ -150,6 +150,7 @@ fn running(rules: &[Asked]) -> HostTables {
     policy.size_lists(ENTRIES);
     let set = compile(&policy, &Slots::fresh(&policy), 1, &[]).expect("within the limits");
     let host = Host {
+        broadcast: Vec::new(),
         devices: vec![HostDevice::ethernet(2, "eth0")],
         local: vec!["192.0.2.1/32".parse().expect("a prefix")],
         ..Host::default()
@@ -238,6 +239,7 @@ fn a_rules_matches_are_asked_in_their_order() {
             .policy;
         let set = compile(&policy, &Slots::fresh(&policy), 1, &[]).expect("within the limits");
         let host = Host {
+            broadcast: Vec::new(),
             devices: vec![HostDevice::ethernet(2, "eth0")],
             local: vec!["192.0.2.1/32".parse().expect("a prefix")],
             ..Host::default()

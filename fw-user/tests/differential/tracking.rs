@@ -48,6 +48,7 @@ impl Machine {
             ..HostDevice::ethernet(index, name)
         };
         let host = Host {
+            broadcast: Vec::new(),
             devices: vec![
                 HostDevice::loopback(),
                 device(ETH0, "eth0"),

@@ -7,7 +7,7 @@
 //!    later fragments follow the first, and counts the datagram once, as netfilter does. So the
 //!    fragments of a datagram are all sent, in order, and what is delivered is compared whole. Its
 //!    length is not known before its last one: nothing is sent in fragments through rules that ask
-//!    for lengths.
+//!    for lengths, or answer: an answer would quote the first one.
 //! 3. **Random ports.** `--random`, `--to-ports` and collisions make both sides draw a port; each
 //!    translated port is replaced by a number that stands for its flow ([`RandomPorts`]). That it
 //!    is a port at all that brings replies back is tested by sending them there. A draw can also

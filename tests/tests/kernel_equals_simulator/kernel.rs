@@ -36,6 +36,8 @@ pub enum Hook {
 pub struct Outcome {
     /// Whether it goes on.
     pub pass: bool,
+    /// Whether it is the answer to itself, to be sent.
+    pub answer: bool,
     /// The frame afterwards.
     pub bytes: Vec<u8>,
 }
@@ -160,7 +162,8 @@ impl Kernel {
 
     /// Sends a frame through a program. `arrival`: the interface that it came in by, or 0.
     pub fn run(&self, hook: Hook, frame: &[u8], device: u32, arrival: u32) -> Result<Outcome> {
-        let mut bytes = vec![0; frame.len()];
+        // An answer may be longer by the headers of an ICMPv6 error.
+        let mut bytes = vec![0; frame.len() + 128];
         let context = match hook {
             Hook::Early => xdp_md(frame.len() as u32, device),
             Hook::Ingress | Hook::Egress => sk_buff(device, arrival),
@@ -189,12 +192,19 @@ impl Kernel {
         };
         let result = result.with_context(|| format!("run {hook:?} with {frame:02x?}"))?;
         bytes.truncate(result.data_size_out as usize);
-        let pass = match result.return_value {
-            value if value == pass => true,
-            value if value == drop => false,
+        // TC_ACT_REDIRECT.
+        const REDIRECT: u32 = 7;
+        let (pass, answer) = match result.return_value {
+            value if value == pass => (true, false),
+            value if value == drop => (false, false),
+            REDIRECT => (false, true),
             value => bail!("{hook:?} returned {value}"),
         };
-        Ok(Outcome { pass, bytes })
+        Ok(Outcome {
+            pass,
+            answer,
+            bytes,
+        })
     }
 
     fn program<'a, P>(&'a self, name: &str) -> Result<&'a P>

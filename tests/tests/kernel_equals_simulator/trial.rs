@@ -8,9 +8,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use anyhow::{Context as _, Result, bail, ensure};
 use fw_common::abi::blob::{Chain, DIRECTORY, chain_kind};
 use fw_common::datapath::packet::Owner;
+use fw_common::datapath::reject::WayBack;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::Tables as _;
 use fw_common::datapath::{Verdict, early, egress, ingress};
+use fw_user::addr;
 use fw_user::compile::{Slots, TableSet, compile};
 use fw_user::host::Host;
 use fw_user::kernel::flows::monotonic_now;
@@ -36,6 +38,7 @@ pub struct Tally {
     runs: u64,
     drops: u64,
     early_drops: u64,
+    answers: u64,
     rewritten: u64,
     spoiled: u64,
     flows: u64,
@@ -234,7 +237,8 @@ impl<'k> Trial<'k> {
         let expected = self.simulate(hook, &frame, (device, index), arrival, &real);
         self.tally.runs += 1;
         self.tally.rewritten += u64::from(real.bytes != frame);
-        if !real.pass {
+        self.tally.answers += u64::from(real.answer);
+        if !real.pass && !real.answer {
             let drops = match hook {
                 Hook::Early => &mut self.tally.early_drops,
                 Hook::Ingress | Hook::Egress => &mut self.tally.drops,
@@ -264,7 +268,12 @@ impl<'k> Trial<'k> {
         arrival: u32,
         real: &Outcome,
     ) -> Outcome {
-        self.tables.set_draw(draw(frame, &real.bytes));
+        let drawn = if real.answer {
+            drawn_id(&real.bytes)
+        } else {
+            draw(frame, &real.bytes)
+        };
+        self.tables.set_draw(drawn);
         let destination = &frame[..6];
         let mut packet = SlicePacket {
             arrival_device: arrival,
@@ -279,6 +288,7 @@ impl<'k> Trial<'k> {
                 user: 0,
             },
             forwardable: self.forwards && may_be_forwarded(frame),
+            back: real.answer.then(|| way_back(frame, real)).flatten(),
             ..SlicePacket::ethernet(frame.to_vec(), index)
         };
         let (tables, scratch) = (&self.tables, &mut self.scratch);
@@ -298,6 +308,7 @@ impl<'k> Trial<'k> {
         }
         Outcome {
             pass: verdict == Verdict::Pass,
+            answer: verdict == Verdict::Answer,
             bytes: packet.bytes,
         }
     }
@@ -387,6 +398,26 @@ fn draw(before: &[u8], after: &[u8]) -> Option<u32> {
     Some(taken.wrapping_sub(low).into())
 }
 
+/// The identification that the kernel's side drew for an answer.
+fn drawn_id(answer: &[u8]) -> Option<u32> {
+    let id: [u8; 2] = answer.get(L2 + 4..L2 + 6)?.try_into().ok()?;
+    Some(u16::from_be_bytes(id).into())
+}
+
+/// What the routing table said of the way back, as the answer shows: a frame that was turned around
+/// had none, and its source is the one chosen.
+fn way_back(frame: &[u8], real: &Outcome) -> Option<WayBack> {
+    if real.bytes.get(..6) != frame.get(..6) {
+        return None;
+    }
+    let source = Layers::read(real.bytes.get(L2..)?)?.source;
+    Some(WayBack {
+        device: 0,
+        source: addr::to_abi(source),
+        has_source: true,
+    })
+}
+
 fn difference(real: &State, expected: &State) -> Result<String> {
     let mut text = String::new();
     let keys = real.flows.keys().chain(expected.flows.keys());
@@ -449,7 +480,11 @@ fn hex(bytes: &[u8]) -> String {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.pass { "passes" } else { "drops" };
+        let verdict = match (self.pass, self.answer) {
+            (true, _) => "passes",
+            (_, true) => "is answered by",
+            _ => "drops",
+        };
         write!(f, "{verdict} {}", hex(&self.bytes))
     }
 }
@@ -460,6 +495,7 @@ impl Tally {
         self.runs += other.runs;
         self.drops += other.drops;
         self.early_drops += other.early_drops;
+        self.answers += other.answers;
         self.rewritten += other.rewritten;
         self.spoiled += other.spoiled;
         self.flows += other.flows;
@@ -475,6 +511,7 @@ impl Tally {
             self.runs,
             self.drops,
             self.early_drops,
+            self.answers,
             self.rewritten,
             self.spoiled,
             self.flows,
@@ -498,6 +535,7 @@ impl fmt::Display for Tally {
             runs,
             drops,
             early_drops,
+            answers,
             rewritten,
             spoiled,
             flows,
@@ -506,7 +544,7 @@ impl fmt::Display for Tally {
         } = self;
         write!(
             f,
-            "{runs} runs of a program ({drops} drops, {early_drops} early drops, {rewritten} \
+            "{runs} runs of a program ({drops} drops, {early_drops} early drops, {answers} answers, {rewritten} \
              frames rewritten, {spoiled} frames spoiled), {flows} flows and {fragments} fragmented \
              datagrams at the end; chains: {linear} in order, {tables} in tables, {pruned} of these \
              with bitmaps"

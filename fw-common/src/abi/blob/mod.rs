@@ -4,7 +4,8 @@
 //! ```text
 //! cell 0            header
 //! cell 1            timeouts
-//! cell 2..          directory: one chain cell per chain; base chains at fixed places
+//! cell 2            how refused packets are answered
+//! cell 3..          directory: one chain cell per chain; base chains at fixed places
 //! then              predicate cells, those of one rule next to each other, and effect cells
 //! then, per chain   linear: its rules, in order
 //!                   tables: table cells; per table its buckets and its rules, list by list; if
@@ -14,6 +15,7 @@
 //! The builder (user space) writes records with `encode`; the datapath reads them through the
 //! borrowing views (`Rule`, `Chain`, ...), which cost nothing: each getter is one indexed load.
 
+mod answers;
 mod chain;
 mod effect;
 pub mod fact;
@@ -22,6 +24,7 @@ pub mod prune;
 mod rule;
 mod table;
 
+pub use answers::{AnswerFields, RESET};
 pub use chain::{Chain, ChainFields, Filter, chain_kind};
 pub use effect::{Effect, EffectFields, SetAddition, effect_kind, set_change};
 pub use predicate::{Condition, Predicate, PredicateFields, SET_PLACE, condition, time};
@@ -61,13 +64,15 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 13;
+pub const ABI_VERSION: u32 = 14;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
 pub const TIMEOUTS: u32 = 1;
+/// Where [`AnswerFields`] are.
+pub const ANSWERS: u32 = 2;
 /// Where the chain directory begins.
-pub const DIRECTORY: u32 = 2;
+pub const DIRECTORY: u32 = 3;
 /// How deep jumps may nest.
 pub const MAX_DEPTH: u32 = 128;
 /// Interface patterns that one policy may name (bit 0 of the word stands for "any").

@@ -24,6 +24,8 @@ pub mod target {
     /// Do what the effect cell says whose place the argument is ([`super::super::EffectFields`]), and
     /// go on.
     pub const EFFECT: u32 = 8;
+    /// REJECT: the argument is [`super::super::RESET`], or the code of "destination unreachable".
+    pub const REJECT: u32 = 9;
 }
 
 /// A compiled rule: one cell, and a second for IPv6's further address words. What does not fit the

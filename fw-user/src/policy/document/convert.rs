@@ -3,7 +3,9 @@
 use std::fmt;
 
 use super::lower::rules_of;
-use super::{Defaults, Document, Entry, Masquerading, Place, Section, What, write};
+use super::{
+    Answer, Defaults, Document, Entry, Masquerading, Place, Section, Verdict, What, write,
+};
 use crate::policy::ids::TableName;
 use crate::policy::model::{
     Chain, Conntrack, CtStates, Family, InterfacePattern, Match, Multiport, Negatable, Policy,
@@ -154,9 +156,13 @@ fn plain(rule: &Rule) -> Rule {
 
 fn try_entry(rule: &Rule, family: Family) -> Option<Entry> {
     let mut entry = Entry {
-        accept: match rule.target {
-            Target::Accept => true,
-            Target::Drop => false,
+        verdict: match rule.target {
+            Target::Accept => Verdict::Allow,
+            Target::Drop => Verdict::Drop,
+            Target::Reject(reject) => {
+                let mut answers = Answer::ALL.into_iter();
+                Verdict::Reject(answers.find(|answer| answer.of(family) == reject)?)
+            }
             _ => return None,
         },
         from: rule.source.iter().map(|source| source.value).collect(),

@@ -1,6 +1,6 @@
 //! [`Document`] -> model: the iptables rules that each line of policy.toml stands for.
 
-use super::{Document, Entry, Masquerading, Section, What};
+use super::{Document, Entry, Masquerading, Section, Verdict, What};
 use crate::policy::ids::TableName;
 use crate::policy::model::{
     Chain, ChainPolicy, Conntrack, CtStates, Family, IcmpType, InterfacePattern, Masquerade, Match,
@@ -49,10 +49,10 @@ pub(super) fn rules_of(entry: &Entry, family: Family) -> Vec<Rule> {
     if !applies(entry, family) {
         return rules;
     }
-    let target = if entry.accept {
-        Target::Accept
-    } else {
-        Target::Drop
+    let target = match entry.verdict {
+        Verdict::Allow => Target::Accept,
+        Verdict::Drop => Target::Drop,
+        Verdict::Reject(answer) => Target::Reject(answer.of(family)),
     };
     let ports = port_matches(&entry.source_ports, &entry.ports);
     for what in &entry.what {

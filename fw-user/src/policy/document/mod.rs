@@ -13,7 +13,7 @@ pub use convert::NotExpressible;
 use convert::from_policy;
 
 use super::error::Report;
-use super::model::{Family, Origin, Policy, PortRange, Prefix};
+use super::model::{Family, Origin, Policy, PortRange, Prefix, Reject};
 use super::set::SetDefinition;
 use super::source::SourceFile;
 use super::tracking::Tracking;
@@ -69,7 +69,7 @@ pub(crate) struct Section {
 /// One rule.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Entry {
-    pub accept: bool,
+    pub verdict: Verdict,
     pub what: Vec<What>,
     pub ports: Vec<PortRange>,
     pub source_ports: Vec<PortRange>,
@@ -86,7 +86,46 @@ pub(crate) struct Entry {
     pub origin: Place,
 }
 
-/// What `allow` and `drop` name.
+/// What a rule does with the packets that it names.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    Allow,
+    #[default]
+    Drop,
+    Reject(Answer),
+}
+
+/// `with`: how both IP versions answer what they reject.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Answer {
+    #[default]
+    PortUnreachable,
+    AdminProhibited,
+    TcpReset,
+}
+
+impl Answer {
+    pub const ALL: [Self; 3] = [Self::PortUnreachable, Self::AdminProhibited, Self::TcpReset];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::PortUnreachable => "port-unreachable",
+            Self::AdminProhibited => "admin-prohibited",
+            Self::TcpReset => "tcp-reset",
+        }
+    }
+
+    pub fn of(self, family: Family) -> Reject {
+        match (self, family) {
+            (Self::PortUnreachable, family) => Reject::default_of(family),
+            (Self::AdminProhibited, Family::Ipv4) => Reject::Unreachable(13),
+            (Self::AdminProhibited, Family::Ipv6) => Reject::Unreachable(1),
+            (Self::TcpReset, _) => Reject::TcpReset,
+        }
+    }
+}
+
+/// What `allow`, `drop` and `reject` name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     Any,

@@ -3,7 +3,7 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::{Document, Entry, Masquerading, Place, Section, What};
+use super::{Answer, Document, Entry, Masquerading, Place, Section, Verdict, What};
 use crate::policy::error::{Problem, Report, nearest};
 use crate::policy::model::{Family, PortRange, Prefix};
 use crate::policy::names::{TCP, UDP, protocol_names, protocol_number};
@@ -163,6 +163,8 @@ impl Reader<'_, '_> {
         const KEYS: &[&str] = &[
             "allow",
             "drop",
+            "reject",
+            "with",
             "ports",
             "source_ports",
             "from",
@@ -182,18 +184,27 @@ impl Reader<'_, '_> {
             ..Entry::default()
         };
         let mut decided = false;
+        let mut with = None;
         for (key, value) in table {
             let at: Span = key.span().into();
             match key.get_ref().as_ref() {
-                verb @ ("allow" | "drop") => {
+                verb @ ("allow" | "drop" | "reject") => {
                     if std::mem::replace(&mut decided, true) {
                         self.report.error(
-                            Problem::wrong("two-verdicts", at, "a rule either allows or drops")
-                                .expected("only one of `allow` and `drop`")
-                                .help("write two rules"),
+                            Problem::wrong(
+                                "two-verdicts",
+                                at,
+                                "a rule either allows, drops or rejects",
+                            )
+                            .expected("only one of `allow`, `drop` and `reject`")
+                            .help("write two rules"),
                         );
                     }
-                    entry.accept = verb == "allow";
+                    entry.verdict = match verb {
+                        "allow" => Verdict::Allow,
+                        "drop" => Verdict::Drop,
+                        _ => Verdict::Reject(Answer::default()),
+                    };
                     entry.what = self.list(value, "a protocol such as \"tcp\"", Self::what);
                 }
                 "ports" => entry.ports = self.list(value, PORTS, Self::ports),
@@ -235,10 +246,14 @@ impl Reader<'_, '_> {
                     }
                     entry.out_interfaces = self.list(value, INTERFACES, Self::interface);
                 }
+                "with" => with = self.answer(value).map(|answer| (answer, at)),
                 "family" => entry.family = self.family(value),
                 "comment" => entry.comment = self.comment(value),
                 unknown => self.unknown_key(unknown, at, KEYS),
             }
+        }
+        if let Some((answer, at)) = with {
+            self.set_answer(&mut entry, answer, at);
         }
         // A misspelt key has been reported already, and it may have been the verdict.
         if !decided && self.report.errors.len() == errors {
@@ -246,9 +261,9 @@ impl Reader<'_, '_> {
                 Problem::wrong(
                     "no-verdict",
                     whole,
-                    "the rule neither allows nor drops anything",
+                    "the rule neither allows, drops nor rejects anything",
                 )
-                .expected("`allow = ...` or `drop = ...`")
+                .expected("`allow = ...`, `drop = ...` or `reject = ...`")
                 .help("for every protocol write `allow = \"any\"`"),
             );
         }
@@ -256,6 +271,38 @@ impl Reader<'_, '_> {
             self.check(&entry, whole);
         }
         (self.report.errors.len() == errors).then_some(entry)
+    }
+
+    /// `with`.
+    fn answer(&mut self, value: &Value<'_>) -> Option<Answer> {
+        let text = value.get_ref().as_str();
+        let found = Answer::ALL
+            .into_iter()
+            .find(|answer| text == Some(answer.name()));
+        if found.is_none() {
+            let names = Answer::ALL.map(|answer| format!("\"{}\"", answer.name()));
+            self.wrong_type(value, &names.join(", "));
+        }
+        found
+    }
+
+    /// Only what is rejected is answered, and only TCP by a reset.
+    fn set_answer(&mut self, entry: &mut Entry, answer: Answer, at: Span) {
+        let tcp = entry.what.iter().all(|what| *what == What::Protocol(TCP));
+        if !matches!(entry.verdict, Verdict::Reject(_)) {
+            self.report.error(
+                Problem::wrong("misplaced-with", at, "only what is rejected is answered")
+                    .expected("`with` in a rule that has `reject`"),
+            );
+        } else if answer == Answer::TcpReset && !tcp {
+            self.report.error(
+                Problem::wrong("misplaced-with", at, "a TCP reset answers TCP only")
+                    .expected("`reject = \"tcp\"`")
+                    .help("write two rules, the other without `with`"),
+            );
+        } else {
+            entry.verdict = Verdict::Reject(answer);
+        }
     }
 
     /// What no single key can tell.

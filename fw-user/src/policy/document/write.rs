@@ -3,7 +3,7 @@
 use std::fmt::{self, Write as _};
 
 use super::sets::push_sets;
-use super::{Document, Entry, Section, What};
+use super::{Answer, Document, Entry, Section, Verdict, What};
 use crate::policy::model::{PortRange, Prefix};
 use crate::policy::names::protocol_name;
 use crate::policy::tracking::{KEYS, Kind, Tracking};
@@ -82,12 +82,21 @@ fn push_section(text: &mut String, name: &str, section: &Section) {
 /// `{ allow = "tcp", ports = [22] }`.
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verb = if self.accept { "allow" } else { "drop" };
+        let verb = match self.verdict {
+            Verdict::Allow => "allow",
+            Verdict::Drop => "drop",
+            Verdict::Reject(_) => "reject",
+        };
         write!(
             f,
             "{{ {verb} = {}",
             one_or_list(self.what.iter().map(what).collect())
         )?;
+        if let Verdict::Reject(answer) = self.verdict
+            && answer != Answer::default()
+        {
+            write!(f, ", with = \"{}\"", answer.name())?;
+        }
         let lists = [
             ("ports", self.ports.iter().map(port).collect::<Vec<_>>()),
             ("source_ports", self.source_ports.iter().map(port).collect()),

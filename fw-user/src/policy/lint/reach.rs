@@ -95,6 +95,7 @@ fn leaves_chain(target: &Target) -> bool {
     match target {
         Target::Accept
         | Target::Drop
+        | Target::Reject(_)
         | Target::Return
         | Target::Goto(_)
         | Target::Masquerade(_) => true,

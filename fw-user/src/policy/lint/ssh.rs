@@ -125,7 +125,7 @@ fn walk(table: &Table, chain: &Chain, packet: &Packet<'_>, budget: &mut Budget) 
     for rule in chain.rules.iter().filter(|rule| packet.meets(rule)) {
         match &rule.target {
             Target::Accept => return Some(Verdict::Accept),
-            Target::Drop => return Some(Verdict::Drop(Some(rule.origin))),
+            Target::Drop | Target::Reject(_) => return Some(Verdict::Drop(Some(rule.origin))),
             Target::Return => break,
             Target::Continue
             | Target::Masquerade(_)

@@ -86,7 +86,6 @@ pub(crate) const TARGETS: &[TargetRow] = &[
     none("QUEUE", BOTH, "Packets are not handed to programs: decide with ACCEPT or DROP."),
     none("RATEEST", BOTH, "Rates are not estimated: leave the rule out."),
     none("REDIRECT", BOTH, "Ports are not redirected: let the service listen on the port itself."),
-    none("REJECT", BOTH, "Refused packets are not answered: use DROP, after which clients wait for their timeout."),
     none("SECMARK", BOTH, "Packets are not marked: leave the rule out."),
     none("SNAT", BOTH, "To translate to the interface's own address use MASQUERADE."),
     none("SNPT", ONLY_V6, "Prefixes are not translated: use MASQUERADE."),

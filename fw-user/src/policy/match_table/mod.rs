@@ -4,6 +4,7 @@
 mod foreign;
 mod log;
 mod matches;
+mod reject;
 mod set_target;
 mod support;
 mod targets;
@@ -147,5 +148,6 @@ pub(crate) fn find_target(name: &str) -> Option<&'static TargetRow> {
 /// Every target.
 pub(crate) fn all_targets() -> impl Iterator<Item = &'static TargetRow> {
     let known = TARGETS.iter().chain(log::TARGETS);
-    known.chain(set_target::TARGETS).chain(foreign::TARGETS)
+    let known = known.chain(set_target::TARGETS).chain(reject::TARGETS);
+    known.chain(foreign::TARGETS)
 }

@@ -2,7 +2,7 @@
 
 use super::{BOTH, OptionRow, ReadOption, Support, TargetRow};
 use crate::policy::ids::TableName;
-use crate::policy::model::{Log, Masquerade, Nflog, SetChange};
+use crate::policy::model::{Log, Masquerade, Nflog, Reject, SetChange};
 use crate::policy::save::values;
 
 /// A target while its options are being read.
@@ -11,6 +11,8 @@ pub(crate) enum TargetDraft {
     Accept,
     Drop,
     Return,
+    /// REJECT; `None` as long as it is not said with what.
+    Reject(Option<Reject>),
     Masquerade(Masquerade),
     Log(Log),
     Nflog(Nflog),

@@ -278,6 +278,7 @@ pub(crate) fn called(rule: &Rule) -> Option<&str> {
         | Target::Accept
         | Target::Drop
         | Target::Return
+        | Target::Reject(_)
         | Target::Masquerade(_)
         | Target::Log(_)
         | Target::Nflog(_)
@@ -287,7 +288,11 @@ pub(crate) fn called(rule: &Rule) -> Option<&str> {
 
 /// Whether a rule matches every packet and leaves its chain.
 pub(crate) fn always_ends(rule: &Rule) -> bool {
-    is_unconditional(rule) && matches!(rule.target, Target::Accept | Target::Drop | Target::Return)
+    is_unconditional(rule)
+        && matches!(
+            rule.target,
+            Target::Accept | Target::Drop | Target::Return | Target::Reject(_)
+        )
 }
 
 /// Whether a rule matches every packet, by what it says (`-m comment` counts as a match, as it

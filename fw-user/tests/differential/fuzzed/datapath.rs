@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use fw_common::abi::stat::Stat;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::{Verdict, early, egress, ingress};
+use fw_user::addr;
 use fw_user::compile::{Slots, compile};
 use fw_user::policy::model::{CtDirection, CtStates, Family, Policy};
 use fw_user::policy::{CounterId, TableName};
@@ -70,6 +71,7 @@ fn host() -> Host {
     devices.extend(DEVICES.map(|(index, name)| masquerade(HostDevice::ethernet(index, name))));
     Host {
         devices,
+        broadcast: Vec::new(),
         local: [
             "192.0.2.1/32",
             "10.0.0.1/32",
@@ -138,7 +140,7 @@ impl Trial {
                 assert_eq!(plain.counters, with_xdp.counters);
                 assert_eq!(self.alive(plain).flows, self.alive(with_xdp).flows);
             }
-            Verdict::Redirect => panic!("the simulator has no routes"),
+            Verdict::Answer | Verdict::Redirect => panic!("XDP sends nothing here"),
         }
     }
 
@@ -156,7 +158,7 @@ impl Trial {
         let state = self.tables.state();
         let told = wire::read(&frame, packet.ethertype, L2);
         let verdict = ingress(&mut packet, &self.tables, &mut self.scratch);
-        self.check_bytes(&frame, &packet);
+        self.check_bytes(&frame, &packet, verdict);
         let told = match told {
             Wire::Packet(told) => *told,
             other => {
@@ -177,7 +179,7 @@ impl Trial {
         if verdict == Verdict::Drop(Stat::Rewrite) {
             return None;
         }
-        walk.seen.destination = destination_of(&packet);
+        walk.seen.destination = self.judged_destination(&packet, verdict);
         if !self.tables.host().is_local(walk.seen.destination) {
             walk.compare(verdict, &before, &self.counts(), &told);
             return (verdict == Verdict::Pass).then_some(packet);
@@ -198,7 +200,7 @@ impl Trial {
         let flows = self.tables.state().flows.len();
         let told = wire::read(&frame, packet.ethertype, L2);
         let verdict = egress(&mut packet, &self.tables, &mut self.scratch);
-        self.check_bytes(&frame, &packet);
+        self.check_bytes(&frame, &packet, verdict);
         let told = match told {
             Wire::Packet(told) => *told,
             other => {
@@ -225,7 +227,7 @@ impl Trial {
         }
         // Only a reply's destination is translated before the chains see it.
         if self.scratch.tracked.direction == 1 {
-            walk.seen.destination = destination_of(&packet);
+            walk.seen.destination = self.judged_destination(&packet, verdict);
         }
         let chain = if made_here { "OUTPUT" } else { "FORWARD" };
         walk.chain(TableName::Filter, chain);
@@ -243,8 +245,13 @@ impl Trial {
         self.scratch.tracked.opens && ruleset.is_some_and(|ruleset| ruleset.nat.is_some())
     }
 
-    /// Only nat changes bytes, and nothing changes their number.
-    fn check_bytes(&self, frame: &[u8], packet: &SlicePacket) {
+    /// Only nat changes bytes, and nothing changes their number, unless the packet became the answer to
+    /// itself.
+    fn check_bytes(&self, frame: &[u8], packet: &SlicePacket, verdict: Verdict) {
+        if verdict == Verdict::Answer {
+            assert!(packet.bytes.len() <= 14 + 1280);
+            return;
+        }
         assert_eq!(packet.bytes.len(), frame.len());
         let mut rulesets = self.policy.rulesets();
         if !rulesets.any(|(_, ruleset)| ruleset.nat.is_some()) {
@@ -283,6 +290,15 @@ impl Trial {
         }
         if told.kind == Kind::Reply {
             assert!(!is(CtStates::NEW) || !tracked.opens, "{told:?} {tracked:?}");
+        }
+    }
+
+    /// The destination that the filter table's rules saw, of which an answer has nothing left.
+    fn judged_destination(&self, packet: &SlicePacket, verdict: Verdict) -> IpAddr {
+        let headers = &self.scratch.headers;
+        match verdict {
+            Verdict::Answer => addr::from_abi(headers.family, headers.key.destination),
+            _ => destination_of(packet),
         }
     }
 
@@ -357,7 +373,7 @@ impl<'p> Walk<'p> {
             return;
         }
         let (outcome, hits) = judge(self.policy, table, name, &self.seen);
-        self.dropped = outcome == Outcome::Drop;
+        self.dropped = matches!(outcome, Outcome::Drop | Outcome::Reject);
         self.hits.push(hits);
     }
 
@@ -369,7 +385,7 @@ impl<'p> Walk<'p> {
             counted[1] += count * u64::from(self.bytes);
         }
         let fits = match verdict {
-            Verdict::Drop(Stat::Policy) => self.dropped,
+            Verdict::Answer | Verdict::Drop(Stat::Policy | Stat::Rejected) => self.dropped,
             // The rules would have let it pass; its translation is impossible.
             Verdict::Drop(
                 Stat::Rewrite | Stat::NoFreePort | Stat::NoFlowEntry | Stat::NoMasqueradeAddress,

@@ -3,6 +3,7 @@
 mod lists;
 mod log;
 mod matches;
+mod reject;
 mod sets;
 
 use std::net::IpAddr;
@@ -76,11 +77,11 @@ impl Rules {
         text
     }
 
-    /// Whether what the rules say depends on how long datagrams are, which their first fragments do
-    /// not tell.
+    /// Whether what the rules do depends on how long datagrams are or what is in them, which their
+    /// first fragments do not tell.
     pub fn ask_for_lengths(&self) -> bool {
         let mut rules = self.tables.iter().flat_map(|table| &table.rules);
-        rules.any(|rule| rule.contains("-m length"))
+        rules.any(|rule| rule.contains("-m length") || rule.contains("-j REJECT"))
     }
 
     /// How many rules there are in all.
@@ -213,7 +214,9 @@ impl<R: Rng> Writer<'_, R> {
         let roll = self.upto(20);
         match roll {
             0..6 => "-j ACCEPT".into(),
-            6..9 => "-j DROP".into(),
+            6..8 => "-j DROP".into(),
+            8 => self.refusal(),
+            9 if self.chance(0.7) => self.refusal(),
             9 => String::new(),
             10 => match self.sets.change(self.random) {
                 Some(change) if self.chance(0.7) => change,
@@ -360,7 +363,7 @@ impl<R: Rng> Writer<'_, R> {
             words.push(self.comment());
         }
         if !target.is_empty() {
-            words.push(target.into());
+            words.push(reject::fitting(target, &words));
         }
         words.join(" ")
     }

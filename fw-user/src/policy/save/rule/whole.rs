@@ -5,7 +5,7 @@ use crate::policy::error::Problem;
 use crate::policy::match_table::{
     Argument, OptionRow, ReadOption, TargetDraft, Unfinished, find_match,
 };
-use crate::policy::model::{Match, Negatable, PortRange, Ports, SetChange, Target};
+use crate::policy::model::{Match, Negatable, PortRange, Ports, Reject, SetChange, Target};
 use crate::policy::names::{TCP, UDP, protocol_name};
 use crate::policy::packet_match::PacketMatch;
 use crate::policy::source::Span;
@@ -36,6 +36,7 @@ impl<'a> Reader<'a, '_, '_> {
                 TargetDraft::Accept => Target::Accept,
                 TargetDraft::Drop => Target::Drop,
                 TargetDraft::Return => Target::Return,
+                TargetDraft::Reject(answer) => Target::Reject(self.answer(answer, span)),
                 TargetDraft::Masquerade(masquerade) => Target::Masquerade(masquerade),
                 TargetDraft::Log(log) => Target::Log(log),
                 TargetDraft::Nflog(nflog) => Target::Nflog(nflog),
@@ -69,6 +70,28 @@ impl<'a> Reader<'a, '_, '_> {
             sound,
             other_family,
         }
+    }
+
+    /// What a rule with REJECT answers. Only a rule that names TCP, and not by `!`, may reset
+    /// (`reject_tg_check`, net/ipv4/netfilter/ipt_REJECT.c).
+    fn answer(&mut self, answer: Option<Reject>, span: Span) -> Reject {
+        let answer = answer.unwrap_or(Reject::default_of(self.family));
+        let tcp = Some(Negatable {
+            not: false,
+            value: TCP,
+        });
+        if answer == Reject::TcpReset && self.rule.protocol != tcp {
+            self.error(
+                Problem::wrong(
+                    "needs-protocol",
+                    span,
+                    "`--reject-with tcp-reset` answers TCP only",
+                )
+                .expected("a rule with `-p tcp`")
+                .help("give the rule `-p tcp`, or leave `--reject-with tcp-reset` out"),
+            );
+        }
+        answer
     }
 
     /// SET changes something, and only what it adds has times.
