@@ -242,7 +242,13 @@ impl Lowered {
         else {
             return;
         };
-        if not || self.fields.tcp_mask != 0 {
+        // A comparison that has the same result for every packet must not look like none at all.
+        if set & !mask != 0 || mask == 0 {
+            let holds = set == 0;
+            if holds == not {
+                self.never();
+            }
+        } else if not || self.fields.tcp_mask != 0 {
             self.predicate(not, Condition::TcpFlags { mask, set });
         } else {
             self.fields.tcp_mask = mask;

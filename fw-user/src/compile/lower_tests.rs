@@ -311,6 +311,32 @@ fn a_direction_without_a_flow_holds_only_beside_a_state() {
 }
 
 #[test]
+fn flags_that_no_packet_has_never_match_whatever_flags_follow() {
+    let flags = |not, mask, set| {
+        Match::Tcp(Tcp {
+            flags: Some(Negatable {
+                not,
+                value: TcpFlags { mask, set },
+            }),
+            ..Tcp::default()
+        })
+    };
+    let of = |matches| {
+        lowered(Rule {
+            protocol: yes(6),
+            matches,
+            ..rule()
+        })
+        .fields
+    };
+    let never = of(vec![flags(false, 0, 4), flags(false, 3, 2)]);
+    assert_eq!((never.ct_mask, never.tcp_mask, never.tcp_set), (0, 3, 2));
+    assert_eq!(of(vec![flags(true, 0, 0)]).ct_mask, 0);
+    let always = of(vec![flags(true, 1, 4), flags(false, 0, 0)]);
+    assert_eq!((always.ct_mask, always.tcp_mask), (accept().ct_mask, 0));
+}
+
+#[test]
 fn contradicting_protocols_never_match() {
     let got = lowered(Rule {
         protocol: yes(17),
