@@ -34,6 +34,12 @@
 //!     destination were translated (`nf_nat_l4proto_unique_tuple` changes identifiers for either
 //!     end). ICMP errors about it then reach the server as if the destination had sent them, not the
 //!     router; in fwbpf they keep their sender ([`blank_source`]).
+//! 11. **Answers that OUTPUT refuses.** The reset about a forwarded segment bears its receiver's
+//!     address. When OUTPUT refuses that reset, the error goes to that receiver, by the way to it; in
+//!     fwbpf it is judged as one to this host, on loopback. Where FORWARD resets, OUTPUT drops.
+//! 12. **Answers about drawn ports.** What answers quote on loopback of a connection that was never
+//!     stored bears a port that was drawn, which stands for no flow of the test's. Where a policy
+//!     refuses, nothing is masqueraded to drawn ports.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

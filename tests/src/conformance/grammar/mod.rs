@@ -57,6 +57,7 @@ impl Rules {
         if writer.chance(0.6) {
             tables.push(writer.nat());
         }
+        reject::tame(&mut tables);
         Self { tables, sets }
     }
 

@@ -4,7 +4,7 @@ use fw_user::policy::model::Family;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::Writer;
+use super::{TableText, Writer};
 
 /// What a rule may answer; any beginning of a name is one, too.
 const ANSWERS: [&[&str]; 2] = [
@@ -54,4 +54,34 @@ pub(super) fn fitting(target: &str, words: &[String]) -> String {
         return "-j REJECT".into();
     }
     target.into()
+}
+
+/// Takes out what fwbpf does not do as netfilter does it: differences 11 and 12.
+pub(super) fn tame(tables: &mut [TableText]) {
+    let rules = || tables.iter().flat_map(|table| &table.rules);
+    let refuses = rules().any(|rule| rule.contains("-j REJECT"));
+    let resets = rules().any(|rule| rule.contains("tcp-reset") && !rule.starts_with("-A INPUT "));
+    for rule in tables.iter_mut().flat_map(|table| &mut table.rules) {
+        let passed = rule.starts_with("-A INPUT ") || rule.starts_with("-A FORWARD ");
+        if resets && !passed && rule.contains("-j REJECT") {
+            *rule = without(rule, "--reject-with", 1).replace("-j REJECT", "-j DROP");
+        }
+        if refuses && rule.contains("-j MASQUERADE") {
+            *rule = without(&without(rule, "--to-ports", 1), "--random", 0);
+        }
+    }
+}
+
+/// The rule without an option and so many arguments.
+fn without(rule: &str, option: &str, arguments: usize) -> String {
+    let mut kept = Vec::new();
+    let mut words = rule.split(' ');
+    while let Some(word) = words.next() {
+        if word == option {
+            words.by_ref().take(arguments).for_each(drop);
+        } else {
+            kept.push(word);
+        }
+    }
+    kept.join(" ")
 }
