@@ -24,6 +24,8 @@ use fw_common::datapath::sources;
 use fw_common::datapath::stage::{Name, Stage};
 use fw_common::datapath::start::Begin;
 use fw_common::datapath::tcp::{self, Segment};
+use fw_common::datapath::transit::{SettleName, TakeName};
+use fw_common::datapath::translation::Choose;
 use fw_common::datapath::window::ReadOptions;
 
 use crate::maps;
@@ -71,6 +73,9 @@ stages! {
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
     fwbpf_gather: Gather, SkbPacket(__sk_buff), BpfTables;
     fwbpf_options: ReadOptions, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_choose: Choose, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_take_name: TakeName, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_settle_name: SettleName, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
     fwbpf_xdp_send_on: SendOn, XdpPacket(xdp_md), BpfTables;
     fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
@@ -208,6 +213,9 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::Translate => fwbpf_translate(skb, argument),
         Name::Gather => fwbpf_gather(skb, argument),
         Name::ReadOptions => fwbpf_options(skb, argument),
+        Name::Choose => fwbpf_choose(skb, argument),
+        Name::TakeName => fwbpf_take_name(skb, argument),
+        Name::SettleName => fwbpf_settle_name(skb, argument),
     }
 }
 
@@ -222,6 +230,13 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         // Whether the packet ends here is not certain yet.
         Name::Act => Some(effect::LATER),
         Name::ReadOptions => Some(fwbpf_xdp_options(xdp, argument)),
-        Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate | Name::Gather => None,
+        Name::PlaceIn
+        | Name::PlaceOut
+        | Name::Open
+        | Name::Translate
+        | Name::Gather
+        | Name::Choose
+        | Name::TakeName
+        | Name::SettleName => None,
     }
 }

@@ -4,13 +4,13 @@
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{
-    NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, about, attach, end_flow, follow, look_up, outside, track,
+    NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, Tracked, about, attach, end_flow, follow, look_up, track,
 };
 use super::facts::{LEAVING, gather};
 use super::forward::remember;
 use super::fragment::{Side, borrow, lend};
 use super::header::{Headers, Icmp, Part};
-use super::ingress::{LOST, PLACED, translate};
+use super::ingress::{LOST, PLACED, is_refused_redirect, translate};
 use super::nat::{Wish, open};
 use super::packet::Packet;
 use super::rewrite::End;
@@ -18,6 +18,8 @@ use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::start::{Start, patterns_of_arrival, start};
 use super::tables::Tables;
+use super::transit::{find_error_on_way, find_on_way};
+use super::translation::{Choose, OUTPUT, SOURCE};
 use crate::abi::blob::BaseChain;
 use crate::abi::device::Device;
 use crate::abi::flow::{Flow, FlowKey};
@@ -53,8 +55,10 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     scratch.fast = false;
     let looping = scratch.device.flags & Device::LOOPBACK != 0;
     scratch.aliases = scratch.has_nat() && scratch.made_here;
-    if packet.call::<PlaceOut, T>(tables, scratch, note as u32) == LOST {
-        return Verdict::Drop(Stat::FragmentWithoutFirst);
+    match packet.call::<PlaceOut, T>(tables, scratch, note as u32) {
+        LOST => return Verdict::Drop(Stat::FragmentWithoutFirst),
+        FORGOTTEN => return Verdict::Drop(Stat::NoFlowEntry),
+        _ => {}
     }
     if looping {
         packet.set_note(scratch.tracked.note());
@@ -62,16 +66,27 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     let in_patterns = patterns_of_arrival(tables, arrival, scratch);
     scratch.ask(in_patterns, scratch.patterns(&scratch.device));
 
-    if scratch.meets_nat()
-        && scratch.made_here
-        && let Decision::Drop(stat) = traverse_nat(packet, tables, BaseChain::NatOutput, scratch)
-    {
-        return Verdict::Drop(stat);
+    if scratch.meets_nat() && scratch.made_here {
+        match traverse_nat(packet, tables, BaseChain::NatOutput, scratch) {
+            Decision::Drop(stat) => return Verdict::Drop(stat),
+            Decision::Translate => {
+                if packet.call::<Choose, T>(tables, scratch, OUTPUT) == 0 {
+                    return Verdict::Drop(scratch.reason);
+                }
+                scratch.query.ct = scratch.tracked.ct;
+                if looping {
+                    packet.set_note(scratch.tracked.note());
+                }
+            }
+            Decision::Accept | Decision::Masquerade { .. } => {}
+        }
     }
-    // A reply to a flow whose source was translated on loopback or at LOCAL_IN: its destination is
-    // restored at LOCAL_OUT.
-    if scratch.tracked.translated
-        && scratch.tracked.direction == 1
+    if scratch.made_here && is_refused_redirect(scratch) {
+        return Verdict::Drop(Stat::Rewrite);
+    }
+    // Also of a reply to a flow whose source was translated on loopback or at LOCAL_IN: its
+    // destination is restored at LOCAL_OUT.
+    if scratch.tracked.translates_destination()
         && translate(packet, tables, scratch, End::Destination).is_none()
     {
         return Verdict::Drop(Stat::Rewrite);
@@ -90,7 +105,8 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     if scratch.tracked.opens || scratch.tracked.replayed {
         scratch.draft.wish = Wish {
             address: scratch.headers.key.source,
-            device: packet.device(),
+            first: scratch.headers.key.source,
+            last: scratch.headers.key.source,
             nat: scratch.has_nat(),
             embryo: !scratch.made_here,
             ..Wish::default()
@@ -104,23 +120,30 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
                     wish.ports = ports;
                     wish.random = random;
                     wish.embryo = false;
-                    wish.address = masquerade_address(&scratch.device, &scratch.headers);
+                    wish.device = packet.device();
+                    wish.set_address(masquerade_address(&scratch.device, &scratch.headers));
                     if wish.address == [0; 4] {
                         return Verdict::Drop(Stat::NoMasqueradeAddress);
                     }
-                    // The flow of a later fragment's first one is not stored, or was not: the
-                    // fragment must not leave with its inner address.
-                    if scratch.tracked.replayed
-                        && !scratch.tracked.translated
-                        && wish.address != scratch.headers.key.source
-                    {
-                        return Verdict::Drop(Stat::NoFlowEntry);
+                }
+                Decision::Translate => {
+                    if packet.call::<Choose, T>(tables, scratch, SOURCE) == 0 {
+                        return Verdict::Drop(scratch.reason);
                     }
                 }
             }
+            // The flow of a later fragment's first one is not stored, or was not: the fragment
+            // must not leave with its inner address.
+            let wish = &scratch.draft.wish;
+            if scratch.tracked.replayed
+                && !scratch.tracked.translates_source()
+                && !wish.takes_address(&scratch.headers.key.source)
+            {
+                return Verdict::Drop(Stat::NoFlowEntry);
+            }
         }
         if scratch.tracked.opens {
-            if let Err(stat) = open(packet, tables, scratch) {
+            if let Err(stat) = open(packet, tables, scratch, forwarded) {
                 return Verdict::Drop(stat);
             }
             scratch.take_translation();
@@ -130,17 +153,19 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
             }
         }
     }
-    if !scratch.has_nat() || scratch.tracked.direction != 0 {
+    if !scratch.has_nat() {
         return Verdict::Pass;
     }
-    if !scratch.tracked.translated && scratch.tracked.ct & ct::SNAT != 0 {
+    if !scratch.tracked.translates_source() && scratch.tracked.has_source_ahead() {
         // Its flow ended while the packet was on the way, or just ended with it: it must not leave
         // with its inner address.
-        if !last_words(tables, scratch) {
+        if scratch.tracked.ct & ct::DNAT != 0 || !last_words(tables, scratch) {
             return Verdict::Drop(Stat::NoFlowEntry);
         }
     }
-    if scratch.tracked.translated && translate(packet, tables, scratch, End::Source).is_none() {
+    if scratch.tracked.translates_source()
+        && translate(packet, tables, scratch, End::Source).is_none()
+    {
         return Verdict::Drop(Stat::Rewrite);
     }
     Verdict::Pass
@@ -163,6 +188,10 @@ fn masquerade_address(device: &Device, headers: &Headers) -> Addr {
 /// is 0 for a fragment whose first one was not seen.
 pub struct PlaceOut;
 
+/// Result of [`PlaceOut`]: the packet opens a flow and was translated on its way in, but nothing is
+/// left that says from what.
+const FORGOTTEN: u32 = 3;
+
 impl Stage for PlaceOut {
     const NAME: Name = Name::PlaceOut;
 
@@ -175,16 +204,7 @@ impl Stage for PlaceOut {
     ) -> u32 {
         let note = note as u16;
         if scratch.headers.part as u8 == Part::Later as u8 {
-            let first = borrow(
-                tables,
-                &mut scratch.headers,
-                &mut scratch.outcomes,
-                Side::Egress,
-            );
-            if first.found {
-                follow(tables, scratch, false, first);
-            }
-            return first.found as u32;
+            return place_later(tables, scratch, note) as u32;
         }
         if note & NOTE_SEEN == 0 {
             // What this host makes may answer a flow whose source was translated on its way in.
@@ -193,22 +213,74 @@ impl Stage for PlaceOut {
                 attach(packet, tables, scratch);
             }
         } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
-            scratch.tracked.set_note(note);
-            if scratch.tracked.direction == 0 {
-                // Its source may have to be translated. (In the other direction all is done.)
-                about(packet, tables, scratch, true);
-                scratch.tracked.take_label(note);
-            }
-        } else {
-            scratch.tracked.set_note(note);
-            look_up(tables, scratch, false);
-            // Only what ingress took for a flow's first packet opens one: a packet that ended its flow
-            // is without a flow here, and opens none.
-            scratch.tracked.opens &= note & NOTE_OPENS != 0;
+            place_error(packet, tables, scratch, note);
+        } else if !place_noted(tables, scratch, note) {
+            return FORGOTTEN;
         }
         lend(tables, scratch, Side::Egress);
         PLACED
     }
+}
+
+/// A later fragment's place; false if its first one was not seen.
+#[inline(never)]
+fn place_later<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
+    let first = borrow(
+        tables,
+        &mut scratch.headers,
+        &mut scratch.outcomes,
+        Side::Egress,
+    );
+    if !first.found {
+        return false;
+    }
+    let aliases = scratch.aliases;
+    follow(tables, scratch, aliases, first);
+    if !scratch.made_here {
+        scratch.tracked.translates &= Tracked::SOURCE;
+    }
+    if note as u8 & ct::DNAT != 0 {
+        scratch.lookup.tuple.set(&scratch.headers);
+        find_on_way(tables, scratch, note);
+        scratch.tracked.opens = false;
+    }
+    true
+}
+
+/// The place of an ICMP error that ingress has found already: its source may have to be translated.
+#[inline(never)]
+fn place_error<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch, note: u16) {
+    scratch.tracked.set_note(note);
+    if !scratch.tracked.has_source_ahead() {
+        return;
+    }
+    if note as u8 & ct::DNAT != 0 {
+        return find_error_on_way(packet, tables, scratch, note);
+    }
+    about(packet, tables, scratch, true);
+    scratch.tracked.translates &= Tracked::SOURCE;
+    scratch.tracked.take_label(note);
+}
+
+/// The place of a packet that ingress has found already; false if it opens a flow and was
+/// translated, but nothing says any more from what.
+#[inline(never)]
+fn place_noted<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
+    scratch.tracked.set_note(note);
+    let opens = note & NOTE_OPENS != 0;
+    if note as u8 & ct::DNAT != 0 {
+        scratch.lookup.tuple.set(&scratch.headers);
+        if !find_on_way(tables, scratch, note) && opens {
+            return false;
+        }
+    } else {
+        look_up(tables, scratch, false);
+        scratch.tracked.translates &= Tracked::SOURCE;
+    }
+    // Only what ingress took for a flow's first packet opens one: a packet that ended its flow is
+    // without a flow here, and opens none.
+    scratch.tracked.opens &= opens;
+    true
 }
 
 /// Finds the translation of a flow that waits for its last packet, which this is; false if there
@@ -233,8 +305,7 @@ fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     if status & Flow::SNAT == 0 {
         return false;
     }
-    scratch.tracked.endpoint = outside(flow);
-    scratch.tracked.translated = true;
+    scratch.tracked.set_source(&flow.nat_source, flow.nat_port);
     if status & Flow::DYING != 0 {
         end_flow(tables, &lookup.key, flow);
     }

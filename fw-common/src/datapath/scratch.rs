@@ -1,7 +1,7 @@
 //! Room for what a packet's way needs, outside the BPF stack.
 
 use super::classify::{Query, Walk};
-use super::conntrack::{Tracked, outside};
+use super::conntrack::Tracked;
 use super::facts::Facts;
 use super::forward::Sending;
 use super::fragment::Outcomes;
@@ -63,9 +63,11 @@ pub struct Scratch {
     pub transit: Tuple,
     /// Its direction, as in [`Tracked::direction`].
     pub transit_direction: u8,
-    /// [`ct::SNAT`] if its flow is translated.
-    pub transit_snat: u8,
-    /// If it is a reply to a translated flow: the destination that it had before.
+    /// It opens its flow.
+    pub transit_opens: bool,
+    /// [`ct::SNAT`] and [`ct::DNAT`] if its flow is translated.
+    pub transit_nat: u8,
+    /// If its destination was translated: what it was before.
     pub transit_outside: Endpoint,
     /// The flow being looked up.
     pub lookup: Lookup,
@@ -166,7 +168,8 @@ impl Scratch {
     pub fn note_transit(&mut self) {
         self.transit.set(&self.headers);
         self.transit_direction = self.tracked.direction;
-        self.transit_snat = self.tracked.ct & ct::SNAT;
+        self.transit_opens = self.tracked.opens;
+        self.transit_nat = self.tracked.ct & (ct::SNAT | ct::DNAT);
     }
 
     /// Whether the packet in hand is the one kept in mind, or of the same flow and direction.
@@ -184,8 +187,7 @@ impl Scratch {
     pub fn take_translation(&mut self) {
         let flow = &self.draft.flow;
         if flow.status.get() & Flow::SNAT != 0 {
-            self.tracked.endpoint = outside(flow);
-            self.tracked.translated = true;
+            self.tracked.set_source(&flow.nat_source, flow.nat_port);
             self.tracked.ct |= ct::SNAT;
         }
     }

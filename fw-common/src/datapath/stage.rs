@@ -46,4 +46,10 @@ pub enum Name {
     Gather,
     /// [`super::window::ReadOptions`].
     ReadOptions,
+    /// [`super::translation::Choose`].
+    Choose,
+    /// [`super::transit::TakeName`].
+    TakeName,
+    /// [`super::transit::SettleName`].
+    SettleName,
 }

@@ -3,7 +3,7 @@ use fw_common::abi::ct;
 use super::*;
 use crate::policy::model::{
     Chain, ChainPolicy, CtStates, InterfacePattern, Masquerade, Match, Negatable, Origin, Policy,
-    PortRange, Ports, Rule, Ruleset, Table, Target, Tcp,
+    PortRange, Ports, Rule, Ruleset, Table, Target, Tcp, Translation,
 };
 
 fn yes<T>(value: T) -> Option<Negatable<T>> {
@@ -306,4 +306,36 @@ fn json_names_steps_and_verdict() {
     assert_eq!(json["steps"][1]["step"], "tracked");
     assert_eq!(json["steps"][1]["state"], "NEW");
     assert_eq!(json["steps"][4]["chain"], "INPUT");
+}
+
+/// The same host with a port published.
+fn publishing() -> Policy {
+    let mut policy = policy();
+    let ruleset = policy.ipv4.as_mut().expect("an IPv4 half");
+    let nat = ruleset.nat.as_mut().expect("a nat table");
+    let ports = PortRange {
+        first: 80,
+        last: 80,
+    };
+    let inner = Translation {
+        addresses: Some(([172, 17, 0, 2].into(), [172, 17, 0, 2].into())),
+        ports: Some(ports),
+        ..Translation::default()
+    };
+    nat.chains[0].rules = vec![Rule {
+        protocol: yes(6),
+        ..rule(20, Target::Dnat(inner))
+    }];
+    policy
+}
+
+#[test]
+fn a_published_port_says_where_its_packets_go() {
+    let question = Question {
+        out_interface: Some("docker0".into()),
+        ..question()
+    };
+    let machine = Machine::offline(publishing(), &question).expect("within the limits");
+    let text = explain(&machine, &question).expect("an answer").to_string();
+    assert_eq!(text, "", "\n{text}");
 }

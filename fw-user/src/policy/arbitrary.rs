@@ -12,7 +12,8 @@ use super::lists::arbitrary as lists;
 use super::model::{
     Chain, ChainPolicy, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType,
     InterfacePattern, Limit, Log, Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy,
-    PortRange, Ports, Prefix, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+    PortRange, Ports, Prefix, Redirect, Rule, Ruleset, Table, Target, Tcp, TcpFlags, Translation,
+    WhichPort,
 };
 use super::names::{TCP, UDP};
 use super::packet_match::arbitrary as packet;
@@ -120,7 +121,7 @@ fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value =
             protocol_and_matches(family),
             at_hook(chain),
         ),
-        target(table, place),
+        target(family, table, place),
         counters(),
     );
     parts.prop_map(
@@ -167,7 +168,24 @@ fn fitting(target: Target, protocol: Option<Negatable<u8>>) -> Target {
             ports: None,
             ..masquerade
         }),
+        Target::Dnat(translation) => Target::Dnat(fitting_ports(translation, protocol)),
+        Target::Snat(translation) => Target::Snat(fitting_ports(translation, protocol)),
+        Target::Redirect(redirect) if !has_ports(protocol) => Target::Redirect(Redirect {
+            ports: None,
+            ..redirect
+        }),
         other => other,
+    }
+}
+
+fn fitting_ports(translation: Translation, protocol: Option<Negatable<u8>>) -> Translation {
+    if has_ports(protocol) {
+        return translation;
+    }
+    Translation {
+        ports: None,
+        base_port: None,
+        ..translation
     }
 }
 
@@ -407,13 +425,31 @@ fn nflog() -> impl Strategy<Value = Nflog> {
     )
 }
 
+/// Addresses, with or without ports.
+fn translation(family: Family) -> impl Strategy<Value = Translation> {
+    let address = move || prefix(family).prop_map(|prefix| prefix.address);
+    let addresses = (address(), option::of(address()))
+        .prop_map(|(one, other)| (one.min(other.unwrap_or(one)), one.max(other.unwrap_or(one))));
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (addresses, option::of(range()), flags).prop_map(
+        |(addresses, ports, (random, random_fully, persistent))| Translation {
+            addresses: Some(addresses),
+            ports,
+            base_port: None,
+            random,
+            random_fully,
+            persistent,
+        },
+    )
+}
+
 /// A text that is printed and read as it is, or none.
 fn text(longest: usize) -> impl Strategy<Value = String> {
     prop_oneof![Just(String::new()), comment()]
         .prop_map(move |text| text.chars().filter(char::is_ascii).take(longest).collect())
 }
 
-fn target(table: TableName, place: Place) -> BoxedStrategy<Target> {
+fn target(family: Family, table: TableName, place: Place) -> BoxedStrategy<Target> {
     let callable = match place {
         Place::Base(_) => 0,
         Place::Own(index) => index + 1,
@@ -442,6 +478,46 @@ fn target(table: TableName, place: Place) -> BoxedStrategy<Target> {
                 })
                 .boxed(),
         );
+    }
+    // In OUTPUT and INPUT, most of these are refused.
+    let source = matches!(place, Place::Base("POSTROUTING"));
+    let destination = matches!(place, Place::Base("PREROUTING"));
+    if table == TableName::Nat && source {
+        choices.push(translation(family).prop_map(Target::Snat).boxed());
+    }
+    if table == TableName::Nat && destination {
+        let fully = |translation| Translation {
+            random_fully: false,
+            ..translation
+        };
+        let translated = (translation(family).prop_map(fully), any::<u16>());
+        choices.push(
+            translated
+                .prop_map(|(translation, base)| {
+                    let is_range = translation
+                        .ports
+                        .is_some_and(|ports| ports.first != ports.last);
+                    Target::Dnat(Translation {
+                        base_port: (is_range && base % 2 == 1).then_some(base),
+                        ..translation
+                    })
+                })
+                .boxed(),
+        );
+        let redirect = (option::of(range()), any::<bool>());
+        choices.push(
+            redirect
+                .prop_map(|(ports, random)| Target::Redirect(Redirect { ports, random }))
+                .boxed(),
+        );
+    }
+    if table == TableName::Nat && (source || destination) {
+        let contiguous = |network: &Prefix| match network.mask {
+            IpAddr::V4(mask) => mask.to_bits().leading_ones() == mask.to_bits().count_ones(),
+            IpAddr::V6(mask) => mask.to_bits().leading_ones() == mask.to_bits().count_ones(),
+        };
+        let network = prefix(family).prop_filter("a prefix", contiguous);
+        choices.push(network.prop_map(Target::Netmap).boxed());
     }
     for chain in &OWN_CHAINS[callable..] {
         choices.push(Just(Target::Jump((*chain).to_owned())).boxed());

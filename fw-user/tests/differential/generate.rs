@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use fw_user::policy::TableName;
 use fw_user::policy::model::{
     Chain, ChainPolicy, Conntrack, CtDirection, CtStates, Family, IcmpType, InterfacePattern, Log,
-    Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy, PortRange, Ports, Prefix, Rule,
-    Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+    Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy, PortRange, Ports, Prefix,
+    Redirect, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use proptest::collection::vec;
 use proptest::option::{self, of};
@@ -343,6 +343,7 @@ fn target(callees: Callees) -> BoxedStrategy<Target> {
         1 => masquerade,
         1 => Just(Target::Log(Log::PLAIN)),
         1 => Just(Target::Nflog(Nflog::PLAIN)),
+        1 => Just(Target::Redirect(Redirect::default())),
     ];
     if callees.is_empty() {
         return simple.boxed();

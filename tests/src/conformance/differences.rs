@@ -34,6 +34,9 @@
 //!     destination were translated (`nf_nat_l4proto_unique_tuple` changes identifiers for either
 //!     end). ICMP errors about it then reach the server as if the destination had sent them, not the
 //!     router; in fwbpf they keep their sender ([`blank_source`]).
+//! 11. **SNAT on loopback to an address of another host.** Answers go to that host, until netfilter
+//!     routes them anew in OUTPUT, which a program at egress cannot; fwbpf leaves the source as it
+//!     is. Such rules are generated with `! -o lo`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -171,7 +174,7 @@ pub fn blank_source(bytes: &mut [u8]) {
 
 /// Whether a packet is the one that was sent, as far as no translation changes it, or one that
 /// the kernel made.
-fn is_the_same(bytes: &[u8], sent: &[u8]) -> bool {
+pub fn is_the_same(bytes: &[u8], sent: &[u8]) -> bool {
     let (Some(left), Some(right)) = (Layers::read(bytes), Layers::read(sent)) else {
         return false;
     };

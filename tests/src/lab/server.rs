@@ -5,6 +5,7 @@
 //!  other   ──wire0═eth1──┘                  └─ container2
 //! ```
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -134,6 +135,15 @@ impl ServerLab {
             super::namespace::run(command.args(["-K", "wire0", "gro", "on"]))?;
         }
         Ok(())
+    }
+
+    /// Tells the server neighbours: interface, link-layer address, address.
+    pub fn add_neighbours(&self, all: &[(&str, [u8; 6], IpAddr)]) -> Result<()> {
+        let batch: String = all
+            .iter()
+            .map(|(device, link, address)| neighbour(&address.to_string(), &text(*link), device))
+            .collect();
+        self.server.ip(&batch)
     }
 
     /// Stops all that would speak unasked, so that counters hold nothing but the test's packets.

@@ -21,6 +21,7 @@ mod predicate;
 pub mod prune;
 mod rule;
 mod table;
+mod translation;
 
 pub use chain::{Chain, ChainFields, Filter, chain_kind};
 pub use effect::{Effect, EffectFields, SetAddition, effect_kind, set_change};
@@ -28,6 +29,7 @@ pub use predicate::{Condition, Predicate, PredicateFields, SET_PLACE, condition,
 pub use prune::{Prune, PruneFields};
 pub use rule::{Rule, RuleFields, pack_range, target};
 pub use table::{Bucket, HashKey, Table, TableFields};
+pub use translation::{Translation, TranslationFields};
 
 use super::Family;
 use super::pod::pod;
@@ -61,7 +63,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 13;
+pub const ABI_VERSION: u32 = 14;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].

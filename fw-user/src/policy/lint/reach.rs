@@ -97,7 +97,11 @@ fn leaves_chain(target: &Target) -> bool {
         | Target::Drop
         | Target::Return
         | Target::Goto(_)
-        | Target::Masquerade(_) => true,
+        | Target::Masquerade(_)
+        | Target::Dnat(_)
+        | Target::Snat(_)
+        | Target::Redirect(_)
+        | Target::Netmap(_) => true,
         Target::Continue | Target::Jump(_) | Target::Log(_) | Target::Nflog(_) | Target::Set(_) => {
             false
         }

@@ -4,6 +4,7 @@
 mod foreign;
 mod log;
 mod matches;
+mod nat;
 mod set_target;
 mod support;
 mod targets;
@@ -146,6 +147,6 @@ pub(crate) fn find_target(name: &str) -> Option<&'static TargetRow> {
 
 /// Every target.
 pub(crate) fn all_targets() -> impl Iterator<Item = &'static TargetRow> {
-    let known = TARGETS.iter().chain(log::TARGETS);
+    let known = TARGETS.iter().chain(log::TARGETS).chain(nat::TARGETS);
     known.chain(set_target::TARGETS).chain(foreign::TARGETS)
 }

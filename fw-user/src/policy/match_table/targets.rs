@@ -2,7 +2,7 @@
 
 use super::{BOTH, OptionRow, ReadOption, Support, TargetRow};
 use crate::policy::ids::TableName;
-use crate::policy::model::{Log, Masquerade, Nflog, SetChange};
+use crate::policy::model::{Log, Masquerade, Nflog, Prefix, Redirect, SetChange, Translation};
 use crate::policy::save::values;
 
 /// A target while its options are being read.
@@ -15,6 +15,10 @@ pub(crate) enum TargetDraft {
     Log(Log),
     Nflog(Nflog),
     Set(SetChange),
+    Dnat(Translation),
+    Snat(Translation),
+    Redirect(Redirect),
+    Netmap(Option<Prefix>),
 }
 
 pub(crate) const TARGETS: &[TargetRow] = &[

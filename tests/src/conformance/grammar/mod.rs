@@ -3,6 +3,7 @@
 mod lists;
 mod log;
 mod matches;
+mod nat;
 mod sets;
 
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::traffic::{Carried, Endpoint, Flow};
+pub use nat::neighbours;
 pub use sets::Sets;
 
 /// A rule set as text, in parts that the minimiser can leave out.
@@ -180,11 +182,23 @@ impl<R: Rng> Writer<'_, R> {
             ("OUTPUT", Spot::Output),
         ] {
             for _ in 0..self.upto(3) {
+                if self.chance(0.5) {
+                    rules.push(match spot {
+                        Spot::Prerouting => self.destination_rule(name),
+                        Spot::Input => self.source_rule(name, spot),
+                        _ => self.output_rule(),
+                    });
+                    continue;
+                }
                 let target = self.plain_target(&users);
                 rules.push(self.rule(name, spot, &target));
             }
         }
         for _ in 0..self.upto(4) {
+            if self.chance(0.3) {
+                rules.push(self.source_rule("POSTROUTING", Spot::Postrouting));
+                continue;
+            }
             let rule = self.postrouting_rule("POSTROUTING", Spot::Postrouting, &masquerading);
             rules.push(rule);
         }
