@@ -134,7 +134,8 @@ pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
     let known = known
         .chain(matches::set::MATCHES)
         .chain(matches::recent::MATCHES)
-        .chain(matches::hashlimit::MATCHES);
+        .chain(matches::hashlimit::MATCHES)
+        .chain(matches::CONNLIMIT_MATCHES);
     known.chain(foreign::MATCHES)
 }
 

@@ -1,10 +1,12 @@
 //! The matches that fwbpf knows.
 
+mod connlimit;
 pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod recent;
 pub(crate) mod set;
 
+pub(crate) use connlimit::MATCHES as CONNLIMIT_MATCHES;
 pub(crate) use packet::MATCHES as PACKET_MATCHES;
 
 use super::{
@@ -31,6 +33,7 @@ pub(crate) enum MatchDraft {
     Set(set::Draft),
     Recent(recent::Draft),
     Hashlimit(hashlimit::Draft),
+    Connlimit(connlimit::Draft),
     Comment(Option<String>),
     Packet(packet::PacketDraft),
 }
@@ -72,6 +75,7 @@ impl MatchDraft {
             Self::Limit(limit) => return limit.finish(),
             Self::Recent(recent) => return recent.finish(family),
             Self::Hashlimit(limit) => return limit.finish(family),
+            Self::Connlimit(limit) => return limit.finish(family),
             Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Packet(packet) => return packet.finish(),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
