@@ -2,8 +2,10 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{ArgGroup, Args, ColorChoice, Parser, Subcommand};
+use ipnet::IpNet;
 
 use crate::kernel::attach::{Hook, XdpMode};
 use crate::kernel::fast_path::FastPath;
@@ -122,15 +124,97 @@ pub enum Command {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Each line: protocol, seconds until the flow is forgotten, state, then addresses and ports as its
-first packet had them and as the answers have them.
+first packet had them and as the answers have them. All conditions given must hold.
+
+A flow that is deleted is gone at once, with the port that it may have been translated to: what goes
+on afterwards is judged anew.
 
 Examples:
-  fwbpf flows | grep dport=443
+  fwbpf flows --dport 443
+  fwbpf flows --address 198.51.100.0/24 --state ESTABLISHED
+  fwbpf flows --delete --proto tcp --src 10.0.0.5 --dport 22
   fwbpf flows --json | jq length")]
 pub struct Flows {
+    /// Delete them, like conntrack -D; needs a condition
+    #[arg(short = 'D', long, conflicts_with = "flush")]
+    pub delete: bool,
     /// End all of them instead, like conntrack -F: what goes on afterwards is judged anew
-    #[arg(long)]
+    #[arg(short = 'F', long)]
     pub flush: bool,
+    /// Which ones.
+    #[command(flatten)]
+    pub filter: FlowFilter,
+}
+
+/// Conditions on flows; those given must all hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Args)]
+pub struct FlowFilter {
+    /// One IP version only
+    #[command(flatten)]
+    pub family: FamilyArgs,
+    /// Protocol: a name or a number
+    #[arg(
+        short,
+        long = "proto",
+        value_name = "PROTOCOL",
+        visible_alias = "protonum"
+    )]
+    pub protocol: Option<String>,
+    /// Source of the first packet, or a network
+    #[arg(
+        short,
+        long = "src",
+        value_name = "ADDRESS[/LENGTH]",
+        visible_alias = "orig-src"
+    )]
+    pub source: Option<Network>,
+    /// Destination of the first packet, or a network
+    #[arg(
+        short,
+        long = "dst",
+        value_name = "ADDRESS[/LENGTH]",
+        visible_alias = "orig-dst"
+    )]
+    pub destination: Option<Network>,
+    /// Source of the answers, or a network
+    #[arg(short = 'r', long = "reply-src", value_name = "ADDRESS[/LENGTH]")]
+    pub reply_source: Option<Network>,
+    /// Destination of the answers, or a network
+    #[arg(short = 'q', long = "reply-dst", value_name = "ADDRESS[/LENGTH]")]
+    pub reply_destination: Option<Network>,
+    /// Any of these four, or a network
+    #[arg(short, long, value_name = "ADDRESS[/LENGTH]")]
+    pub address: Option<Network>,
+    /// Source port of the first packet
+    #[arg(long = "sport", value_name = "PORT", visible_alias = "orig-port-src")]
+    pub source_port: Option<u16>,
+    /// Destination port of the first packet
+    #[arg(long = "dport", value_name = "PORT", visible_alias = "orig-port-dst")]
+    pub destination_port: Option<u16>,
+    /// Source port of the answers
+    #[arg(long = "reply-port-src", value_name = "PORT")]
+    pub reply_source_port: Option<u16>,
+    /// Destination port of the answers
+    #[arg(long = "reply-port-dst", value_name = "PORT")]
+    pub reply_destination_port: Option<u16>,
+    /// TCP's state, such as ESTABLISHED
+    #[arg(long, value_name = "STATE")]
+    pub state: Option<String>,
+}
+
+/// An address with the length of a prefix, by default all of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(pub IpNet);
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let whole = text.parse::<IpAddr>().map(IpNet::from);
+        whole.or_else(|_| text.parse()).map(Self).map_err(|_| {
+            "give an address or a network, such as 192.0.2.7 or 2001:db8::/32".to_owned()
+        })
+    }
 }
 
 /// `fwbpf set`.
@@ -237,7 +321,7 @@ pub enum RecentCommand {
 }
 
 /// `--ipv4` and `--ipv6`.
-#[derive(Clone, Copy, Debug, Default, Args)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Args)]
 pub struct FamilyArgs {
     /// IPv4 only; files are iptables-save's
     #[arg(short = '4', long, conflicts_with = "ipv6")]
@@ -269,6 +353,10 @@ All files together are the new policy. It replaces the running one in a single s
 meets either the old policy or the new. Connections go on, and rules that did not change keep
 their counters. If anything fails, the old policy stays as it is.
 
+The first load takes over the connections that the kernel's own tracking (nf_conntrack) knows, with
+their translations. Remove the rules of iptables soon: of a connection that is busy while both
+translate, answers may get lost.
+
 Examples:
   fwbpf load /etc/iptables/rules.v4 /etc/iptables/rules.v6
   fwbpf load policy.toml
@@ -290,6 +378,9 @@ pub struct Load {
     /// What to attach to: tcx links, or clsact filters as on kernels before 6.6
     #[arg(long, value_name = "WHAT", value_enum, default_value_t)]
     pub hook: Hook,
+    /// Do not take over the connections that the kernel's own tracking knows, on a first load
+    #[arg(long)]
+    pub no_import: bool,
     /// Bring back what was before, unless `fwbpf confirm` is run within so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub trial: Option<u32>,

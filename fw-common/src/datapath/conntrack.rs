@@ -81,7 +81,7 @@ impl Tracked {
             let low = status & Flow::LOW_OPENED != 0;
             self.endpoint.address = if low { key.low } else { key.high };
             self.endpoint.port = if low { key.low_port } else { key.high_port };
-            self.translated = true;
+            self.translated = status & Flow::FOREIGN == 0;
         } else if !found.is_reply() {
             self.endpoint.address = flow.nat_source;
             self.endpoint.port = flow.nat_port;
@@ -512,6 +512,12 @@ pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
         if found.direction == direction {
             scratch.tracked.set_in_flow(&found, label);
             scratch.tracked.ct = label;
+            if direction == 0 && found.flow.status.get() & Flow::FOREIGN != 0 {
+                found
+                    .flow
+                    .status
+                    .set(found.flow.status.get() & !Flow::FOREIGN);
+            }
             return;
         }
     } else {

@@ -222,6 +222,13 @@ fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     let Some(mut flow) = tables.flow(&lookup.key) else {
         return false;
     };
+    if flow.is_alias() && flow.status.get() & Flow::LOW_OPENED == opened {
+        // It bears its translation already: netfilter knows the connection, too, and was first.
+        if let Some(flow) = tables.flow(&flow.other) {
+            flow.status.set(flow.status.get() | Flow::FOREIGN);
+        }
+        return true;
+    }
     if flow.is_alias() || flow.status.get() & Flow::LOW_OPENED != opened {
         lookup.key.kind = FlowKey::SECOND;
         flow = match tables.flow(&lookup.key) {

@@ -376,6 +376,17 @@ pub fn open(flow: &Flow, segment: &Segment) {
     }
 }
 
+/// Makes a flow one that was tracked by somebody else, who knows its state but does not tell the windows:
+/// as of one that is picked up in the middle, they are not held against anybody.
+pub fn adopt(flow: &Flow, state: u8) {
+    flow.tcp.set(Word::new(state, kind::NONE).0);
+    flow.last_window.set(u16::MAX as u32);
+    let flags = (option::SACK_PERMITTED | option::LIBERAL) as u32;
+    for sent in &flow.sent {
+        sent.flags.set(flags << Sent::FLAGS);
+    }
+}
+
 /// A segment of a flow.
 #[inline(always)]
 pub fn advance(flow: &Flow, segment: &Segment, reply: bool) -> Outcome {

@@ -131,6 +131,7 @@ impl WayBack {
             fast_path: FastPath::from_name(&state.fact(Fact::FastPath).unwrap_or_default()),
             hook: Hook::Auto,
             trial: None,
+            import: false,
         };
         Ok(Self::Policy(Box::new((running.meta.policy, terms))))
     }

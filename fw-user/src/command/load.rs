@@ -20,6 +20,7 @@ use crate::host::Host;
 use crate::kernel::attach::{self, Attachment, Hook, Via, XdpMode, attach_all};
 use crate::kernel::clock;
 use crate::kernel::fast_path::{FastPath, Places};
+use crate::kernel::import::{Import, take_over};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace, set_counters};
@@ -48,6 +49,10 @@ pub struct Outcome {
     pub interfaces: Vec<Attachment>,
     /// Interface patterns that no interface fits at present.
     pub missing: Vec<InterfacePattern>,
+    /// What was taken over from the kernel's tracking; nothing if it tracked nothing.
+    pub import: Option<Import>,
+    /// What did not go as it should, though the policy is in force.
+    pub problems: Vec<String>,
     /// If the policy is on trial: for how many seconds.
     pub trial_seconds: Option<u64>,
 }
@@ -65,6 +70,8 @@ pub struct Terms {
     pub hook: Hook,
     /// Unless it is confirmed within that time, the policy before comes back.
     pub trial: Option<Duration>,
+    /// A first policy takes over what the kernel tracks.
+    pub import: bool,
 }
 
 /// What counters start with. Packets and bytes, in the order of [`Policy::counter_ids`].
@@ -92,6 +99,7 @@ impl Terms {
             trial: arguments
                 .trial
                 .map(|seconds| Duration::from_secs(seconds.into())),
+            import: !arguments.no_import,
         }
     }
 }
@@ -207,11 +215,25 @@ pub fn enforce_over(
         let running = old.as_ref().map(|old| old.generation);
         Trial::begin(state, lock, running, generation, period)?;
     }
+    let mut problems = Vec::new();
+    let mut import = None;
     let interfaces = if old.is_none() {
         // The programs let everything pass while there is no policy, so that they can be on every
         // interface before the first one takes effect, on all of them at once.
         let interfaces = attach_all(state, &host, &mut programs, via, options.xdp)?;
+        let taken = if options.import {
+            // As near to the flip as can be: what begins in between is not known here.
+            take_over(&mut maps, &host)
+        } else {
+            Ok(None)
+        };
         replace(&mut maps, &host, &next, settled)?;
+        match taken {
+            Ok(taken) => import = taken,
+            Err(error) => problems.push(format!(
+                "not all connections that the kernel tracks were taken over: {error:#}"
+            )),
+        }
         interfaces
     } else {
         replace(&mut maps, &host, &next, settled)?;
@@ -247,6 +269,8 @@ pub fn enforce_over(
         hook: via,
         lacking: probe::lacking(),
         interfaces,
+        import,
+        problems,
         trial_seconds: options.trial.map(|period| period.as_secs()),
     })
 }
@@ -347,6 +371,23 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
             output.warning(format_args!("{}: {problem}", attachment.interface));
         }
     }
+    for problem in &outcome.problems {
+        output.warning(problem);
+    }
+    if let Some(left) = outcome.import.filter(|import| import.redirected > 0) {
+        output.warning(format_args!(
+            "{} connections whose destination the kernel translates are not taken over: they end \
+             when iptables' rules are removed",
+            left.redirected
+        ));
+    }
+    if let Some(left) = outcome.import.filter(|import| import.others > 0) {
+        output.warning(format_args!(
+            "{} connections are not taken over: they are in a zone of their own, or of a protocol \
+             that is not translated, or there is no room for them",
+            left.others
+        ));
+    }
     if !outcome.missing.is_empty() {
         let names: Vec<&str> = outcome.missing.iter().map(|p| p.0.as_str()).collect();
         output.warning(format_args!(
@@ -370,6 +411,12 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
         outcome.counters,
         outcome.counters_kept,
     ))?;
+    if let Some(import) = &outcome.import {
+        output.line(format_args!(
+            "{} connections were taken over from the kernel's tracking.",
+            import.taken
+        ))?;
+    }
     let Some(seconds) = outcome.trial_seconds else {
         return Ok(());
     };

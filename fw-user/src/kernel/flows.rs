@@ -174,18 +174,17 @@ pub fn count(state: &StateDir, table: FlowTable) -> Result<usize> {
     Ok(count)
 }
 
-/// All flows, one view each.
-pub fn views(state: &StateDir) -> Result<Vec<FlowView>> {
+/// All flows, each with its key.
+pub fn views(state: &StateDir) -> Result<Vec<(FlowKey, FlowView)>> {
     let now = monotonic_now();
     let mut views = Vec::new();
     for table in FlowTable::ALL {
         let mut slices = Slices::open(state, table)?;
         while let Some(slice) = slices.read_next()? {
-            views.extend(
-                slice
-                    .iter()
-                    .filter_map(|(key, flow)| FlowView::new(key, flow, now)),
-            );
+            views.extend(slice.iter().filter_map(|(key, flow)| {
+                let view = FlowView::new(key, flow, now)?;
+                Some((*key, view))
+            }));
         }
     }
     Ok(views)

@@ -90,6 +90,8 @@ pub struct Maps {
     pub embryos4: HashMap<MapData, FlowKey4, FlowWords>,
     /// Embryonic flows, IPv6.
     pub embryos6: HashMap<MapData, FlowKey, FlowWords>,
+    /// Where the flow tables could have anything ([`fw_common::abi::flow::Hint`]).
+    pub hints: Array<MapData, u64>,
     /// First fragments.
     pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     /// Sets, by place.
@@ -164,6 +166,7 @@ impl Maps {
             flows6: typed(state, maps::FLOWS6)?,
             embryos4: typed(state, maps::EMBRYOS4)?,
             embryos6: typed(state, maps::EMBRYOS6)?,
+            hints: typed(state, maps::HINTS)?,
             fragments: typed(state, maps::FRAGMENTS)?,
             sets: typed(state, maps::SETS)?,
             set_info: typed(state, maps::SET_INFO)?,

@@ -6,9 +6,11 @@
 pub mod attach;
 mod bypassed;
 pub mod clock;
+mod ctnetlink;
 pub mod fast_path;
 mod flip;
 pub mod flows;
+pub mod import;
 pub mod lists;
 pub mod load;
 pub mod probe;

@@ -72,6 +72,7 @@ impl Kernel {
         let maps = Maps {
             policy: take(&mut object, maps::POLICY)?,
             near_pages: take(&mut object, maps::NEAR_PAGES)?,
+            hints: take(&mut object, maps::HINTS)?,
             active: take(&mut object, maps::ACTIVE)?,
             counters: take(&mut object, maps::COUNTERS)?,
             devices: take(&mut object, maps::DEVICES)?,
