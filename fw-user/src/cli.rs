@@ -381,6 +381,9 @@ pub struct Load {
     /// Do not take over the connections that the kernel's own tracking knows, on a first load
     #[arg(long)]
     pub no_import: bool,
+    /// End the connections that the new policy would not let begin
+    #[arg(long)]
+    pub drop_revoked: bool,
     /// Bring back what was before, unless `fwbpf confirm` is run within so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub trial: Option<u32>,

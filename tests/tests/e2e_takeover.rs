@@ -1,5 +1,5 @@
 //! Moving from iptables to fwbpf, and what operators do with flows: the kernel's connections are taken
-//! over, and some are deleted.
+//! over, some are deleted, and those that a policy revokes end.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -195,6 +195,59 @@ fn flows_are_deleted_by_what_they_are() {
         }
         let refused = fwbpf.output(&["flows", "--delete"])?;
         ensure!(refused.status.code() == Some(2), "all flows were deleted");
+        Ok(())
+    });
+}
+
+#[test]
+fn connections_that_a_policy_revokes_end() {
+    const BEFORE: &str = "*filter\n:INPUT DROP\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+        -A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+        -A INPUT -p tcp --dport 22 -j ACCEPT\n\
+        -A INPUT -p tcp --dport 80 -j ACCEPT\nCOMMIT\n";
+    with_fwbpf("drop_revoked", &[], |lab, fwbpf| {
+        let after = BEFORE.replace("-A INPUT -p tcp --dport 22 -j ACCEPT\n", "");
+        let before = format!("{BEFORE}{MASQUERADE}");
+        let after = format!("{after}{MASQUERADE}");
+        tcp_echo(&lab.server, 22)?;
+        tcp_echo(&lab.server, 80)?;
+        tcp_echo(&lab.outside, 443)?;
+        fwbpf.load_with(&[], &both(&before))?;
+        let open = |version: usize, port| {
+            let to = SocketAddr::new(ip(SERVER[version]), port);
+            connect(&lab.outside, None, to, PATIENCE).context("the connection")
+        };
+        let mut revoked = [open(0, 22)?, open(1, 22)?];
+        let mut kept = vec![open(0, 80)?, open(1, 80)?];
+        for far in INTERNET {
+            let to = SocketAddr::new(ip(far), 443);
+            kept.push(connect(&lab.container1, None, to, PATIENCE)?);
+            kept.push(connect(&lab.server, None, to, PATIENCE)?);
+        }
+        for stream in revoked.iter_mut().chain(&mut kept) {
+            round_trip(stream, b"before")?;
+        }
+        // A rule that is gone revokes nothing by itself,
+        fwbpf.load_with(&[], &both(&after))?;
+        for stream in revoked.iter_mut().chain(&mut kept) {
+            round_trip(stream, b"reloaded")?;
+        }
+        // only where that is asked for.
+        let files = [
+            fwbpf.write_policy("after.v4", &after)?,
+            fwbpf.write_policy("after.v6", &after)?,
+        ];
+        let paths: Vec<&str> = files.iter().filter_map(|path| path.to_str()).collect();
+        let outcome = fwbpf.json(&["load", "--drop-revoked", paths[0], paths[1]])?;
+        ensure!(outcome["revoked"] == 2, "{outcome}");
+        for stream in &mut kept {
+            round_trip(stream, b"kept")?;
+        }
+        for stream in &mut revoked {
+            stream.set_read_timeout(Some(SILENCE))?;
+            stream.write_all(b"cut")?;
+            ensure!(stream.read(&mut [0; 3]).is_err(), "it was not cut");
+        }
         Ok(())
     });
 }

@@ -132,6 +132,7 @@ impl WayBack {
             hook: Hook::Auto,
             trial: None,
             import: false,
+            drop_revoked: false,
         };
         Ok(Self::Policy(Box::new((running.meta.policy, terms))))
     }

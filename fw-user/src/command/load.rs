@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::output::Output;
+use super::revoked::end_revoked;
 use super::running::Predecessor;
 use super::source;
 use super::trial::Trial;
@@ -51,6 +52,9 @@ pub struct Outcome {
     pub missing: Vec<InterfacePattern>,
     /// What was taken over from the kernel's tracking; nothing if it tracked nothing.
     pub import: Option<Import>,
+    /// How many flows ended because the policy would not let them begin; nothing if that was not asked
+    /// for.
+    pub revoked: Option<usize>,
     /// What did not go as it should, though the policy is in force.
     pub problems: Vec<String>,
     /// If the policy is on trial: for how many seconds.
@@ -72,6 +76,8 @@ pub struct Terms {
     pub trial: Option<Duration>,
     /// A first policy takes over what the kernel tracks.
     pub import: bool,
+    /// Flows that the policy would not let begin end.
+    pub drop_revoked: bool,
 }
 
 /// What counters start with. Packets and bytes, in the order of [`Policy::counter_ids`].
@@ -100,6 +106,7 @@ impl Terms {
                 .trial
                 .map(|seconds| Duration::from_secs(seconds.into())),
             import: !arguments.no_import,
+            drop_revoked: arguments.drop_revoked,
         }
     }
 }
@@ -253,6 +260,11 @@ pub fn enforce_over(
     state.set_fact(Fact::Xdp, options.xdp.name())?;
     state.set_fact(Fact::FastPath, options.fast_path.name())?;
     Places::make(state, &host, options.fast_path, via)?.apply(&mut maps)?;
+    let revoked = options
+        .drop_revoked
+        .then(|| end_revoked(state, &host))
+        .transpose()
+        .context("the new policy is in force, but not all flows were judged by it")?;
 
     let fits = |pattern: &&InterfacePattern| {
         !host
@@ -270,6 +282,7 @@ pub fn enforce_over(
         lacking: probe::lacking(),
         interfaces,
         import,
+        revoked,
         problems,
         trial_seconds: options.trial.map(|period| period.as_secs()),
     })
@@ -415,6 +428,11 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
         output.line(format_args!(
             "{} connections were taken over from the kernel's tracking.",
             import.taken
+        ))?;
+    }
+    if let Some(revoked) = outcome.revoked {
+        output.line(format_args!(
+            "{revoked} connections ended that this policy would not let begin."
         ))?;
     }
     let Some(seconds) = outcome.trial_seconds else {
