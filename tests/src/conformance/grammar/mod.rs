@@ -5,6 +5,7 @@ mod log;
 mod matches;
 mod reject;
 mod sets;
+mod tables;
 
 use std::net::IpAddr;
 
@@ -56,6 +57,12 @@ impl Rules {
         let mut tables = vec![writer.filter()];
         if writer.chance(0.6) {
             tables.push(writer.nat());
+        }
+        if writer.chance(0.35) {
+            tables.push(writer.mangle());
+        }
+        if writer.chance(0.25) {
+            tables.push(writer.raw());
         }
         Self { tables, sets }
     }
