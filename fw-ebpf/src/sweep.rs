@@ -15,6 +15,7 @@ use fw_common::datapath::sources::leads_to_flow;
 use fw_common::datapath::tables::Tables;
 
 use crate::maps::{links, scratch};
+use crate::tables::BpfTables;
 
 /// What became of the candidate.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,12 +30,12 @@ pub enum Swept {
 /// Deletes the flow whose key (a [`FlowKey`], as it lies in memory) is at the beginning of the
 /// frame, if it is expired. Byte 40 not zero: even if it is not.
 #[inline(always)]
-pub fn sweep<P: Packet, T: Tables>(packet: &P, tables: &T) -> Swept {
+pub fn sweep<P: Packet>(packet: &P, tables: &BpfTables) -> Swept {
     let Some(key) = key(packet) else {
         return Swept::Kept;
     };
     let forced = packet.load::<1>(40).is_some_and(|byte| byte[0] != 0);
-    let Some(flow) = tables.flow(&key) else {
+    let Some(flow) = tables.stored_flow(&key) else {
         return Swept::Kept;
     };
     if flow.is_alias() {
