@@ -228,6 +228,12 @@ impl Packet for SkbPacket {
     }
 
     #[inline(always)]
+    fn set_mark(&mut self, mark: u32) {
+        // SAFETY: as in `len`; tc programs may write the mark.
+        unsafe { (&raw mut (*self.0).mark).write_volatile(mark) }
+    }
+
+    #[inline(always)]
     fn device(&self) -> u32 {
         // SAFETY: as in `len`.
         unsafe { (&raw const (*self.0).ifindex).read_volatile() }
@@ -506,6 +512,9 @@ impl Packet for XdpPacket {
     fn mark(&self) -> u32 {
         0
     }
+
+    #[inline(always)]
+    fn set_mark(&mut self, _mark: u32) {}
 
     #[inline(always)]
     fn device(&self) -> u32 {

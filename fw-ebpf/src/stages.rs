@@ -14,6 +14,7 @@ use fw_common::datapath::effect::{self, Act};
 use fw_common::datapath::egress::PlaceOut;
 use fw_common::datapath::facts::Gather;
 use fw_common::datapath::forward::send;
+use fw_common::datapath::gates::Meet;
 use fw_common::datapath::ingress::{PlaceIn, Translate};
 use fw_common::datapath::limit;
 use fw_common::datapath::lists;
@@ -71,6 +72,7 @@ stages! {
     fwbpf_open: Open, SkbPacket(__sk_buff), BpfTables;
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
     fwbpf_gather: Gather, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_meet: Meet, SkbPacket(__sk_buff), BpfTables;
     fwbpf_options: ReadOptions, SkbPacket(__sk_buff), BpfTables;
     fwbpf_respond: Respond, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
@@ -211,6 +213,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::Gather => fwbpf_gather(skb, argument),
         Name::ReadOptions => fwbpf_options(skb, argument),
         Name::Respond => fwbpf_respond(skb, argument),
+        Name::Meet => fwbpf_meet(skb, argument),
     }
 }
 
@@ -227,6 +230,11 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         Name::ReadOptions => Some(fwbpf_xdp_options(xdp, argument)),
         // The tc programs answer.
         Name::Respond => Some(0),
-        Name::PlaceIn | Name::PlaceOut | Name::Open | Name::Translate | Name::Gather => None,
+        Name::PlaceIn
+        | Name::PlaceOut
+        | Name::Open
+        | Name::Translate
+        | Name::Gather
+        | Name::Meet => None,
     }
 }

@@ -59,6 +59,7 @@ fn filter(input: Vec<Rule>, users: Vec<Chain>) -> Policy {
         ipv4: Some(Ruleset {
             filter: Some(Table { chains }),
             nat: None,
+            ..Ruleset::default()
         }),
         files: vec!["rules.v4".into()],
         ..Policy::default()
@@ -82,7 +83,7 @@ fn what_no_file_speaks_of_is_absent() {
     let kinds: Vec<u32> = (0..2 * BASE_CHAINS)
         .map(|id| ChainView(&set.cells[(DIRECTORY + id) as usize]).kind())
         .collect();
-    let mut expected = vec![chain_kind::ABSENT; 14];
+    let mut expected = vec![chain_kind::ABSENT; 2 * BASE_CHAINS as usize];
     expected[..3].fill(chain_kind::LINEAR);
     assert_eq!(kinds, expected);
     let header = set.header().expect("a header");

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use fw_user::command::names::SystemHosts;
+use fw_user::policy::TableName;
 use fw_user::policy::model::{Counters, Family, Match, Negatable, Policy, PortRange, Ports, Rule};
 use fw_user::policy::{
     CounterId, Kind, LoadOptions, SourceFile, arbitrary, load_with_hosts, names, print_save,
@@ -163,10 +164,14 @@ fn drop_what_is_lost(policy: &mut Policy, family: Family) {
                 _ => false,
             })
     };
-    for table in [&mut ruleset.filter, &mut ruleset.nat]
-        .into_iter()
-        .flatten()
-    {
+    let tables = [
+        &mut ruleset.filter,
+        &mut ruleset.nat,
+        &mut ruleset.mangle,
+        &mut ruleset.raw,
+        &mut ruleset.security,
+    ];
+    for table in tables.into_iter().flatten() {
         for chain in &mut table.chains {
             chain.rules.retain(|rule| !lost(rule));
         }
@@ -273,19 +278,22 @@ enum Outcome {
 }
 
 /// Loads each input with the real iptables; nothing, with a message, where that is impossible.
+/// As `print_save` orders them.
+const TABLES: [&str; 5] = ["filter", "nat", "mangle", "raw", "security"];
+
 fn run_iptables(family: Family, inputs: &[String]) -> Option<Vec<Outcome>> {
     let tool = if family == Family::Ipv4 {
         "iptables"
     } else {
         "ip6tables"
     };
-    let works = format!("{tool}-legacy-save -t filter && {tool}-legacy-save -t nat");
+    let saves = |table: &str| format!("{tool}-legacy-save -t {table}");
+    let works = TABLES.map(saves).join(" && ");
     let probe = Command::new("unshare")
         .args(["-n", "sh", "-c", &works])
         .output();
     if !probe.is_ok_and(|output| output.status.success()) {
-        let message =
-            format!("needs root, unshare and {tool}-legacy with its filter and nat tables");
+        let message = format!("needs root, unshare and {tool}-legacy with its tables");
         assert!(std::env::var_os("CI").is_none(), "{message}");
         eprintln!("SKIPPED: {message}");
         return None;
@@ -295,7 +303,7 @@ fn run_iptables(family: Family, inputs: &[String]) -> Option<Vec<Outcome>> {
     for (index, input) in inputs.iter().enumerate() {
         fs::write(folder.path().join(format!("{index}.in")), input)
             .expect("the folder is writable");
-        let saves: String = ["filter", "nat"]
+        let saves: String = TABLES
             .iter()
             .filter(|table| input.contains(&format!("*{table}")))
             .map(|table| format!("{tool}-legacy-save -c -t {table}; "))
@@ -306,8 +314,14 @@ fn run_iptables(family: Family, inputs: &[String]) -> Option<Vec<Outcome>> {
              if {tool}-legacy-restore -c <{index}.in >{index}.err 2>&1; then {{ {saves}true; }} >{index}.out; fi"
         );
     }
-    let reset = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT
-*nat\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\nCOMMIT\n";
+    let mut reset = String::new();
+    for table in TableName::ALL {
+        let _ = writeln!(reset, "*{table}");
+        for chain in table.builtin_chains() {
+            let _ = writeln!(reset, ":{chain} ACCEPT [0:0]");
+        }
+        reset.push_str("COMMIT\n");
+    }
     fs::write(folder.path().join("reset"), reset).expect("the folder is writable");
     fs::write(folder.path().join("script"), script).expect("the folder is writable");
     let script = folder.path().join("script");

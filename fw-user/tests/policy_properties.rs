@@ -151,10 +151,14 @@ fn without_places(policy: &Policy, family: Family) -> Option<fw_user::policy::mo
         .ruleset(family)
         .filter(|ruleset| ruleset.tables().next().is_some())?
         .clone();
-    for table in [&mut ruleset.filter, &mut ruleset.nat]
-        .into_iter()
-        .flatten()
-    {
+    let tables = [
+        &mut ruleset.filter,
+        &mut ruleset.nat,
+        &mut ruleset.mangle,
+        &mut ruleset.raw,
+        &mut ruleset.security,
+    ];
+    for table in tables.into_iter().flatten() {
         for chain in &mut table.chains {
             if let Some(policy) = &mut chain.policy {
                 policy.origin = None;

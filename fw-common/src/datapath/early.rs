@@ -12,7 +12,7 @@ use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
 use super::window::read_options;
-use crate::abi::blob::BaseChain;
+use crate::abi::blob::{BaseChain, HeaderFields};
 use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::flow::FlowKey;
@@ -37,6 +37,10 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
         return Verdict::Pass;
     };
     if scratch.headers.part as u8 != Part::Whole as u8 {
+        return Verdict::Pass;
+    }
+    // The tables raw and mangle are the tc programs' business.
+    if scratch.features & HeaderFields::GATES != 0 {
         return Verdict::Pass;
     }
     scratch.made_here = false;

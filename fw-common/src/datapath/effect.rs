@@ -4,6 +4,7 @@
 //! must leave all to the tc programs unless the packet ends with it, ends its walk instead. And the
 //! fast path does not cache a way through the chains with an effect on it.
 
+use super::change::change;
 use super::log::log;
 use super::packet::Packet;
 use super::scratch::Scratch;
@@ -50,6 +51,7 @@ impl Stage for Act {
                 change_sets(tables, scratch, cell);
                 ACTED
             }
+            kind if change(packet, scratch, cell, kind) => ACTED,
             // An effect that this program does not know.
             _ => LATER,
         }

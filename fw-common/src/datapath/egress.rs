@@ -9,6 +9,7 @@ use super::conntrack::{
 use super::facts::{LEAVING, gather};
 use super::forward::remember;
 use super::fragment::{Side, borrow, lend};
+use super::gates::{passes, passes_raw};
 use super::header::{Headers, Icmp, Part};
 use super::ingress::{LOST, PLACED, translate};
 use super::nat::{Wish, open};
@@ -41,22 +42,34 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
         Start::NotOurs => return Verdict::Pass,
         Start::Over(verdict) => return verdict,
     }
-    let family = scratch.headers.family;
-
     scratch.made_here = scratch.came_by == 0;
     gather(packet, tables, scratch, LEAVING);
     scratch.fast = false;
-    let looping = scratch.device.flags & Device::LOOPBACK != 0;
+    if scratch.made_here {
+        let raw = (BaseChain::RawOutput, Side::Egress);
+        let patterns = (1, scratch.patterns(&scratch.device));
+        if !passes_raw(packet, tables, scratch, raw, scratch.note as u16, patterns) {
+            return Verdict::Drop(Stat::Policy);
+        }
+    }
     scratch.aliases = scratch.has_nat() && scratch.made_here;
     if packet.call::<PlaceOut, T>(tables, scratch, scratch.note) == LOST {
         return Verdict::Drop(Stat::FragmentWithoutFirst);
     }
-    if looping {
+    if scratch.device.flags & Device::LOOPBACK != 0 {
         packet.set_note(scratch.tracked.note());
     }
     let in_patterns = patterns_of_arrival(tables, scratch.came_by, scratch);
     scratch.ask(in_patterns, scratch.patterns(&scratch.device));
 
+    let mangle = if scratch.made_here {
+        BaseChain::MangleOutput
+    } else {
+        BaseChain::MangleForward
+    };
+    if !passes(packet, tables, scratch, mangle) {
+        return Verdict::Drop(Stat::Policy);
+    }
     if scratch.meets_nat()
         && scratch.made_here
         && !scratch.answer.in_hand
@@ -73,20 +86,30 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
         return Verdict::Drop(Stat::Rewrite);
     }
     let chain = if scratch.made_here {
-        BaseChain::FilterOutput.id(family)
+        BaseChain::FilterOutput.id(scratch.headers.family)
     } else {
-        BaseChain::FilterForward.id(family)
+        BaseChain::FilterForward.id(scratch.headers.family)
     };
     match traverse(packet, tables, chain, scratch) {
         Decision::Drop(stat) => return Verdict::Drop(stat),
         Decision::Reject => return refuse(packet, tables, scratch, FORWARD),
         Decision::Accept | Decision::Masquerade { .. } => {}
     }
-    if scratch.answer.in_hand && send_away(packet, tables, scratch) {
-        return Verdict::Answer;
-    }
     if !scratch.made_here {
         remember(tables, scratch, scratch.came_by, packet.device());
+    }
+    let security = if scratch.made_here {
+        BaseChain::SecurityOutput
+    } else {
+        BaseChain::SecurityForward
+    };
+    if !passes(packet, tables, scratch, security)
+        || !passes(packet, tables, scratch, BaseChain::ManglePostrouting)
+    {
+        return Verdict::Drop(Stat::Policy);
+    }
+    if scratch.answer.in_hand && send_away(packet, tables, scratch) {
+        return Verdict::Answer;
     }
     if scratch.tracked.opens || scratch.tracked.replayed {
         scratch.draft.wish = Wish {
@@ -227,12 +250,22 @@ impl Stage for PlaceOut {
             }
             return first.found as u32;
         }
-        if note & NOTE_SEEN == 0 {
+        let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
+        let skips = scratch.untracked && !error && note & NOTE_ANSWER == 0;
+        if scratch.forget(skips as u32) != 0 {
+            scratch.tracked.set_without_flow(ct::UNTRACKED);
+        } else if note & NOTE_SEEN == 0 {
             // What this host makes may answer a flow whose source was translated on its way in.
             track(packet, tables, scratch, scratch.aliases);
+            // Asked again, so that tracking is not gone through once for each answer.
             let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
             if scratch.made_here && error && note & NOTE_ANSWER == 0 {
                 attach(packet, tables, scratch);
+                // One that carries a flow is its, whatever table raw says (`notrack_tg`,
+                // net/netfilter/xt_CT.c).
+                if scratch.untracked && scratch.tracked.ct == ct::INVALID {
+                    scratch.tracked.set_without_flow(ct::UNTRACKED);
+                }
             }
         } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
             scratch.tracked.set_note(note);

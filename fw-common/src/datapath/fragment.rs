@@ -117,6 +117,8 @@ pub struct Outcomes {
     word: u32,
     /// How many there are, or were given again.
     count: u32,
+    /// How many of them are the table raw's, which asks before the rest begins.
+    early: u32,
     /// The first fragment as it came: it may be translated when limits are asked.
     key: FragmentKey,
 }
@@ -124,8 +126,22 @@ pub struct Outcomes {
 impl Outcomes {
     #[inline(always)]
     fn begin(&mut self) {
-        self.word = 0;
-        self.count = 0;
+        if self.early == 0 {
+            self.word = 0;
+        }
+        self.count = self.early;
+    }
+
+    /// What follows goes on behind table raw's.
+    #[inline(always)]
+    pub(super) fn keep(&mut self) {
+        self.early = self.count;
+    }
+
+    /// Table raw has asked nothing.
+    #[inline(always)]
+    pub(super) fn forget(&mut self) {
+        self.early = 0;
     }
 
     /// The next answer that the first fragment got. The word has room for 32: what is asked more

@@ -5,6 +5,7 @@ use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
 use super::facts::{ARRIVING, gather, gather_anew, keep_link};
 use super::fragment::{Side, borrow, lend};
+use super::gates::{are_slow, count_forwarded, passes, passes_raw};
 use super::header::Part;
 use super::log::note_link;
 use super::nat::{Wish, open};
@@ -17,6 +18,7 @@ use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
 use crate::abi::blob::{BaseChain, HeaderFields};
+use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::stat::Stat;
 
@@ -44,13 +46,18 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     scratch.made_here = false;
     gather(packet, tables, scratch, ARRIVING);
-    scratch.fast = scratch.device.flags & Device::FAST != 0;
+    scratch.fast = scratch.device.flags & Device::FAST != 0 && !are_slow(tables, scratch);
     let family = scratch.headers.family;
 
     // On loopback every packet has been through egress just now: its label came along, it is in
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
     let looped = scratch.device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
     let note = if looped { note } else { 0 };
+    let raw = (BaseChain::RawPrerouting, Side::Ingress);
+    let patterns = (scratch.patterns(&scratch.device), 1);
+    if !passes_raw(packet, tables, scratch, raw, note, patterns) {
+        return Verdict::Drop(Stat::Policy);
+    }
     match packet.call::<PlaceIn, T>(tables, scratch, note as u32) {
         // The stack cannot complete a datagram of this host's without its first fragment, which
         // will be judged. A forwarded one is dropped at egress.
@@ -58,12 +65,16 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         SENT_ON => {
             packet.set_note(NOTE_SENT_ON);
             scratch.sent_on = scratch.sending.route.device;
+            count_forwarded(tables, scratch);
             return Verdict::Redirect;
         }
         _ => {}
     }
     scratch.ask(scratch.patterns(&scratch.device), 1);
 
+    if !passes(packet, tables, scratch, BaseChain::ManglePrerouting) {
+        return Verdict::Drop(Stat::Policy);
+    }
     if scratch.meets_nat() {
         // Only its counters matter: nothing in this chain translates.
         if let Decision::Drop(stat) =
@@ -92,11 +103,17 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         return Verdict::Pass;
     }
 
+    if !passes(packet, tables, scratch, BaseChain::MangleInput) {
+        return Verdict::Drop(Stat::Policy);
+    }
     let chain = BaseChain::FilterInput.id(family);
     match traverse(packet, tables, chain, scratch) {
         Decision::Drop(stat) => return Verdict::Drop(stat),
         Decision::Reject => return refuse(packet, tables, scratch, INPUT),
         Decision::Accept | Decision::Masquerade { .. } => {}
+    }
+    if !passes(packet, tables, scratch, BaseChain::SecurityInput) {
+        return Verdict::Drop(Stat::Policy);
     }
     if scratch.meets_nat()
         && let Decision::Drop(stat) = traverse_nat(packet, tables, BaseChain::NatInput, scratch)
@@ -192,6 +209,10 @@ impl Stage for PlaceIn {
                 // error about the packet goes the other one.
                 scratch.note_transit();
             }
+        } else if scratch.untracked {
+            scratch.tracked.set_without_flow(ct::UNTRACKED);
+            // The kernel's ICMP error about it carries no flow.
+            scratch.note_transit();
         } else if track(packet, tables, scratch, aliases) {
             return SENT_ON;
         }

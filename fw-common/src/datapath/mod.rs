@@ -4,6 +4,7 @@
 //! BPF maps) and in the simulator behind `fwbpf explain` and the tests (over byte slices and
 //! collections). It knows no map, no helper and no target.
 
+pub mod change;
 pub mod checksum;
 pub mod classify;
 pub mod conntrack;
@@ -33,6 +34,7 @@ pub mod window;
 pub mod early;
 pub mod egress;
 mod fragment;
+pub mod gates;
 pub mod ingress;
 
 pub mod start;

@@ -127,6 +127,9 @@ pub trait Packet {
     /// The mark (`skb->mark`).
     fn mark(&self) -> u32;
 
+    /// Changes the mark.
+    fn set_mark(&mut self, mark: u32);
+
     /// Index of the interface that the hook is on.
     fn device(&self) -> u32;
 

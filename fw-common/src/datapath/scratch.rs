@@ -62,6 +62,8 @@ pub struct Scratch {
     pub came_by: u32,
     /// See `came_by`.
     pub note: u32,
+    /// A rule said that the packet is not to be tracked.
+    pub untracked: bool,
     /// The packet was made on this host.
     pub made_here: bool,
     /// Replies to translated flows may come here.
@@ -152,6 +154,18 @@ impl Scratch {
         } else {
             device.patterns[0]
         }
+    }
+
+    /// Prepares the question that chains are asked about a packet that is not tracked yet: it is as one
+    /// without a flow (`conntrack_mt`, net/netfilter/xt_conntrack.c), unless it bears a note.
+    #[inline(always)]
+    pub fn ask_untracked(&mut self, note: u16, in_patterns: u64, out_patterns: u64) {
+        if note != 0 {
+            self.tracked.set_note(note);
+        } else {
+            self.tracked.set_without_flow(ct::INVALID);
+        }
+        self.ask(in_patterns, out_patterns);
     }
 
     /// Prepares the question that chains are asked about the packet.

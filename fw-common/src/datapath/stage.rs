@@ -48,4 +48,6 @@ pub enum Name {
     Respond,
     /// [`super::window::ReadOptions`].
     ReadOptions,
+    /// [`super::gates::Meet`].
+    Meet,
 }

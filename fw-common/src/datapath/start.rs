@@ -53,6 +53,8 @@ impl Stage for Begin {
             return NO_POLICY;
         };
         scratch.begin(Header(header));
+        scratch.untracked = false;
+        scratch.outcomes.forget();
         if !take_device(tables, packet.device(), &mut scratch.device) {
             scratch.reason = Stat::UnknownDevice;
             return REFUSED;

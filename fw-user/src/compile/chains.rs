@@ -125,11 +125,21 @@ fn base_chain(table: TableName, chain: &Chain) -> Option<BaseChain> {
         (TableName::Nat, "INPUT") => Some(BaseChain::NatInput),
         (TableName::Nat, "OUTPUT") => Some(BaseChain::NatOutput),
         (TableName::Nat, "POSTROUTING") => Some(BaseChain::NatPostrouting),
+        (TableName::Raw, "PREROUTING") => Some(BaseChain::RawPrerouting),
+        (TableName::Raw, "OUTPUT") => Some(BaseChain::RawOutput),
+        (TableName::Mangle, "PREROUTING") => Some(BaseChain::ManglePrerouting),
+        (TableName::Mangle, "INPUT") => Some(BaseChain::MangleInput),
+        (TableName::Mangle, "FORWARD") => Some(BaseChain::MangleForward),
+        (TableName::Mangle, "OUTPUT") => Some(BaseChain::MangleOutput),
+        (TableName::Mangle, "POSTROUTING") => Some(BaseChain::ManglePostrouting),
+        (TableName::Security, "INPUT") => Some(BaseChain::SecurityInput),
+        (TableName::Security, "FORWARD") => Some(BaseChain::SecurityForward),
+        (TableName::Security, "OUTPUT") => Some(BaseChain::SecurityOutput),
         _ => None,
     }
 }
 
-const _: () = assert!(BaseChain::NatPostrouting as u32 + 1 == BASE_CHAINS);
+const _: () = assert!(BaseChain::SecurityOutput as u32 + 1 == BASE_CHAINS);
 
 /// The jumps of one table.
 struct Nest<'a> {
@@ -218,7 +228,11 @@ impl<'a> Nest<'a> {
                 here.rule += 1;
                 let goes_on = matches!(
                     rule.target,
-                    Target::Continue | Target::Log(_) | Target::Nflog(_) | Target::Set(_)
+                    Target::Continue
+                        | Target::Log(_)
+                        | Target::Nflog(_)
+                        | Target::Set(_)
+                        | Target::Change(_)
                 );
                 here.steps += u64::from(goes_on);
                 continue;
@@ -267,6 +281,7 @@ fn jump(rule: &Rule) -> Option<(&str, u32)> {
         | Target::Reject(_)
         | Target::Masquerade(_)
         | Target::Log(_)
+        | Target::Change(_)
         | Target::Nflog(_)
         | Target::Set(_) => None,
     }

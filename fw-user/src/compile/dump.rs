@@ -44,6 +44,16 @@ const BASE_NAMES: [&str; BASE_CHAINS as usize] = [
     "nat INPUT",
     "nat OUTPUT",
     "nat POSTROUTING",
+    "raw PREROUTING",
+    "raw OUTPUT",
+    "mangle PREROUTING",
+    "mangle INPUT",
+    "mangle FORWARD",
+    "mangle OUTPUT",
+    "mangle POSTROUTING",
+    "security INPUT",
+    "security FORWARD",
+    "security OUTPUT",
 ];
 
 struct Dump<'a> {

@@ -7,10 +7,12 @@ use fw_common::abi::blob::{
     Condition, EffectFields, PredicateFields, RESET, RuleFields, pack_range, target,
 };
 use fw_common::abi::{Addr, ct};
+use fw_common::datapath::change::{HOPS_LESS, HOPS_MORE, HOPS_SET};
 
 use super::patterns::Patterns;
 use super::{Limits, Place, lists, ports, sets};
 use crate::addr;
+use crate::policy::change::{Change, HopChange};
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
     Policy, PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
@@ -401,6 +403,7 @@ impl Lowered {
         (self.fields.target, self.fields.argument) = match &rule.target {
             // The argument is filled in by the caller.
             Target::Log(_) => self.effect(EffectFields::Log),
+            Target::Change(change) => self.effect(effect_of(*change)),
             Target::Nflog(nflog) => self.effect(EffectFields::Nflog { size: nflog.size }),
             Target::Set(change) => self.effect(sets::change(change, rule, scope)?),
             Target::Continue => (target::CONTINUE, 0),
@@ -423,6 +426,30 @@ impl Lowered {
             }
         };
         Ok(())
+    }
+}
+
+fn effect_of(change: Change) -> EffectFields {
+    match change {
+        Change::Mark { value, mask } => EffectFields::Mark { value, mask },
+        Change::Dscp(value) => EffectFields::Service {
+            value: value << 2,
+            mask: 0xfc,
+        },
+        Change::Tos { value, mask } => EffectFields::Service { value, mask },
+        Change::Hops(HopChange::Set(value)) => EffectFields::Hops {
+            mode: HOPS_SET,
+            value,
+        },
+        Change::Hops(HopChange::Less(value)) => EffectFields::Hops {
+            mode: HOPS_LESS,
+            value,
+        },
+        Change::Hops(HopChange::More(value)) => EffectFields::Hops {
+            mode: HOPS_MORE,
+            value,
+        },
+        Change::NoTrack { .. } => EffectFields::Untracked,
     }
 }
 

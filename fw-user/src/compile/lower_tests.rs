@@ -41,6 +41,7 @@ fn lowered_in(family: Family, rule: Rule) -> Result<Lowered, Limits> {
                 }],
             }),
             nat: None,
+            ..Ruleset::default()
         }),
         files: vec!["rules.v4".into()],
         ..Policy::default()

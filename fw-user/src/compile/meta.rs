@@ -165,6 +165,7 @@ mod tests {
                     chains: ["INPUT", "FORWARD", "OUTPUT"].map(chain).into(),
                 }),
                 nat: None,
+                ..Ruleset::default()
             }),
             files: vec!["rules.v6".into()],
             ..Policy::default()

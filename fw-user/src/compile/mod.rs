@@ -31,11 +31,12 @@ pub use table_set::{BlobError, TableSet, decode_meta};
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{
     ANSWERS, AnswerFields, BaseChain, Cell, Chain as ChainView, ChainFields, DIRECTORY, EMPTY_NAT,
-    EffectFields, Filter, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields,
-    TIMEOUTS, chain_kind,
+    EffectFields, Filter, GATES, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields,
+    TIMEOUTS, chain_kind, gate,
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
+use crate::policy::ids::TableName;
 use crate::policy::model::{Family, Policy, Rule, Ruleset, Target};
 use chains::{Layout, PlacedChain, Walk};
 use lower::{Lowered, Scope};
@@ -154,6 +155,9 @@ impl Draft {
             w: settings.timeouts,
         };
         cells[ANSWERS as usize] = answers.encode();
+        for (family, place) in [(AbiFamily::V4, GATES), (AbiFamily::V6, GATES + 1)] {
+            cells[place as usize] = gates(&cells, family);
+        }
         table_set::append_bytes(&mut cells, meta);
         table_set::fill_page(&mut cells);
         TableSet {
@@ -180,6 +184,20 @@ fn empty_nat(cells: &[Cell]) -> [u32; EMPTY_NAT] {
     counters
 }
 
+/// What the chains of raw, mangle and security need.
+fn gates(cells: &[Cell], family: AbiFamily) -> Cell {
+    gate::encode(gate::CHAINS.map(|base| {
+        let chain = ChainView(&cells[(DIRECTORY + base.id(family)) as usize]);
+        if chain.kind() == chain_kind::ABSENT {
+            gate::NONE
+        } else if chain.count() == 0 && chain.policy() == ChainView::ACCEPT {
+            chain.policy_slot() + 1
+        } else {
+            gate::WALK
+        }
+    }))
+}
+
 fn features(policy: &Policy) -> u32 {
     let has_nat =
         |ruleset: &Option<Ruleset>| ruleset.as_ref().is_some_and(|tables| tables.nat.is_some());
@@ -189,6 +207,10 @@ fn features(policy: &Policy) -> u32 {
     }
     if has_nat(&policy.ipv6) {
         features |= HeaderFields::NAT6;
+    }
+    let gated = |name| !matches!(name, TableName::Filter | TableName::Nat);
+    if chains::tables(policy).any(|(_, name, _)| gated(name)) {
+        features |= HeaderFields::GATES;
     }
     let logs = |rule: &Rule| matches!(rule.target, Target::Log(_) | Target::Nflog(_));
     let chains = policy

@@ -85,6 +85,7 @@ fn policy() -> Policy {
         ipv4: Some(Ruleset {
             filter: Some(Table { chains: filter }),
             nat: Some(Table { chains: nat }),
+            ..Ruleset::default()
         }),
         files: vec!["rules.v4".into()],
         ..Policy::default()

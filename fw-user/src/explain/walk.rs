@@ -453,6 +453,7 @@ fn action(target: &Target, family: Family) -> String {
         Target::Reject(Reject::TcpReset) => "REJECT with a TCP reset".to_owned(),
         Target::Reject(answer) => format!("REJECT with {}", answer.name(family)),
         Target::Masquerade(_) => "MASQUERADE".to_owned(),
+        Target::Change(change) => change.text(family).trim_start_matches("-j ").to_owned(),
         Target::Log(log) => format!("LOG \"{}\"", log.prefix.trim_end()),
         Target::Nflog(nflog) => format!("NFLOG to group {}", nflog.group),
         Target::Set(change) => {

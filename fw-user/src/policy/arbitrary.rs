@@ -8,6 +8,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
+use super::change::{Change, HopChange};
 use super::ids::TableName;
 use super::lists::arbitrary as lists;
 use super::model::{
@@ -23,10 +24,21 @@ use super::source::Span;
 /// A policy that the loader would accept: for one IP version or both, with and without nat, with
 /// chains that call one another without loops.
 pub fn policy() -> impl Strategy<Value = Policy> {
-    let ruleset = |family| {
+    let ruleset = |family: Family| {
         let filter = option::weighted(0.9, table(family, TableName::Filter));
         let nat = option::of(table(family, TableName::Nat));
-        (filter, nat).prop_map(|(filter, nat)| Ruleset { filter, nat })
+        let mangle = option::weighted(0.3, table(family, TableName::Mangle));
+        let raw = option::weighted(0.2, table(family, TableName::Raw));
+        let security = option::weighted(0.1, table(family, TableName::Security));
+        (filter, nat, mangle, raw, security).prop_map(|(filter, nat, mangle, raw, security)| {
+            Ruleset {
+                filter,
+                nat,
+                mangle,
+                raw,
+                security,
+            }
+        })
     };
     (
         option::of(ruleset(Family::Ipv4)),
@@ -426,8 +438,11 @@ fn target(family: Family, table: TableName, place: Place) -> BoxedStrategy<Targe
         Just(Target::Accept).boxed(),
         Just(Target::Return).boxed(),
     ];
-    if table == TableName::Filter {
+    if table != TableName::Nat {
+        choices.push(change(table).prop_map(Target::Change).boxed());
         choices.push(Just(Target::Drop).boxed());
+    }
+    if table == TableName::Filter {
         let answers: Vec<_> = Reject::all(family).map(Target::Reject).collect();
         choices.push(select(answers).boxed());
     }
@@ -453,4 +468,25 @@ fn target(family: Family, table: TableName, place: Place) -> BoxedStrategy<Targe
         choices.push(Just(Target::Goto((*chain).to_owned())).boxed());
     }
     proptest::strategy::Union::new(choices).boxed()
+}
+
+fn change(table: TableName) -> BoxedStrategy<Change> {
+    let mark = any::<(u32, u32)>().prop_map(|(value, mask)| Change::Mark { value, mask });
+    match table {
+        TableName::Filter | TableName::Nat | TableName::Security => mark.boxed(),
+        TableName::Raw => prop_oneof![
+            mark,
+            any::<bool>().prop_map(|as_ct| Change::NoTrack { as_ct })
+        ]
+        .boxed(),
+        TableName::Mangle => prop_oneof![
+            mark,
+            (0..=0x3f_u8).prop_map(Change::Dscp),
+            any::<(u8, u8)>().prop_map(|(value, mask)| Change::Tos { value, mask }),
+            any::<u8>().prop_map(|value| Change::Hops(HopChange::Set(value))),
+            (1..=u8::MAX).prop_map(|value| Change::Hops(HopChange::Less(value))),
+            (1..=u8::MAX).prop_map(|value| Change::Hops(HopChange::More(value))),
+        ]
+        .boxed(),
+    }
 }

@@ -19,25 +19,42 @@ pub enum TableName {
     Filter,
     /// `*nat`.
     Nat,
+    /// `*mangle`.
+    Mangle,
+    /// `*raw`.
+    Raw,
+    /// `*security`.
+    Security,
 }
 
 impl TableName {
     /// Every table, in the order in which counters are numbered.
-    pub const ALL: [Self; 2] = [Self::Filter, Self::Nat];
+    pub const ALL: [Self; 5] = [
+        Self::Filter,
+        Self::Nat,
+        Self::Mangle,
+        Self::Raw,
+        Self::Security,
+    ];
 
     /// The name, as in `*filter`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Filter => "filter",
             Self::Nat => "nat",
+            Self::Mangle => "mangle",
+            Self::Raw => "raw",
+            Self::Security => "security",
         }
     }
 
     /// The built-in chains, in the kernel's order.
     pub fn builtin_chains(self) -> &'static [&'static str] {
         match self {
-            Self::Filter => &["INPUT", "FORWARD", "OUTPUT"],
+            Self::Filter | Self::Security => &["INPUT", "FORWARD", "OUTPUT"],
             Self::Nat => &["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"],
+            Self::Mangle => &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
+            Self::Raw => &["PREROUTING", "OUTPUT"],
         }
     }
 }
@@ -69,6 +86,9 @@ impl Ruleset {
         match name {
             TableName::Filter => self.filter.as_ref(),
             TableName::Nat => self.nat.as_ref(),
+            TableName::Mangle => self.mangle.as_ref(),
+            TableName::Raw => self.raw.as_ref(),
+            TableName::Security => self.security.as_ref(),
         }
     }
 
@@ -77,6 +97,9 @@ impl Ruleset {
         match name {
             TableName::Filter => &mut self.filter,
             TableName::Nat => &mut self.nat,
+            TableName::Mangle => &mut self.mangle,
+            TableName::Raw => &mut self.raw,
+            TableName::Security => &mut self.security,
         }
     }
 

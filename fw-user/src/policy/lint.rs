@@ -5,6 +5,7 @@ mod covers;
 mod families;
 mod owners;
 mod reach;
+mod routes;
 mod ssh;
 
 pub use ssh::SshSession;
@@ -33,6 +34,7 @@ pub fn lint(policy: &Policy, context: &LintContext) -> Vec<Warning> {
     families::lint(&mut findings);
     containers::lint(&mut findings);
     owners::lint(&mut findings);
+    routes::lint(&mut findings);
     if let Some(session) = &context.ssh {
         ssh::lint(&mut findings, session);
     }

@@ -8,6 +8,7 @@
 #[cfg(feature = "testing")]
 #[doc(hidden)]
 pub mod arbitrary;
+pub mod change;
 mod document;
 pub mod error;
 pub mod hosts;

@@ -16,6 +16,7 @@ use super::tracking::Tracking;
 pub use log::{Log, Nflog};
 pub use reject::Reject;
 
+use super::change::Change;
 use super::lists::{ListDefinition, ListMatch};
 use super::packet_match::PacketMatch;
 use super::set::SetDefinition;
@@ -96,6 +97,12 @@ pub struct Ruleset {
     pub filter: Option<Table>,
     /// The `nat` table.
     pub nat: Option<Table>,
+    /// The `mangle` table.
+    pub mangle: Option<Table>,
+    /// The `raw` table.
+    pub raw: Option<Table>,
+    /// The `security` table.
+    pub security: Option<Table>,
 }
 
 /// A table: its chains in the order of iptables-save, built-in chains first.
@@ -417,6 +424,8 @@ pub enum Target {
     Masquerade(Masquerade),
     /// `-j LOG`.
     Log(Log),
+    /// What changes the packet, or how it is tracked.
+    Change(Change),
     /// `-j NFLOG`.
     Nflog(Nflog),
     /// `-j SET`.

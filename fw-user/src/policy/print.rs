@@ -345,6 +345,7 @@ impl Words {
                 self.pair("-j", "REJECT");
                 self.pair("--reject-with", answer.name(family));
             }
+            Target::Change(change) => self.word(change.text(family)),
             Target::Log(log) => self.log(log),
             Target::Nflog(nflog) => self.nflog(nflog),
             Target::Set(change) => {

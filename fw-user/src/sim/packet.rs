@@ -192,6 +192,10 @@ impl Packet for SlicePacket {
         self.mark
     }
 
+    fn set_mark(&mut self, mark: u32) {
+        self.mark = mark;
+    }
+
     fn device(&self) -> u32 {
         self.device
     }

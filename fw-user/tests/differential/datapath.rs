@@ -87,6 +87,7 @@ fn masquerading() -> Policy {
     let ruleset = Ruleset {
         filter: Some(table(TableName::Filter)),
         nat: Some(nat),
+        ..Ruleset::default()
     };
     Policy {
         ipv4: Some(ruleset.clone()),

@@ -51,7 +51,11 @@ fn ruleset(family: Family) -> impl Strategy<Value = Ruleset> {
         of_mostly(table(family, TableName::Filter)),
         of_mostly(table(family, TableName::Nat)),
     )
-        .prop_map(|(filter, nat)| Ruleset { filter, nat })
+        .prop_map(|(filter, nat)| Ruleset {
+            filter,
+            nat,
+            ..Ruleset::default()
+        })
 }
 
 /// User chains jump to later ones only, so that there are no loops.

@@ -52,6 +52,9 @@ pub fn judge(policy: &Policy, table: TableName, chain: &str, seen: &Seen) -> (Ou
     let content = ruleset.as_ref().and_then(|ruleset| match table {
         TableName::Filter => ruleset.filter.as_ref(),
         TableName::Nat => ruleset.nat.as_ref(),
+        TableName::Mangle => ruleset.mangle.as_ref(),
+        TableName::Raw => ruleset.raw.as_ref(),
+        TableName::Security => ruleset.security.as_ref(),
     });
     let Some(content) = content else {
         return (Outcome::Accept, Hits::new());
@@ -107,7 +110,11 @@ impl Walk<'_> {
             }
             self.hit(chain, Some(index));
             match &rule.target {
-                Target::Continue | Target::Log(_) | Target::Nflog(_) | Target::Set(_) => {}
+                Target::Continue
+                | Target::Log(_)
+                | Target::Nflog(_)
+                | Target::Set(_)
+                | Target::Change(_) => {}
                 Target::Accept => return Some(Outcome::Accept),
                 Target::Drop => return Some(Outcome::Drop),
                 Target::Reject(_) => return Some(Outcome::Reject),

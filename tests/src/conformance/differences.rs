@@ -40,6 +40,15 @@
 //! 12. **Answers about drawn ports.** What answers quote on loopback of a connection that was never
 //!     stored bears a port that was drawn, which stands for no flow of the test's. Where a policy
 //!     refuses, nothing is masqueraded to drawn ports.
+//! 13. **raw OUTPUT and ICMP errors of the kernel's.** An ICMP error that the kernel makes carries the
+//!     connection of the packet that it is about into raw OUTPUT, where rules see its state and NOTRACK
+//!     leaves it alone; in fwbpf rules there see INVALID, and NOTRACK leaves alone only errors that turn
+//!     out to carry a connection. Rules in raw OUTPUT are generated for TCP and UDP only.
+//! 14. **UDP over IPv6 whose header rules change.** netfilter verifies checksums of UDP in PREROUTING
+//!     and notes a sum over the whole packet, IPv6 header included; HL, DSCP and TOS change the header
+//!     and leave the sum, so that this host drops UDP of which they changed anything in PREROUTING or
+//!     INPUT (`nf_ip6_checksum`, net/netfilter/utils.c; `udp6_csum_init`, net/ipv6/ip6_checksum.c). In
+//!     fwbpf it is delivered. There, such rules are generated for TCP only.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

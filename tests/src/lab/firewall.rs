@@ -67,7 +67,14 @@ impl Firewall for Iptables {
 
     fn load(&self, rules: &[(Family, &str)]) -> Result<()> {
         for (family, text) in rules {
-            self.restore(*family, text)?;
+            let mut text = (*text).to_owned();
+            for (name, empty) in [("raw", RAW), ("mangle", MANGLE)] {
+                // What another rule set left there must not stay.
+                if !text.contains(&format!("*{name}\n")) {
+                    text += empty;
+                }
+            }
+            self.restore(*family, &text)?;
         }
         Ok(())
     }
@@ -81,7 +88,7 @@ impl Firewall for Iptables {
         const OPEN: &str = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n\
              *nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n";
         for family in [Family::Ipv4, Family::Ipv6] {
-            self.restore(family, OPEN)?;
+            self.restore(family, &format!("{OPEN}{RAW}{MANGLE}"))?;
         }
         run(self.namespace.command("conntrack").arg("-F")).map(drop)
     }
@@ -94,6 +101,14 @@ impl Firewall for Iptables {
         run(self.namespace.command(program).arg("-c"))
     }
 }
+
+/// Nothing in the table raw.
+const RAW: &str = "*raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n";
+
+/// A rule that has connections tracked, which fwbpf always does (difference 9 of the conformance test),
+/// and nothing else in the table mangle.
+const MANGLE: &str = "*mangle\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+    :POSTROUTING ACCEPT\n-A PREROUTING -m conntrack --ctstate NEW\nCOMMIT\n";
 
 /// fwbpf, with all that it pins in a directory of its own.
 pub struct Fwbpf {

@@ -20,6 +20,29 @@ pub enum EffectFields {
         /// And one deleted: the set's place, and how it is asked ([`crate::abi::set::shape`]).
         delete: Option<(u32, u32)>,
     },
+    /// The bits of the mask are zeroed in the packet's mark, then those of the value flipped.
+    Mark {
+        /// The value.
+        value: u32,
+        /// The mask.
+        mask: u32,
+    },
+    /// The same in the type of service.
+    Service {
+        /// The value.
+        value: u8,
+        /// The mask.
+        mask: u8,
+    },
+    /// The hop count changes (`datapath::change`).
+    Hops {
+        /// How.
+        mode: u32,
+        /// By how much.
+        value: u8,
+    },
+    /// The packet is not tracked.
+    Untracked,
 }
 
 /// What SET adds.
@@ -44,6 +67,14 @@ pub mod effect_kind {
     pub const LOG: u32 = 1;
     /// [`super::EffectFields::Nflog`].
     pub const NFLOG: u32 = 2;
+    /// [`super::EffectFields::Mark`].
+    pub const MARK: u32 = 10;
+    /// [`super::EffectFields::Service`].
+    pub const SERVICE: u32 = 11;
+    /// [`super::EffectFields::Hops`].
+    pub const HOPS: u32 = 12;
+    /// [`super::EffectFields::Untracked`].
+    pub const UNTRACKED: u32 = 13;
     /// [`super::EffectFields::Sets`].
     pub const SETS: u32 = 20;
 }
@@ -95,6 +126,22 @@ impl EffectFields {
                 }
                 first
             }
+            EffectFields::Mark { value, mask } => {
+                cell.w[1] = value;
+                cell.w[2] = mask;
+                effect_kind::MARK
+            }
+            EffectFields::Service { value, mask } => {
+                cell.w[1] = value as u32;
+                cell.w[2] = mask as u32;
+                effect_kind::SERVICE
+            }
+            EffectFields::Hops { mode, value } => {
+                cell.w[1] = mode;
+                cell.w[2] = value as u32;
+                effect_kind::HOPS
+            }
+            EffectFields::Untracked => effect_kind::UNTRACKED,
         };
         cell
     }

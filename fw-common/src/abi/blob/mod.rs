@@ -5,7 +5,8 @@
 //! cell 0            header
 //! cell 1            timeouts
 //! cell 2            how refused packets are answered
-//! cell 3..          directory: one chain cell per chain; base chains at fixed places
+//! cells 3 and 4     what the chains of raw, mangle and security need ([`gate`])
+//! cell 5..          directory: one chain cell per chain; base chains at fixed places
 //! then              predicate cells, those of one rule next to each other, and effect cells
 //! then, per chain   linear: its rules, in order
 //!                   tables: table cells; per table its buckets and its rules, list by list; if
@@ -19,6 +20,7 @@ mod answers;
 mod chain;
 mod effect;
 pub mod fact;
+pub mod gate;
 mod predicate;
 pub mod prune;
 mod rule;
@@ -64,15 +66,17 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 15;
+pub const ABI_VERSION: u32 = 16;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
 pub const TIMEOUTS: u32 = 1;
 /// Where [`AnswerFields`] are.
 pub const ANSWERS: u32 = 2;
+/// Where IPv4's [`gate`] cell is; IPv6's follows.
+pub const GATES: u32 = 3;
 /// Where the chain directory begins.
-pub const DIRECTORY: u32 = 3;
+pub const DIRECTORY: u32 = 5;
 /// How deep jumps may nest.
 pub const MAX_DEPTH: u32 = 128;
 /// Interface patterns that one policy may name (bit 0 of the word stands for "any").
@@ -108,6 +112,8 @@ impl HeaderFields {
     pub const LOGS: u32 = 1 << 8;
     /// IPv6 has a nat table.
     pub const NAT6: u32 = 1 << 1;
+    /// There are tables besides filter and nat: [`gate`] has cells.
+    pub const GATES: u32 = 1 << 4;
     /// A rule asks for one of [`fact`], or for the sender's link-layer address.
     pub const FACTS: u32 = 1 << 16;
     /// A rule asks of what kind an address is ([`crate::abi::device::address_kind`]).
@@ -266,10 +272,30 @@ pub enum BaseChain {
     NatOutput,
     /// nat POSTROUTING.
     NatPostrouting,
+    /// raw PREROUTING.
+    RawPrerouting,
+    /// raw OUTPUT.
+    RawOutput,
+    /// mangle PREROUTING.
+    ManglePrerouting,
+    /// mangle INPUT.
+    MangleInput,
+    /// mangle FORWARD.
+    MangleForward,
+    /// mangle OUTPUT.
+    MangleOutput,
+    /// mangle POSTROUTING.
+    ManglePostrouting,
+    /// security INPUT.
+    SecurityInput,
+    /// security FORWARD.
+    SecurityForward,
+    /// security OUTPUT.
+    SecurityOutput,
 }
 
 /// Base chains of one family.
-pub const BASE_CHAINS: u32 = 7;
+pub const BASE_CHAINS: u32 = 17;
 /// The first user chain's id.
 pub const FIRST_USER_CHAIN: u32 = 2 * BASE_CHAINS;
 

@@ -51,6 +51,27 @@ pub fn from_policy(policy: &Policy) -> Result<String, NotExpressible> {
     document.masquerade = masquerade(policy)?;
     document.tracking = policy.tracking.clone();
     for (family, ruleset) in policy.rulesets() {
+        let more = [
+            (TableName::Mangle, &ruleset.mangle),
+            (TableName::Raw, &ruleset.raw),
+            (TableName::Security, &ruleset.security),
+        ];
+        let used = |table: &crate::policy::model::Table| {
+            let counts = |chain: &Chain| {
+                chain.rules.is_empty() && chain.policy.as_ref().is_some_and(|policy| policy.accept)
+            };
+            !table.chains.iter().all(counts)
+        };
+        let found = more
+            .iter()
+            .find(|(_, table)| table.as_ref().is_some_and(used));
+        if let Some((name, _)) = found {
+            let what = format!("{}'s table {name}", family.title());
+            return Err(NotExpressible {
+                what,
+                why: "it has no such table",
+            });
+        }
         let own = ruleset.tables().flat_map(|(_, table)| &table.chains);
         if let Some(chain) = own.into_iter().find(|chain| chain.policy.is_none()) {
             let what = format!("{}'s chain {}", family.title(), chain.name);

@@ -29,6 +29,7 @@ pub(super) fn lower(document: &Document, policy: &mut Policy) {
         *policy.ruleset_mut(family) = Some(Ruleset {
             filter: Some(filter),
             nat,
+            ..Ruleset::default()
         });
     }
 }

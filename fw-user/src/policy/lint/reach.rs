@@ -99,9 +99,12 @@ fn leaves_chain(target: &Target) -> bool {
         | Target::Return
         | Target::Goto(_)
         | Target::Masquerade(_) => true,
-        Target::Continue | Target::Jump(_) | Target::Log(_) | Target::Nflog(_) | Target::Set(_) => {
-            false
-        }
+        Target::Continue
+        | Target::Jump(_)
+        | Target::Log(_)
+        | Target::Nflog(_)
+        | Target::Set(_)
+        | Target::Change(_) => false,
     }
 }
 

@@ -131,7 +131,8 @@ fn walk(table: &Table, chain: &Chain, packet: &Packet<'_>, budget: &mut Budget) 
             | Target::Masquerade(_)
             | Target::Log(_)
             | Target::Nflog(_)
-            | Target::Set(_) => {}
+            | Target::Set(_)
+            | Target::Change(_) => {}
             Target::Jump(_) | Target::Goto(_) => {
                 let callee = called(rule).and_then(|name| table.chain(name));
                 if let Some(callee) = callee.filter(|_| budget.depth > 0 && budget.calls > 0) {

@@ -1,6 +1,7 @@
 //! One row per match and target of iptables 1.8: its names, how it is read, and what fwbpf does
 //! with it. The parser, its error messages and docs/iptables-support.md read these rows.
 
+mod change;
 mod foreign;
 mod log;
 mod matches;
@@ -147,7 +148,7 @@ pub(crate) fn find_target(name: &str) -> Option<&'static TargetRow> {
 
 /// Every target.
 pub(crate) fn all_targets() -> impl Iterator<Item = &'static TargetRow> {
-    let known = TARGETS.iter().chain(log::TARGETS);
+    let known = TARGETS.iter().chain(log::TARGETS).chain(change::TARGETS);
     let known = known.chain(set_target::TARGETS).chain(reject::TARGETS);
     known.chain(foreign::TARGETS)
 }

@@ -1,5 +1,6 @@
 //! The targets that fwbpf knows.
 
+use super::change::ChangeDraft;
 use super::{BOTH, OptionRow, ReadOption, Support, TargetRow};
 use crate::policy::ids::TableName;
 use crate::policy::model::{Log, Masquerade, Nflog, Reject, SetChange};
@@ -15,6 +16,7 @@ pub(crate) enum TargetDraft {
     Reject(Option<Reject>),
     Masquerade(Masquerade),
     Log(Log),
+    Change(ChangeDraft),
     Nflog(Nflog),
     Set(SetChange),
 }
@@ -33,9 +35,14 @@ pub(crate) const TARGETS: &[TargetRow] = &[
         name: "DROP",
         families: BOTH,
         support: Support::Yes,
-        note: "The packet is gone without a word. In the filter table only, as in iptables.",
+        note: "The packet is gone without a word. In every table but nat, as in iptables.",
         start: Some(TargetDraft::Drop),
-        tables: &[TableName::Filter],
+        tables: &[
+            TableName::Filter,
+            TableName::Mangle,
+            TableName::Raw,
+            TableName::Security,
+        ],
         options: &[],
     },
     TargetRow {

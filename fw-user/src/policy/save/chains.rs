@@ -1,7 +1,7 @@
 //! Lines that declare chains and set policies: `:INPUT DROP [0:0]`.
 
 use super::lexer::Line;
-use super::{FileReader, IDLE_TABLES, Open};
+use super::{FileReader, Open, is_builtin_anywhere};
 use crate::policy::error::{Problem, nearest};
 use crate::policy::ids::TableName;
 use crate::policy::match_table::find_target;
@@ -25,24 +25,6 @@ impl FileReader<'_, '_> {
         }
         let builder = match &mut self.open {
             Open::None | Open::Unknown => return,
-            Open::Idle(table, ..) => {
-                let drops = policy.filter(|policy| !matches!(*policy, "ACCEPT" | "-"));
-                if let Some(policy) = drops {
-                    self.report.error(
-                        Problem::unsupported(
-                            "unsupported-table",
-                            offset(policy),
-                            format!(
-                                "the policy {policy} in the table {} is not supported",
-                                table.name
-                            ),
-                        )
-                        .expected("ACCEPT")
-                        .help("drop packets in the filter table"),
-                    );
-                }
-                return;
-            }
             Open::Known(builder, _) => builder,
         };
         let (Some(name), Some(policy)) = (name, policy) else {
@@ -117,7 +99,7 @@ impl FileReader<'_, '_> {
         };
         let table = builder.name;
         let builtin: Vec<_> = table.builtin_chains().to_vec();
-        let elsewhere = IDLE_TABLES.iter().any(|idle| idle.chains.contains(&name));
+        let elsewhere = is_builtin_anywhere(name);
         if elsewhere {
             let problem = Problem::wrong(
                 "no-such-builtin",

@@ -4,7 +4,7 @@ use super::chains::{brackets, chain_name};
 use super::lexer::{Line, OpenQuote};
 use super::options::Core;
 use super::table::TableBuilder;
-use super::{FileReader, IDLE_TABLES, Open};
+use super::{FileReader, Open, is_builtin_anywhere};
 use super::{lexer, rule, slips, values};
 use crate::policy::error::{Problem, nearest};
 use crate::policy::source::Span;
@@ -41,11 +41,6 @@ impl FileReader<'_, '_> {
         }
         let builder = match &mut self.open {
             Open::None | Open::Unknown => return,
-            Open::Idle(_, _, first, count) => {
-                first.get_or_insert(span);
-                *count += 1;
-                return;
-            }
             Open::Known(builder, _) => builder,
         };
         let errors_before = self.report.errors.len();
@@ -199,7 +194,7 @@ pub(super) fn unknown_chain(name: &str, span: Span, builder: &TableBuilder) -> P
     .expected("a chain that was declared before");
     match nearest(name, builder.chains()) {
         Some(near) => problem.help(format!("did you mean `{near}`?")),
-        None if IDLE_TABLES.iter().any(|idle| idle.chains.contains(&name)) => {
+        None if is_builtin_anywhere(name) => {
             problem.help(format!("{table} has {}", table.builtin_chains().join(", ")))
         }
         None => problem.help(format!("put `:{name} - [0:0]` before its first rule")),

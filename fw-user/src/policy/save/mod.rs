@@ -65,33 +65,15 @@ enum Open {
     None,
     /// A table that fwbpf enforces.
     Known(TableBuilder, Span),
-    /// raw, mangle or security, which must be empty; with the place of its first rule and the
-    /// number of its rules.
-    Idle(&'static IdleTable, Span, Option<Span>, usize),
     /// A table that does not exist: reported, its lines are skipped.
     Unknown,
 }
 
-/// A table of iptables that fwbpf does not enforce.
-struct IdleTable {
-    name: &'static str,
-    chains: &'static [&'static str],
+/// Whether a table has a built-in chain of that name.
+fn is_builtin_anywhere(name: &str) -> bool {
+    let mut tables = TableName::ALL.into_iter().map(TableName::builtin_chains);
+    tables.any(|chains| chains.contains(&name))
 }
-
-const IDLE_TABLES: &[IdleTable] = &[
-    IdleTable {
-        name: "raw",
-        chains: &["PREROUTING", "OUTPUT"],
-    },
-    IdleTable {
-        name: "mangle",
-        chains: &["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"],
-    },
-    IdleTable {
-        name: "security",
-        chains: &["INPUT", "FORWARD", "OUTPUT"],
-    },
-];
 
 struct FileReader<'r, 'f> {
     family: Family,
@@ -207,11 +189,8 @@ impl FileReader<'_, '_> {
                 }
             };
             self.open = Open::Known(builder, span);
-        } else if let Some(idle) = IDLE_TABLES.iter().find(|table| table.name == name) {
-            self.open = Open::Idle(idle, span, None, 0);
         } else {
-            let idle = IDLE_TABLES.iter().map(|table| table.name);
-            let names = TableName::ALL.into_iter().map(TableName::name).chain(idle);
+            let names = TableName::ALL.into_iter().map(TableName::name);
             let problem =
                 Problem::wrong("unknown-table", span, format!("there is no table `{name}`"))
                     .expected("filter, nat, raw, mangle or security");
@@ -251,25 +230,7 @@ impl FileReader<'_, '_> {
     fn close(&mut self) {
         match std::mem::replace(&mut self.open, Open::None) {
             Open::Known(builder, _) => self.done.push(builder),
-            Open::Idle(table, _, Some(first), count) => {
-                let problem = Problem::unsupported(
-                    "unsupported-table",
-                    first,
-                    format!(
-                        "rules in the table {} are not supported ({count} in this file)",
-                        table.name
-                    ),
-                )
-                .expected("no rules, only policies ACCEPT")
-                .help(match table.name {
-                    "security" => "leave the table out: packets bear no SELinux marks here",
-                    _ => {
-                        "drop packets in the filter table; leave out what marks or changes packets"
-                    }
-                });
-                self.report.error(problem);
-            }
-            Open::None | Open::Unknown | Open::Idle(..) => {}
+            Open::None | Open::Unknown => {}
         }
     }
 
@@ -298,7 +259,7 @@ impl FileReader<'_, '_> {
 
     /// Ends the file, of which the last line is whole or not.
     fn finish(mut self, whole: bool) -> Ruleset {
-        if let Open::Known(_, span) | Open::Idle(_, span, ..) = &self.open {
+        if let Open::Known(_, span) = &self.open {
             let problem = Problem::wrong("missing-commit", *span, "the table has no COMMIT")
                 .expected("`COMMIT` after its last line");
             if whole {

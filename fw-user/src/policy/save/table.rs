@@ -281,6 +281,7 @@ pub(crate) fn called(rule: &Rule) -> Option<&str> {
         | Target::Reject(_)
         | Target::Masquerade(_)
         | Target::Log(_)
+        | Target::Change(_)
         | Target::Nflog(_)
         | Target::Set(_) => None,
     }

@@ -5,6 +5,7 @@ mod log;
 mod matches;
 mod reject;
 mod sets;
+mod tables;
 
 use std::net::IpAddr;
 
@@ -58,6 +59,12 @@ impl Rules {
             tables.push(writer.nat());
         }
         reject::tame(&mut tables);
+        if writer.chance(0.35) {
+            tables.push(writer.mangle());
+        }
+        if writer.chance(0.25) {
+            tables.push(writer.raw());
+        }
         Self { tables, sets }
     }
 

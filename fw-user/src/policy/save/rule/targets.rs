@@ -172,6 +172,14 @@ impl<'a> Reader<'a, '_, '_> {
                     .expected("`-p tcp`, `-p udp`, `-p sctp` or `-p dccp` before it"),
             );
         }
+        if let ReadOption::Unsupported(instead) = row.read {
+            let message = format!("`{}` is not supported", word.text);
+            return self.error(
+                Problem::unsupported("unsupported-option", word.span, message)
+                    .expected("another target")
+                    .help(instead),
+            );
+        }
         if let (Some((_, draft, _)), ReadOption::Into(read)) = (&mut self.target, &row.read) {
             let argument = Argument {
                 option: word,

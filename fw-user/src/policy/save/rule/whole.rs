@@ -38,6 +38,15 @@ impl<'a> Reader<'a, '_, '_> {
                 TargetDraft::Return => Target::Return,
                 TargetDraft::Reject(answer) => Target::Reject(self.answer(answer, span)),
                 TargetDraft::Masquerade(masquerade) => Target::Masquerade(masquerade),
+                TargetDraft::Change(draft) => match draft.change {
+                    Some(change) => Target::Change(change),
+                    None => {
+                        let problem =
+                            Problem::wrong("missing-option", span, "the target says nothing");
+                        self.error(problem.expected(draft.missing));
+                        Target::Continue
+                    }
+                },
                 TargetDraft::Log(log) => Target::Log(log),
                 TargetDraft::Nflog(nflog) => Target::Nflog(nflog),
                 TargetDraft::Set(change) => {

@@ -1,0 +1,80 @@
+//! Targets that change a packet or how it is tracked, and let it go on.
+
+use std::fmt::{self, Write as _};
+
+use serde::{Deserialize, Serialize};
+
+use super::model::Family;
+
+/// One of these targets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// `-j MARK --set-xmark`: the bits of the mask are zeroed, then those of the value flipped.
+    Mark {
+        /// The value.
+        value: u32,
+        /// The mask.
+        mask: u32,
+    },
+    /// `-j DSCP --set-dscp`.
+    Dscp(u8),
+    /// `-j TOS --set-tos`, as [`Change::Mark`].
+    Tos {
+        /// The value.
+        value: u8,
+        /// The mask.
+        mask: u8,
+    },
+    /// `-j TTL`, in IPv6 `-j HL`.
+    Hops(HopChange),
+    /// `-j NOTRACK`, or `-j CT --notrack`.
+    NoTrack {
+        /// Written as CT.
+        as_ct: bool,
+    },
+}
+
+/// `-j TTL`, `-j HL`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HopChange {
+    /// `--ttl-set`.
+    Set(u8),
+    /// `--ttl-dec`; at least 1.
+    Less(u8),
+    /// `--ttl-inc`; at least 1.
+    More(u8),
+}
+
+impl Change {
+    /// The words of the target, `-j` included, as iptables-save 1.8.9 writes them.
+    pub(crate) fn text(&self, family: Family) -> String {
+        let mut text = String::new();
+        // Writing to a String cannot fail.
+        let _ = self.write(&mut text, family);
+        text
+    }
+
+    fn write(&self, f: &mut String, family: Family) -> fmt::Result {
+        match self {
+            Self::Mark { value, mask } => write!(f, "-j MARK --set-xmark 0x{value:x}/0x{mask:x}"),
+            Self::Dscp(value) => write!(f, "-j DSCP --set-dscp 0x{value:02x}"),
+            Self::Tos { value, mask } => {
+                write!(f, "-j TOS --set-tos 0x{value:02x}/0x{mask:02x}")
+            }
+            Self::Hops(change) => {
+                let (target, option) = match family {
+                    Family::Ipv4 => ("TTL", "ttl"),
+                    Family::Ipv6 => ("HL", "hl"),
+                };
+                let (how, value) = match change {
+                    HopChange::Set(value) => ("set", value),
+                    HopChange::Less(value) => ("dec", value),
+                    HopChange::More(value) => ("inc", value),
+                };
+                write!(f, "-j {target} --{option}-{how} {value}")
+            }
+            Self::NoTrack { as_ct: true } => f.write_str("-j CT --notrack"),
+            Self::NoTrack { as_ct: false } => f.write_str("-j NOTRACK"),
+        }
+    }
+}
