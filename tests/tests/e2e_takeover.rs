@@ -32,8 +32,11 @@ const ESTABLISHED: &str = "*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n\
 
 const OPEN: &str = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n";
 
+/// Nothing translates, and nothing asks for connections: netfilter does not track any more.
 const NO_NAT: &str = "*nat\n\
-    :PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n";
+    :PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\nCOMMIT\n\
+    *mangle\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+    :POSTROUTING ACCEPT\nCOMMIT\n";
 
 fn both(text: &str) -> [(Family, &str); 2] {
     [(Family::Ipv4, text), (Family::Ipv6, text)]
