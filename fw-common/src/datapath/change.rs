@@ -5,6 +5,7 @@
 use super::packet::Packet;
 use super::scratch::Scratch;
 use crate::abi::blob::{Cell, effect_kind, fact};
+use crate::abi::ct;
 
 /// Does what an effect cell of these kinds says; false if it is of another kind.
 #[inline(never)]
@@ -27,7 +28,13 @@ pub fn change<P: Packet>(packet: &mut P, scratch: &mut Scratch, cell: &Cell, kin
         effect_kind::HOPS => {
             let _ = set_hops(packet, scratch, a, b);
         }
-        effect_kind::UNTRACKED => scratch.untracked = true,
+        // Not if it has a flow, or was said to have none, already (`notrack_tg`, net/netfilter/xt_CT.c).
+        effect_kind::UNTRACKED if scratch.tracked.ct == ct::INVALID => {
+            scratch.untracked = true;
+            scratch.tracked.ct = ct::UNTRACKED;
+            scratch.query.ct = ct::UNTRACKED;
+        }
+        effect_kind::UNTRACKED => {}
         _ => return false,
     }
     true

@@ -251,7 +251,7 @@ impl Stage for PlaceOut {
             return first.found as u32;
         }
         let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
-        let skips = scratch.untracked && !error && note & NOTE_ANSWER == 0;
+        let skips = scratch.untracked && !error;
         if scratch.forget(skips as u32) != 0 {
             scratch.tracked.set_without_flow(ct::UNTRACKED);
         } else if note & NOTE_SEEN == 0 {

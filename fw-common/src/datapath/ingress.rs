@@ -200,7 +200,11 @@ impl Stage for PlaceIn {
             }
             return first.found as u32;
         }
-        if note != 0 {
+        if scratch.untracked {
+            scratch.tracked.set_without_flow(ct::UNTRACKED);
+            // The kernel's ICMP error about it carries no flow.
+            scratch.note_transit();
+        } else if note != 0 {
             scratch.tracked.set_note(note);
             if scratch.headers.flow_ports == 0
                 && scratch.headers.key.source == scratch.headers.key.destination
@@ -209,10 +213,6 @@ impl Stage for PlaceIn {
                 // error about the packet goes the other one.
                 scratch.note_transit();
             }
-        } else if scratch.untracked {
-            scratch.tracked.set_without_flow(ct::UNTRACKED);
-            // The kernel's ICMP error about it carries no flow.
-            scratch.note_transit();
         } else if track(packet, tables, scratch, aliases) {
             return SENT_ON;
         }

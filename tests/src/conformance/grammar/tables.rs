@@ -12,7 +12,7 @@ impl<R: Rng> Writer<'_, R> {
         for (name, spot) in [("PREROUTING", Spot::Prerouting), ("OUTPUT", Spot::Output)] {
             for _ in 0..self.upto(4) {
                 let target = self.raw_target();
-                // Difference 11.
+                // Difference 13.
                 let protocol = match spot {
                     Spot::Output if self.chance(0.5) => Some("tcp"),
                     Spot::Output => Some("udp"),
@@ -43,7 +43,7 @@ impl<R: Rng> Writer<'_, R> {
                 let target = self.mangle_target();
                 let header = ["DSCP", "TOS", "HL"].map(|word| format!("-j {word} "));
                 let changes = header.iter().any(|word| target.starts_with(word));
-                // Difference 12.
+                // Difference 14.
                 let before = matches!(spot, Spot::Prerouting | Spot::Input);
                 let protocol = match self.family {
                     Family::Ipv6 if changes && before => Some("tcp"),
