@@ -76,15 +76,21 @@ fn hops(scratch: &Scratch) -> u32 {
         return 0;
     }
     let hops = facts.values[fact::HOPS as usize];
-    let (base, family) = (scratch.walk.base, scratch.headers.family);
-    let leaves =
-        base == BaseChain::FilterForward.id(family) || base == BaseChain::NatPostrouting.id(family);
-    if leaves && !scratch.made_here {
+    let first = BaseChain::FilterInput.id(scratch.headers.family);
+    let chain = scratch.walk.base.wrapping_sub(first) & 31;
+    if BEHIND_ROUTING >> chain & 1 != 0 && !scratch.made_here {
         hops.wrapping_add(1) & 0xff
     } else {
         hops
     }
 }
+
+/// Chains, as bits, that see a packet which this host forwards after its hop limit was lowered.
+const BEHIND_ROUTING: u32 = 1 << BaseChain::FilterForward as u32
+    | 1 << BaseChain::MangleForward as u32
+    | 1 << BaseChain::SecurityForward as u32
+    | 1 << BaseChain::ManglePostrouting as u32
+    | 1 << BaseChain::NatPostrouting as u32;
 
 impl<T: Tables> List<'_, T> {
     /// Makes an address the key, as far as it counts.
