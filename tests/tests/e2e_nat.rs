@@ -3,8 +3,10 @@
 use std::net::{SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
-use fwbpf_tests::guide::{GuideLab, under_both};
-use fwbpf_tests::lab::address::{CONTAINER1, CONTAINER2, INTERNET};
+use fw_user::policy::model::Family;
+use fwbpf_tests::guide::{GuideLab, under_both, with_fwbpf};
+use fwbpf_tests::lab::Firewall as _;
+use fwbpf_tests::lab::address::{CONTAINER1, CONTAINER2, INTERNET, SERVER};
 use fwbpf_tests::lab::sockets::{datagram, ip, send, udp};
 
 /// RFC 4787 REQ-1 and REQ-3, and `find_appropriate_src` of net/netfilter/nf_nat_core.c.
@@ -64,6 +66,33 @@ fn strangers_do_not_reach_a_mapping() {
             ensure!(datagram(&own)?.is_none(), "a stranger got in");
             send(&peer, mapping.ip(), mapping.port(), b"answer")?;
             ensure!(datagram(&own)?.is_some(), "the answer did not");
+        }
+        Ok(())
+    });
+}
+
+/// A container's flow, and one of the other direction between the same two endpoints, which bears
+/// their second name: when the first one is gone, what the container sends opens another, and does
+/// not leave as if it answered the second.
+#[test]
+fn a_flow_of_the_other_direction_is_not_answered() {
+    const RULES: &str = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n\
+        *nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n\
+        -A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n";
+    with_fwbpf("nat_second_name", &[], |lab, fwbpf| {
+        fwbpf.load(&[(Family::Ipv4, RULES), (Family::Ipv6, RULES)])?;
+        for (version, far) in INTERNET.into_iter().enumerate() {
+            let (inner, outer) = (CONTAINER1[version], SERVER[version]);
+            lab.outside.ip(&format!("route add {inner} via {outer}\n"))?;
+            let peer = udp(&lab.outside, ip(far), 5000)?;
+            let own = udp(&lab.container1, ip(inner), 6000)?;
+            let mapping = SocketAddr::new(ip(outer), 6000);
+            ensure!(seen(&own, &peer)? == mapping);
+            send(&peer, ip(inner), 6000, b"directly")?;
+            ensure!(datagram(&own)?.is_some(), "the peer's did not get in");
+            fwbpf.text(&["flows", "--delete", "--src", inner])?;
+            let again = seen(&own, &peer)?;
+            ensure!(again == mapping, "it leaves as {again}");
         }
         Ok(())
     });

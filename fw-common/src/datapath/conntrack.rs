@@ -525,7 +525,10 @@ pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     }
     // The flow goes the other way: the packet's is the second one.
     let from_low = scratch.lookup.is_from_low();
-    if let Some(found) = find_second(tables, &mut scratch.lookup, from_low, aliases, 0) {
+    // (Found already, if nothing bears the first name any more.)
+    if let Some(found) = find_second(tables, &mut scratch.lookup, from_low, aliases, 0)
+        && found.direction == direction
+    {
         scratch.tracked.set_in_flow(&found, label);
         scratch.tracked.ct = label;
     }
