@@ -28,8 +28,11 @@ pub fn change<P: Packet>(packet: &mut P, scratch: &mut Scratch, cell: &Cell, kin
         effect_kind::HOPS => {
             let _ = set_hops(packet, scratch, a, b);
         }
-        // Not if it has a flow, or was said to have none, already (`notrack_tg`, net/netfilter/xt_CT.c).
-        effect_kind::UNTRACKED if scratch.tracked.ct == ct::INVALID => {
+        // Not if it has a flow, or was said to have none, or answers such a one (`notrack_tg`,
+        // net/netfilter/xt_CT.c; `nf_ct_attach`, net/netfilter/core.c).
+        effect_kind::UNTRACKED
+            if scratch.tracked.ct == ct::INVALID && scratch.note as u8 != ct::UNTRACKED =>
+        {
             scratch.untracked = true;
             scratch.tracked.ct = ct::UNTRACKED;
             scratch.query.ct = ct::UNTRACKED;

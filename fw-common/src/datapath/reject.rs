@@ -135,7 +135,8 @@ impl Stage for Respond {
     }
 }
 
-/// The label that the answer bears. What has no flow gives it none: it is tracked by itself.
+/// The label that the answer bears. What has no flow gives it none: it is tracked by itself. That a
+/// rule took the flow away is all that table raw has to know.
 #[inline(always)]
 fn note_of(scratch: &Scratch) -> u16 {
     let (tracked, headers) = (&scratch.tracked, &scratch.headers);
@@ -148,6 +149,8 @@ fn note_of(scratch: &Scratch) -> u16 {
         if scratch.answer.kind == RESET && tracked.opens {
             note |= NOTE_OPENS;
         }
+    } else {
+        note |= (tracked.ct & ct::UNTRACKED) as u16;
     }
     if scratch.made_here && scratch.device.flags & Device::LOOPBACK == 0 && !headers.is_v6() {
         note |= NOTE_ONWARD;

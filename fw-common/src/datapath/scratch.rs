@@ -1,7 +1,7 @@
 //! Room for what a packet's way needs, outside the BPF stack.
 
 use super::classify::{Query, Walk};
-use super::conntrack::{Tracked, outside};
+use super::conntrack::{NOTE_SEEN, Tracked, outside};
 use super::facts::Facts;
 use super::forward::Sending;
 use super::fragment::Outcomes;
@@ -157,14 +157,15 @@ impl Scratch {
     }
 
     /// Prepares the question that chains are asked about a packet that is not tracked yet: it is as one
-    /// without a flow (`conntrack_mt`, net/netfilter/xt_conntrack.c), unless it bears a note.
+    /// without a flow (`conntrack_mt`, net/netfilter/xt_conntrack.c), unless a note tells its flow.
     #[inline(always)]
     pub fn ask_untracked(&mut self, note: u16, in_patterns: u64, out_patterns: u64) {
-        if note != 0 {
+        if note & NOTE_SEEN != 0 {
             self.tracked.set_note(note);
         } else {
             self.tracked.set_without_flow(ct::INVALID);
         }
+        self.note = note as u32;
         self.ask(in_patterns, out_patterns);
     }
 

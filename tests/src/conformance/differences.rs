@@ -49,6 +49,10 @@
 //!     and leave the sum, so that this host drops UDP of which they changed anything in PREROUTING or
 //!     INPUT (`nf_ip6_checksum`, net/netfilter/utils.c; `udp6_csum_init`, net/ipv6/ip6_checksum.c). In
 //!     fwbpf it is delivered. There, such rules are generated for TCP only.
+//! 15. **Own ICMPv6 errors about flows to themselves.** Nothing in an ICMPv6 error tells whether this
+//!     host's kernel made it or a program. About a packet whose two ends are the same endpoint it is
+//!     taken for the kernel's, which goes the original way; a program's, made by a raw socket, goes
+//!     the reply's in netfilter. None is generated.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -74,6 +74,13 @@ impl Flow {
             Carried::Other(number) => number,
         }
     }
+
+    /// Whether ICMPv6 errors about it are difference 15's.
+    fn errors_differ(&self) -> bool {
+        let one_address = self.a.address == self.b.address && !self.a.address.is_ipv4();
+        let has_ports = matches!(self.carried, Carried::Tcp | Carried::Udp);
+        one_address && (!has_ports || self.a.port == self.b.port)
+    }
 }
 
 /// Which of a flow's two ways.
@@ -191,7 +198,7 @@ impl Traffic {
         let mut steps = Vec::with_capacity(packets);
         while steps.len() < packets {
             let index = random.random_range(0..flows.len());
-            let next = if random.random_bool(0.08) {
+            let next = if random.random_bool(0.08) && !flows[index].errors_differ() {
                 error(random, &flows[index])
             } else if let Some(next) = scripts[index].pop_front() {
                 next
