@@ -83,7 +83,8 @@ fn a_flow_of_the_other_direction_is_not_answered() {
         fwbpf.load(&[(Family::Ipv4, RULES), (Family::Ipv6, RULES)])?;
         for (version, far) in INTERNET.into_iter().enumerate() {
             let (inner, outer) = (CONTAINER1[version], SERVER[version]);
-            lab.outside.ip(&format!("route add {inner} via {outer}\n"))?;
+            lab.outside
+                .ip(&format!("route add {inner} via {outer}\n"))?;
             let peer = udp(&lab.outside, ip(far), 5000)?;
             let own = udp(&lab.container1, ip(inner), 6000)?;
             let mapping = SocketAddr::new(ip(outer), 6000);

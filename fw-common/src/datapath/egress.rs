@@ -47,8 +47,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     scratch.fast = false;
     if scratch.made_here {
         let raw = (BaseChain::RawOutput, Side::Egress);
-        let patterns = (1, scratch.patterns(&scratch.device));
-        if !passes_raw(packet, tables, scratch, raw, scratch.note as u16, patterns) {
+        if !passes_raw(packet, tables, scratch, raw, scratch.note as u16) {
             return Verdict::Drop(Stat::Policy);
         }
     }

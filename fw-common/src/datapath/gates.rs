@@ -105,13 +105,11 @@ pub fn passes_raw<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     (chain, side): (BaseChain, Side),
     note: u16,
-    (in_patterns, out_patterns): (u64, u64),
 ) -> bool {
     if scratch.features & HeaderFields::GATES == 0 {
         return true;
     }
-    scratch.ask_untracked(note, in_patterns, out_patterns);
-    if !begin_raw(tables, scratch, side) {
+    if !begin_raw(tables, scratch, side, note) {
         return true;
     }
     let passes = passes(packet, tables, scratch, chain);
@@ -119,9 +117,14 @@ pub fn passes_raw<P: Packet, T: Tables>(
     passes
 }
 
-/// False for a later fragment whose first one is not known.
+/// Prepares the question; false for a later fragment whose first one is not known.
 #[inline(never)]
-fn begin_raw<T: Tables>(tables: &T, scratch: &mut Scratch, side: Side) -> bool {
+fn begin_raw<T: Tables>(tables: &T, scratch: &mut Scratch, side: Side, note: u16) -> bool {
+    let patterns = scratch.patterns(&scratch.device);
+    match side {
+        Side::Ingress => scratch.ask_untracked(note, patterns, 1),
+        Side::Egress => scratch.ask_untracked(note, 1, patterns),
+    }
     if scratch.headers.part as u8 == Part::Later as u8 {
         scratch.query.packets = 0;
         let (headers, outcomes) = (&mut scratch.headers, &mut scratch.outcomes);

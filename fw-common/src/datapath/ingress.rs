@@ -54,8 +54,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     let looped = scratch.device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
     let note = if looped { note } else { 0 };
     let raw = (BaseChain::RawPrerouting, Side::Ingress);
-    let patterns = (scratch.patterns(&scratch.device), 1);
-    if !passes_raw(packet, tables, scratch, raw, note, patterns) {
+    if !passes_raw(packet, tables, scratch, raw, note) {
         return Verdict::Drop(Stat::Policy);
     }
     match packet.call::<PlaceIn, T>(tables, scratch, note as u32) {
