@@ -13,6 +13,7 @@ use fw_common::datapath::early::SendOn;
 use fw_common::datapath::effect::{self, Act};
 use fw_common::datapath::egress::PlaceOut;
 use fw_common::datapath::facts::Gather;
+use fw_common::datapath::flow_mark::{FindMark, KeepMark};
 use fw_common::datapath::forward::send;
 use fw_common::datapath::gates::Meet;
 use fw_common::datapath::ingress::{PlaceIn, Translate};
@@ -73,6 +74,8 @@ stages! {
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
     fwbpf_gather: Gather, SkbPacket(__sk_buff), BpfTables;
     fwbpf_meet: Meet, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_find_mark: FindMark, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_keep_mark: KeepMark, SkbPacket(__sk_buff), BpfTables;
     fwbpf_options: ReadOptions, SkbPacket(__sk_buff), BpfTables;
     fwbpf_respond: Respond, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
@@ -214,6 +217,8 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::ReadOptions => fwbpf_options(skb, argument),
         Name::Respond => fwbpf_respond(skb, argument),
         Name::Meet => fwbpf_meet(skb, argument),
+        Name::FindMark => fwbpf_find_mark(skb, argument),
+        Name::KeepMark => fwbpf_keep_mark(skb, argument),
     }
 }
 
@@ -235,6 +240,8 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         | Name::Open
         | Name::Translate
         | Name::Gather
-        | Name::Meet => None,
+        | Name::Meet
+        | Name::FindMark
+        | Name::KeepMark => None,
     }
 }

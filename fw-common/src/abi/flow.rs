@@ -167,8 +167,8 @@ pub struct Cached {
     pub facts: MapCell<u32>,
     /// The counters that it was counted on.
     pub slots: [MapCell<u32>; CACHED_SLOTS],
-    /// Zero.
-    pub reserved: u32,
+    /// Original direction: the flow's mark ([`Flow::mark`]). Zero in the other.
+    pub more: MapCell<u32>,
 }
 
 /// Counters that a cached way through the chains may have.
@@ -231,6 +231,12 @@ impl Flow {
     /// Taken over from netfilter, which still translates it: a packet came that it had translated, and
     /// none since that it had not. Replies must reach it as they came.
     pub const FOREIGN: u32 = 1 << 16;
+
+    /// The mark that rules give the flow and ask for. (It is where there was room.)
+    #[inline(always)]
+    pub fn mark(&self) -> &MapCell<u32> {
+        &self.cached[0].more
+    }
 
     /// Whether the flow found under a name is another one's alias.
     #[inline(always)]
@@ -320,6 +326,9 @@ impl FragmentKey {
     /// Not a datagram's, but a sender's name: its address, and in `id` the interface that it sends
     /// to. The record's ports are its link-layer address.
     pub const LINK: u8 = 2;
+    /// Not a datagram's, but the name of a flow that is not stored yet: what its first packet bears, the
+    /// ports in `id`. The record's ports are its mark.
+    pub const MARK: u8 = 3;
 }
 
 /// What later fragments borrow from the first: the transport header that they lack.

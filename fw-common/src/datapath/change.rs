@@ -2,6 +2,7 @@
 //!
 //! What rules behind them see of it is what has become of it.
 
+use super::flow_mark;
 use super::packet::Packet;
 use super::scratch::Scratch;
 use crate::abi::blob::{Cell, effect_kind, fact};
@@ -38,6 +39,7 @@ pub fn change<P: Packet>(packet: &mut P, scratch: &mut Scratch, cell: &Cell, kin
             scratch.query.ct = ct::UNTRACKED;
         }
         effect_kind::UNTRACKED => {}
+        effect_kind::FLOW_MARK => flow_mark::change(packet, scratch, &cell.w),
         _ => return false,
     }
     true

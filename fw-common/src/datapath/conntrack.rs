@@ -42,6 +42,10 @@ pub struct Tracked {
     pub replayed: bool,
     /// Packets to count: none for a later fragment.
     pub packets: u8,
+    /// The flow was found in a table.
+    pub stored: bool,
+    /// If so, its mark ([`super::flow_mark`]).
+    pub mark: u32,
 }
 
 impl Tracked {
@@ -55,6 +59,8 @@ impl Tracked {
         self.error = false;
         self.replayed = false;
         self.packets = 1;
+        self.stored = false;
+        self.mark = 0;
     }
 
     /// A packet that opens a flow.
@@ -73,6 +79,8 @@ impl Tracked {
         let status = flow.status.get();
         self.set_without_flow(state);
         self.direction = found.direction;
+        self.stored = true;
+        self.mark = flow.mark().get();
         if status & Flow::SNAT == 0 {
             return;
         }
@@ -711,7 +719,7 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
 /// Whether the ICMP error in hand quotes the packet that this CPU is forwarding, or delivering on
 /// loopback ([`Scratch::note_transit`]).
 #[inline(always)]
-fn is_about_transit(scratch: &Scratch) -> bool {
+pub(super) fn is_about_transit(scratch: &Scratch) -> bool {
     let (quoted, transit) = (&scratch.quoted.tuple, &scratch.transit);
     quoted.ports == transit.ports
         && quoted.protocol == transit.protocol
@@ -743,5 +751,6 @@ pub fn draft_flow<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mu
         }
     }
     scratch.draft.flow.created = now;
+    scratch.mark.draft(&scratch.draft.flow);
     refresh(tables, scratch.place(), &scratch.draft.flow, timeout, now);
 }

@@ -7,6 +7,7 @@ use super::conntrack::{
     NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, about, attach, end_flow, follow, look_up, outside, track,
 };
 use super::facts::{LEAVING, gather};
+use super::flow_mark;
 use super::forward::remember;
 use super::fragment::{Side, borrow, lend};
 use super::gates::{passes, passes_raw};
@@ -29,6 +30,13 @@ use crate::abi::{Addr, ct};
 /// Judges a packet that is about to leave by an interface.
 #[inline(always)]
 pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
+    let verdict = judge(packet, tables, scratch);
+    flow_mark::keep(packet, tables, scratch);
+    verdict
+}
+
+#[inline(always)]
+fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
     if packet.is_of_vlan() {
         return Verdict::Pass;
     }
@@ -55,6 +63,7 @@ pub fn egress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Sc
     if packet.call::<PlaceOut, T>(tables, scratch, scratch.note) == LOST {
         return Verdict::Drop(Stat::FragmentWithoutFirst);
     }
+    flow_mark::find(packet, tables, scratch, flow_mark::EGRESS);
     if scratch.device.flags & Device::LOOPBACK != 0 {
         packet.set_note(scratch.tracked.note());
     }

@@ -54,6 +54,21 @@ pub fn link_key(headers: &Headers, device: u32) -> FragmentKey {
     }
 }
 
+/// The name under which the mark of a flow waits that a packet opens, in the same table:
+/// [`super::flow_mark`].
+#[inline(always)]
+pub fn mark_key(headers: &Headers) -> FragmentKey {
+    FragmentKey {
+        source: headers.key.source,
+        destination: headers.key.destination,
+        id: headers.flow_ports,
+        protocol: headers.key.protocol as u8,
+        hook: FragmentKey::MARK,
+        family: headers.family as u8,
+        reserved: 0,
+    }
+}
+
 /// What a later fragment takes over.
 #[derive(Clone, Copy)]
 #[repr(C)]

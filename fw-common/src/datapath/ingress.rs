@@ -4,6 +4,7 @@ use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
 use super::facts::{ARRIVING, gather, gather_anew, keep_link};
+use super::flow_mark;
 use super::fragment::{Side, borrow, lend};
 use super::gates::{are_slow, count_forwarded, passes, passes_raw};
 use super::header::Part;
@@ -28,6 +29,13 @@ use crate::abi::stat::Stat;
 /// translated flow, their destination back; FORWARD is egress's, which knows the way out.
 #[inline(always)]
 pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
+    let verdict = judge(packet, tables, scratch);
+    flow_mark::keep(packet, tables, scratch);
+    verdict
+}
+
+#[inline(always)]
+fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> Verdict {
     if packet.is_of_vlan() {
         return Verdict::Pass;
     }
@@ -47,17 +55,16 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     scratch.made_here = false;
     gather(packet, tables, scratch, ARRIVING);
     scratch.fast = scratch.device.flags & Device::FAST != 0 && !are_slow(tables, scratch);
-    let family = scratch.headers.family;
-
     // On loopback every packet has been through egress just now: its label came along, it is in
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
     let looped = scratch.device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
-    let note = if looped { note } else { 0 };
+    scratch.note = if looped { note as u32 } else { 0 };
+    flow_mark::find_early(packet, tables, scratch);
     let raw = (BaseChain::RawPrerouting, Side::Ingress);
-    if !passes_raw(packet, tables, scratch, raw, note) {
+    if !passes_raw(packet, tables, scratch, raw, scratch.note as u16) {
         return Verdict::Drop(Stat::Policy);
     }
-    match packet.call::<PlaceIn, T>(tables, scratch, note as u32) {
+    match packet.call::<PlaceIn, T>(tables, scratch, scratch.note) {
         // The stack cannot complete a datagram of this host's without its first fragment, which
         // will be judged. A forwarded one is dropped at egress.
         LOST => return Verdict::Pass,
@@ -69,6 +76,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         }
         _ => {}
     }
+    flow_mark::find(packet, tables, scratch, flow_mark::INGRESS);
     scratch.ask(scratch.patterns(&scratch.device), 1);
 
     if !passes(packet, tables, scratch, BaseChain::ManglePrerouting) {
@@ -90,7 +98,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         }
         gather_anew(packet, tables, scratch);
     }
-    if !looped && !is_for_this_host(packet, tables, scratch) {
+    if scratch.note == 0 && !is_for_this_host(packet, tables, scratch) {
         packet.set_note(scratch.tracked.note());
         if scratch.features & HeaderFields::LINKS != 0 {
             keep_link(tables, scratch, packet.device());
@@ -105,7 +113,7 @@ pub fn ingress<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if !passes(packet, tables, scratch, BaseChain::MangleInput) {
         return Verdict::Drop(Stat::Policy);
     }
-    let chain = BaseChain::FilterInput.id(family);
+    let chain = BaseChain::FilterInput.id(scratch.headers.family);
     match traverse(packet, tables, chain, scratch) {
         Decision::Drop(stat) => return Verdict::Drop(stat),
         Decision::Reject => return refuse(packet, tables, scratch, INPUT),

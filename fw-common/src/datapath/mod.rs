@@ -10,6 +10,7 @@ pub mod classify;
 pub mod conntrack;
 pub mod effect;
 pub mod facts;
+pub mod flow_mark;
 pub mod forward;
 pub mod frame;
 pub mod header;

@@ -3,6 +3,7 @@
 use super::classify::{Query, Walk};
 use super::conntrack::{NOTE_SEEN, Tracked, outside};
 use super::facts::Facts;
+use super::flow_mark::FlowMark;
 use super::forward::Sending;
 use super::fragment::Outcomes;
 use super::header::Headers;
@@ -58,9 +59,9 @@ pub struct Scratch {
     pub answer: Answer,
     /// The interface that the fast path just sent a packet out of; 0 once it was seen there.
     pub sent_on: u32,
-    /// At egress: the interface that it came in by, 0 if this host made it; and the note that it bears.
+    /// At egress: the interface that it came in by, 0 if this host made it.
     pub came_by: u32,
-    /// See `came_by`.
+    /// The note that it bears; at ingress, on loopback only.
     pub note: u32,
     /// A rule said that the packet is not to be tracked.
     pub untracked: bool,
@@ -76,6 +77,8 @@ pub struct Scratch {
     pub transit_snat: u8,
     /// If it is a reply to a translated flow: the destination that it had before.
     pub transit_outside: Endpoint,
+    /// The mark of the packet's flow.
+    pub mark: FlowMark,
     /// The flow being looked up.
     pub lookup: Lookup,
     /// The packet's TCP segment.

@@ -50,4 +50,8 @@ pub enum Name {
     ReadOptions,
     /// [`super::gates::Meet`].
     Meet,
+    /// [`super::flow_mark::FindMark`].
+    FindMark,
+    /// [`super::flow_mark::KeepMark`].
+    KeepMark,
 }

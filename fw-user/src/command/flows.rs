@@ -195,6 +195,7 @@ mod tests {
             assured: true,
             masqueraded: true,
             embryo: false,
+            mark: 0,
         }
     }
 

@@ -8,11 +8,12 @@ use fw_common::abi::blob::{
 };
 use fw_common::abi::{Addr, ct};
 use fw_common::datapath::change::{HOPS_LESS, HOPS_MORE, HOPS_SET};
+use fw_common::datapath::flow_mark;
 
 use super::patterns::Patterns;
 use super::{Limits, Place, lists, ports, sets};
 use crate::addr;
-use crate::policy::change::{Change, HopChange};
+use crate::policy::change::{Change, FlowMark, HopChange};
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
     Policy, PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
@@ -450,6 +451,19 @@ fn effect_of(change: Change) -> EffectFields {
             value,
         },
         Change::NoTrack { .. } => EffectFields::Untracked,
+        Change::FlowMark { mark, shift } => {
+            let (mode, packet, flow) = match mark {
+                FlowMark::Set { value, mask } => (flow_mark::SET, value, mask),
+                FlowMark::Save { packet, flow } => (flow_mark::SAVE, packet, flow),
+                FlowMark::Restore { packet, flow } => (flow_mark::RESTORE, packet, flow),
+            };
+            EffectFields::FlowMark {
+                mode,
+                packet,
+                flow,
+                shift: shift.map_or((false, 0), |shift| (shift.right, shift.bits)),
+            }
+        }
     }
 }
 

@@ -4,8 +4,9 @@ use fw_common::abi::blob::{Condition, HeaderFields, PredicateFields, fact, time}
 
 use super::lower::Lowered;
 use crate::addr;
+use crate::policy::change::Change;
 use crate::policy::lists::ListMatch;
-use crate::policy::model::{Family, Match, Negatable, Policy, Rule};
+use crate::policy::model::{Family, Match, Negatable, Policy, Rule, Target};
 use crate::policy::packet_match::{AddressType, Ecn, Hops, Owner, PacketMatch, Statistic, Time};
 
 /// ECE and CWR of TCP's flags (RFC 3168, 6.1).
@@ -89,6 +90,10 @@ impl Lowered {
                 not,
                 value: (value, mask),
             }) => return fact(*not, fact::MARK, *mask, (*value, *value)),
+            PacketMatch::FlowMark(Negatable {
+                not,
+                value: (value, mask),
+            }) => return fact(*not, fact::FLOW_MARK, *mask, (*value, *value)),
             PacketMatch::Cpu(Negatable { not, value }) => {
                 return fact(*not, fact::CPU, u32::MAX, (*value, *value));
             }
@@ -222,6 +227,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Ah(None)
             | PacketMatch::Statistic(_) => 0,
             PacketMatch::AddressType(_) => HeaderFields::ADDRESS_KINDS,
+            PacketMatch::FlowMark(_) => HeaderFields::FLOW_MARKS,
             PacketMatch::LinkSource(_) if !early => HeaderFields::FACTS | HeaderFields::LINKS,
             PacketMatch::Owner(_) => HeaderFields::OWNER,
             PacketMatch::Time(_) => HeaderFields::CLOCK,
@@ -238,8 +244,12 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
         .matches
         .iter()
         .fold(0, |all, each| all | of_match(each));
+    let target = match rule.target {
+        Target::Change(Change::FlowMark { .. }) => HeaderFields::FLOW_MARKS,
+        _ => 0,
+    };
     if features == 0 {
-        return 0;
+        return target;
     }
-    features | HeaderFields::FACTS
+    features | target | HeaderFields::FACTS
 }

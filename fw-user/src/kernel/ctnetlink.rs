@@ -18,6 +18,8 @@ pub struct Entry {
     pub status: u32,
     /// Seconds until it is forgotten.
     pub timeout: u32,
+    /// Its mark.
+    pub mark: u32,
     /// The state of TCP, with the kernel's number.
     pub tcp_state: u8,
     /// It is not in the zone that everything is in unless a rule says otherwise.
@@ -152,9 +154,10 @@ fn entry(bytes: &[u8]) -> Entry {
             // CTA_TUPLE_ORIG, CTA_TUPLE_REPLY.
             1 => entry.original = side(value),
             2 => entry.reply = side(value),
-            // CTA_STATUS, CTA_TIMEOUT, CTA_ZONE.
+            // CTA_STATUS, CTA_TIMEOUT, CTA_MARK, CTA_ZONE.
             3 => entry.status = word(value),
             7 => entry.timeout = word(value),
+            8 => entry.mark = word(value),
             18 => entry.is_in_a_zone = half(value) != 0,
             // CTA_PROTOINFO, and in it CTA_PROTOINFO_TCP and CTA_PROTOINFO_TCP_STATE.
             4 => {
@@ -274,6 +277,7 @@ mod tests {
             ),
             attribute(3, &0x19e_u32.to_be_bytes()),
             attribute(7, &431_999_u32.to_be_bytes()),
+            attribute(8, &0x17_u32.to_be_bytes()),
             attribute(4, &tcp),
         ]
         .concat();
@@ -299,6 +303,7 @@ mod tests {
             reply: side("203.0.113.9", "198.51.100.10", 22, 40_001),
             status: 0x19e,
             timeout: 431_999,
+            mark: 0x17,
             tcp_state: 3,
             is_in_a_zone: false,
         };

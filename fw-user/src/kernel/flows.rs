@@ -96,6 +96,8 @@ pub struct FlowView {
     pub masqueraded: bool,
     /// In the embryonic tier.
     pub embryo: bool,
+    /// The mark that rules gave it (CONNMARK).
+    pub mark: u32,
 }
 
 /// One direction of a flow.
@@ -236,6 +238,7 @@ impl FlowView {
             assured: has(Flow::ASSURED),
             masqueraded: has(Flow::SNAT),
             embryo: has(Flow::EMBRYO),
+            mark: flow.mark().get(),
         })
     }
 }
@@ -264,6 +267,9 @@ impl fmt::Display for FlowView {
             if set {
                 write!(f, "{word} ")?;
             }
+        }
+        if self.mark != 0 {
+            write!(f, "mark={} ", self.mark)?;
         }
         Ok(())
     }

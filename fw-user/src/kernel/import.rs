@@ -118,6 +118,7 @@ impl Taken {
         };
         flow.expires
             .set(now + u64::from(entry.timeout) * 1_000_000_000);
+        flow.mark().set(entry.mark);
         let mut bits =
             flag(status::SEEN_REPLY, Flow::SEEN_REPLY) | flag(status::ASSURED, Flow::ASSURED);
         if number == protocol::TCP {

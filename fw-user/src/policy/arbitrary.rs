@@ -8,7 +8,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::change::{Change, HopChange};
+use super::change::{Change, FlowMark, HopChange, MarkShift};
 use super::ids::TableName;
 use super::lists::arbitrary as lists;
 use super::model::{
@@ -470,8 +470,22 @@ fn target(family: Family, table: TableName, place: Place) -> BoxedStrategy<Targe
     proptest::strategy::Union::new(choices).boxed()
 }
 
+fn flow_mark() -> impl Strategy<Value = Change> {
+    let mark = (0..3, any::<(u32, u32)>()).prop_map(|(kind, (packet, flow))| match kind {
+        0 => FlowMark::Set {
+            value: packet,
+            mask: flow,
+        },
+        1 => FlowMark::Save { packet, flow },
+        _ => FlowMark::Restore { packet, flow },
+    });
+    let shift = (any::<bool>(), 0..32_u8).prop_map(|(right, bits)| MarkShift { right, bits });
+    (mark, option::weighted(0.2, shift)).prop_map(|(mark, shift)| Change::FlowMark { mark, shift })
+}
+
 fn change(table: TableName) -> BoxedStrategy<Change> {
     let mark = any::<(u32, u32)>().prop_map(|(value, mask)| Change::Mark { value, mask });
+    let mark = prop_oneof![mark, flow_mark()];
     match table {
         TableName::Filter | TableName::Nat | TableName::Security => mark.boxed(),
         TableName::Raw => prop_oneof![

@@ -27,11 +27,53 @@ pub enum Change {
     },
     /// `-j TTL`, in IPv6 `-j HL`.
     Hops(HopChange),
+    /// `-j CONNMARK`.
+    FlowMark {
+        /// What is written where.
+        mark: FlowMark,
+        /// `--left-shift-mark` or `--right-shift-mark`.
+        shift: Option<MarkShift>,
+    },
     /// `-j NOTRACK`, or `-j CT --notrack`.
     NoTrack {
         /// Written as CT.
         as_ct: bool,
     },
+}
+
+/// `-j CONNMARK`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FlowMark {
+    /// `--set-xmark`: as [`Change::Mark`].
+    Set {
+        /// The value.
+        value: u32,
+        /// The mask.
+        mask: u32,
+    },
+    /// `--save-mark`: the flow's mark becomes the packet's.
+    Save {
+        /// `--nfmask`.
+        packet: u32,
+        /// `--ctmask`.
+        flow: u32,
+    },
+    /// `--restore-mark`: the packet's mark becomes the flow's.
+    Restore {
+        /// `--nfmask`.
+        packet: u32,
+        /// `--ctmask`.
+        flow: u32,
+    },
+}
+
+/// By how many bits CONNMARK shifts what it writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MarkShift {
+    /// To the right.
+    pub right: bool,
+    /// At most 31.
+    pub bits: u8,
 }
 
 /// `-j TTL`, `-j HL`.
@@ -72,6 +114,32 @@ impl Change {
                     HopChange::More(value) => ("inc", value),
                 };
                 write!(f, "-j {target} --{option}-{how} {value}")
+            }
+            Self::FlowMark { mark, shift } => {
+                f.write_str("-j CONNMARK ")?;
+                match mark {
+                    FlowMark::Set { value, mask } => {
+                        write!(f, "--set-xmark 0x{value:x}/0x{mask:x}")?;
+                    }
+                    FlowMark::Save { packet, flow } => {
+                        write!(f, "--save-mark --nfmask 0x{packet:x} --ctmask 0x{flow:x}")?;
+                    }
+                    FlowMark::Restore { packet, flow } => {
+                        write!(
+                            f,
+                            "--restore-mark --nfmask 0x{packet:x} --ctmask 0x{flow:x}"
+                        )?;
+                    }
+                }
+                match shift {
+                    Some(MarkShift { right: true, bits }) => {
+                        write!(f, " --right-shift-mark {bits}")
+                    }
+                    Some(MarkShift { right: false, bits }) => {
+                        write!(f, " --left-shift-mark {bits}")
+                    }
+                    None => Ok(()),
+                }
             }
             Self::NoTrack { as_ct: true } => f.write_str("-j CT --notrack"),
             Self::NoTrack { as_ct: false } => f.write_str("-j NOTRACK"),

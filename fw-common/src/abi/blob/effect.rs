@@ -43,6 +43,17 @@ pub enum EffectFields {
     },
     /// The packet is not tracked.
     Untracked,
+    /// The mark of the packet's flow, or the packet's from it (`datapath::flow_mark`).
+    FlowMark {
+        /// What is changed.
+        mode: u32,
+        /// The value, or the mask of the packet's mark.
+        packet: u32,
+        /// The mask of the flow's mark.
+        flow: u32,
+        /// What is written is shifted to the right, and by how many bits.
+        shift: (bool, u8),
+    },
 }
 
 /// What SET adds.
@@ -75,6 +86,8 @@ pub mod effect_kind {
     pub const HOPS: u32 = 12;
     /// [`super::EffectFields::Untracked`].
     pub const UNTRACKED: u32 = 13;
+    /// [`super::EffectFields::FlowMark`].
+    pub const FLOW_MARK: u32 = 14;
     /// [`super::EffectFields::Sets`].
     pub const SETS: u32 = 20;
 }
@@ -142,6 +155,19 @@ impl EffectFields {
                 effect_kind::HOPS
             }
             EffectFields::Untracked => effect_kind::UNTRACKED,
+            EffectFields::FlowMark {
+                mode,
+                packet,
+                flow,
+                shift: (right, bits),
+            } => {
+                cell.w[1] = mode;
+                cell.w[3] = packet;
+                cell.w[4] = flow;
+                cell.w[5] = right.into();
+                cell.w[6] = bits.into();
+                effect_kind::FLOW_MARK
+            }
         };
         cell
     }

@@ -1,7 +1,7 @@
 //! What mangle OUTPUT changes after the packet has its route.
 
 use super::{Findings, flattened};
-use crate::policy::change::Change;
+use crate::policy::change::{Change, FlowMark};
 use crate::policy::ids::TableName;
 use crate::policy::model::Target;
 
@@ -19,7 +19,13 @@ pub(super) fn lint(findings: &mut Findings<'_>) {
         };
         let changing = flattened(table, output).into_iter().find_map(|rule| {
             let what = match rule.target {
-                Target::Change(Change::Mark { .. }) => "the mark",
+                Target::Change(
+                    Change::Mark { .. }
+                    | Change::FlowMark {
+                        mark: FlowMark::Restore { .. },
+                        ..
+                    },
+                ) => "the mark",
                 Target::Change(Change::Dscp(_) | Change::Tos { .. }) => "the type of service",
                 _ => return None,
             };

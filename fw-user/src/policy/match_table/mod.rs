@@ -2,6 +2,7 @@
 //! with it. The parser, its error messages and docs/iptables-support.md read these rows.
 
 mod change;
+mod flow_mark;
 mod foreign;
 mod log;
 mod matches;
@@ -149,6 +150,7 @@ pub(crate) fn find_target(name: &str) -> Option<&'static TargetRow> {
 /// Every target.
 pub(crate) fn all_targets() -> impl Iterator<Item = &'static TargetRow> {
     let known = TARGETS.iter().chain(log::TARGETS).chain(change::TARGETS);
+    let known = known.chain(flow_mark::TARGETS);
     let known = known.chain(set_target::TARGETS).chain(reject::TARGETS);
     known.chain(foreign::TARGETS)
 }

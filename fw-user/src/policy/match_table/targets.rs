@@ -1,6 +1,7 @@
 //! The targets that fwbpf knows.
 
 use super::change::ChangeDraft;
+use super::flow_mark::FlowMarkDraft;
 use super::{BOTH, OptionRow, ReadOption, Support, TargetRow};
 use crate::policy::ids::TableName;
 use crate::policy::model::{Log, Masquerade, Nflog, Reject, SetChange};
@@ -17,6 +18,7 @@ pub(crate) enum TargetDraft {
     Masquerade(Masquerade),
     Log(Log),
     Change(ChangeDraft),
+    FlowMark(FlowMarkDraft),
     Nflog(Nflog),
     Set(SetChange),
 }

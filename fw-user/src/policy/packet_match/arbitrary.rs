@@ -24,6 +24,7 @@ pub(crate) fn packet_match(family: Family) -> impl Strategy<Value = Match> {
         })),
         1 => negatable(0..=2_u8).prop_map(PacketMatch::PacketType),
         1 => negatable(marked()).prop_map(PacketMatch::Mark),
+        1 => negatable(marked()).prop_map(PacketMatch::FlowMark),
         1 => negatable(any::<u32>()).prop_map(PacketMatch::Cpu),
         2 => address_type(family),
         2 => negatable(statistic()).prop_map(PacketMatch::Statistic),

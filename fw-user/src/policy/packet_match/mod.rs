@@ -45,6 +45,8 @@ pub enum PacketMatch {
     PacketType(Negatable<u8>),
     /// `-m mark --mark`: value and mask.
     Mark(Negatable<(u32, u32)>),
+    /// `-m connmark --mark`: value and mask of the flow's mark.
+    FlowMark(Negatable<(u32, u32)>),
     /// `-m cpu --cpu`.
     Cpu(Negatable<u32>),
     /// `-m addrtype`.
@@ -167,6 +169,7 @@ impl PacketMatch {
             Self::Ecn(_) => "ecn",
             Self::PacketType(_) => "pkttype",
             Self::Mark(_) => "mark",
+            Self::FlowMark(_) => "connmark",
             Self::Cpu(_) => "cpu",
             Self::AddressType(_) => "addrtype",
             Self::Owner(_) => "owner",

@@ -74,6 +74,10 @@ impl PacketMatch {
             Self::Mark(Negatable {
                 not,
                 value: (value, mask),
+            })
+            | Self::FlowMark(Negatable {
+                not,
+                value: (value, mask),
             }) => write!(f, " {}--mark {}", bang(*not), Marked(*value, *mask)),
             Self::Cpu(Negatable { not, value }) => write!(f, " {}--cpu {value}", bang(*not)),
             Self::AddressType(types) => {

@@ -7,7 +7,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::super::traffic::{Endpoint, Place};
-use super::Spot;
+use super::{Spot, marks};
 use crate::lab::mac;
 
 /// One of these matches, for a rule that is about packets from one end to the other.
@@ -18,7 +18,7 @@ pub fn packet(
     (from, to): (Endpoint, Endpoint),
 ) -> String {
     let not = if random.random_bool(0.25) { "! " } else { "" };
-    match random.random_range(0..13) {
+    match random.random_range(0..14) {
         0 | 1 => range(random, not, from, to),
         2 if has_sender(spot) => link_source(random, not, from),
         2 | 3 => format!("-m length {not}--length {}", length(random)),
@@ -35,6 +35,7 @@ pub fn packet(
         8 if has_owner(spot) => owner(random, not),
         8 => format!("-m cpu {not}--cpu 99"),
         9 | 10 => statistic(random, not),
+        12 => marks::asked(random, not),
         11 => address_type(random, not, family),
         _ => time(random, not),
     }
@@ -269,6 +270,6 @@ fn time(random: &mut impl Rng, not: &str) -> String {
     }
 }
 
-fn one_of<'a>(random: &mut impl Rng, all: &[&'a str]) -> &'a str {
+pub fn one_of<'a>(random: &mut impl Rng, all: &[&'a str]) -> &'a str {
     all.choose(random).expect("not empty")
 }

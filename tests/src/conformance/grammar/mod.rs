@@ -2,6 +2,7 @@
 
 mod lists;
 mod log;
+mod marks;
 mod matches;
 mod reject;
 mod sets;
@@ -225,6 +226,7 @@ impl<R: Rng> Writer<'_, R> {
             6..8 => "-j DROP".into(),
             8 => self.refusal(),
             9 if self.chance(0.7) => self.refusal(),
+            9 if self.chance(0.5) => marks::change(self.random),
             9 => String::new(),
             10 => match self.sets.change(self.random) {
                 Some(change) if self.chance(0.7) => change,

@@ -4,7 +4,7 @@ use fw_user::policy::model::Family;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::{Spot, TableText, Writer};
+use super::{Spot, TableText, Writer, marks};
 
 impl<R: Rng> Writer<'_, R> {
     pub(super) fn raw(&mut self) -> TableText {
@@ -71,6 +71,7 @@ impl<R: Rng> Writer<'_, R> {
 
     fn raw_target(&mut self) -> &'static str {
         let targets = [
+            "-j CONNMARK --or-mark 0x20",
             "-j NOTRACK",
             "-j CT --notrack",
             "-j MARK --set-mark 0x1",
@@ -89,7 +90,7 @@ impl<R: Rng> Writer<'_, R> {
             Family::Ipv4 => ("TTL", "ttl"),
             Family::Ipv6 => ("HL", "hl"),
         };
-        match self.upto(10) {
+        match self.upto(12) {
             0 | 1 => {
                 let marks = [
                     "--set-mark 0x1",
@@ -101,6 +102,7 @@ impl<R: Rng> Writer<'_, R> {
                 ];
                 format!("-j MARK {}", marks.choose(self.random).expect("not empty"))
             }
+            10 | 11 => marks::change(self.random),
             2 => {
                 let values = ["--set-dscp 0x2e", "--set-dscp 0", "--set-dscp-class AF21"];
                 format!("-j DSCP {}", values.choose(self.random).expect("not empty"))

@@ -403,6 +403,16 @@ pub(crate) const MATCHES: &[MatchRow] = &[
         },
     ),
     yes(
+        "connmark",
+        BOTH,
+        "The mark of the packet's flow, with or without a mask.",
+        MatchReading {
+            start: || MatchDraft::Packet(one("--mark")),
+            protocols: &[],
+            options: &[whole!(&["mark"], true, values::mark, PacketMatch::FlowMark)],
+        },
+    ),
+    yes(
         "cpu",
         BOTH,
         "The CPU that the packet is judged on.",

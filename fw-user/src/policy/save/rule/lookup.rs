@@ -40,25 +40,33 @@ impl<'a> Reader<'a, '_, '_> {
     /// Every option that may stand here.
     fn options(&self, name: &str) -> impl Iterator<Item = (&'static str, Found)> {
         let own = long_names().map(|(long, core)| (long, Found::Core(core)));
-        // Of several uses of a match, options belong to the last.
-        let matches = self.matches.iter().enumerate().rev();
-        let of_matches = matches.flat_map(move |(index, loaded)| {
-            loaded.reading.options.iter().flat_map(move |row| {
-                // Abbreviations that iptables 1.8 has as names of their own.
-                let singular = (loaded.name == "multiport")
-                    .then(|| row.names[0].strip_suffix('s'))
-                    .flatten()
-                    .filter(|singular| *singular == name);
-                let names = row.names.iter().copied().chain(singular);
-                names.map(move |long| (long, Found::OfMatch(index, row)))
+        // What was named last has the option: of several uses of a match the last one, and the target
+        // if it stands behind them all (`xtables_merge_options`, libxtables/xtables.c).
+        let target_at = self.target.as_ref().map_or(0, |(_, _, span)| span.start);
+        let of_matches = move |behind_target: bool| {
+            let matches = self.matches.iter().enumerate().rev();
+            let matches =
+                matches.filter(move |(_, loaded)| (loaded.span.start > target_at) == behind_target);
+            matches.flat_map(move |(index, loaded)| {
+                loaded.reading.options.iter().flat_map(move |row| {
+                    // Abbreviations that iptables 1.8 has as names of their own.
+                    let singular = (loaded.name == "multiport")
+                        .then(|| row.names[0].strip_suffix('s'))
+                        .flatten()
+                        .filter(|singular| *singular == name);
+                    let names = row.names.iter().copied().chain(singular);
+                    names.map(move |long| (long, Found::OfMatch(index, row)))
+                })
             })
-        });
+        };
         let target = self.target.iter().flat_map(|(row, _, _)| row.options);
         let of_target = target.flat_map(|option| {
             let names = option.names.iter();
             names.map(move |long| (*long, Found::OfTarget(option)))
         });
-        own.chain(of_matches).chain(of_target)
+        own.chain(of_matches(true))
+            .chain(of_target)
+            .chain(of_matches(false))
     }
 
     /// Loads the match that belongs to the protocol (`-p tcp --dport`), if that was not done yet.

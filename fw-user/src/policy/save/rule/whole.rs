@@ -47,6 +47,16 @@ impl<'a> Reader<'a, '_, '_> {
                         Target::Continue
                     }
                 },
+                TargetDraft::FlowMark(draft) => match draft.finish() {
+                    Ok(change) => Target::Change(change),
+                    Err(_) if self.errors_before < self.report.errors.len() => Target::Continue,
+                    Err(expected) => {
+                        let message = "the target does not say one thing";
+                        let problem = Problem::wrong("missing-option", span, message);
+                        self.error(problem.expected(expected));
+                        Target::Continue
+                    }
+                },
                 TargetDraft::Log(log) => Target::Log(log),
                 TargetDraft::Nflog(nflog) => Target::Nflog(nflog),
                 TargetDraft::Set(change) => {
