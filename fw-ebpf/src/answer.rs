@@ -63,6 +63,13 @@ fn is_unfinished(skb: *mut __sk_buff, spare: u32) -> bool {
     u16::from_ne_bytes(seen) == 0
 }
 
+/// Makes the frame longer or shorter.
+#[inline(always)]
+pub fn resize(skb: *mut __sk_buff, length: u32) -> bool {
+    // SAFETY: plain numbers, of which the helper makes sure that they are possible.
+    unsafe { bpf_skb_change_tail(skb, length, 0) == 0 }
+}
+
 /// Adds bytes to a sum. What is behind them in the last word is zeroed.
 #[inline(always)]
 pub fn add_up(

@@ -13,8 +13,8 @@ use aya_ebpf::bindings::{
     bpf_fib_lookup as FibParams, xdp_md,
 };
 use aya_ebpf::helpers::{
-    bpf_fib_lookup, bpf_get_socket_uid, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect,
-    bpf_sk_fullsock, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_get_buff_len,
+    bpf_check_mtu, bpf_fib_lookup, bpf_get_socket_uid, bpf_l3_csum_replace, bpf_l4_csum_replace,
+    bpf_redirect, bpf_sk_fullsock, bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_get_buff_len,
     bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
@@ -332,6 +332,16 @@ impl Packet for SkbPacket {
         (failed == 0).then_some(())
     }
 
+    #[inline(always)]
+    fn resize(&mut self, length: u32) -> bool {
+        answer::resize(self.0, length)
+    }
+
+    #[inline(always)]
+    fn path_mtu(&self, family: Family, address: &Addr, behind: bool) -> u32 {
+        path_mtu(self.0, self.device(), family, address, behind)
+    }
+
     fn way_to(&self, address: &Addr, family: Family, device: u32, way: &mut WayBack) -> bool {
         way.device = device;
         way.has_source = true;
@@ -587,6 +597,16 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn resize(&mut self, _: u32) -> bool {
+        false
+    }
+
+    #[inline(always)]
+    fn path_mtu(&self, _: Family, _: &Addr, _: bool) -> u32 {
+        0
+    }
+
+    #[inline(always)]
     fn way_to(&self, _: &Addr, _: Family, _: u32, _: &mut WayBack) -> bool {
         false
     }
@@ -725,6 +745,49 @@ fn way_to(
             Family::V6 => params.__bindgen_anon_3.ipv6_src.map(u32::from_be),
         };
         result
+    }
+}
+
+/// The MTU of the path to an address; as much as can be if there is none.
+///
+/// The kernel is asked for a way for more bytes than any path carries: its answer says how many this
+/// one does, before it looks for a neighbour (`bpf_ipv4_fib_lookup`, net/core/filter.c).
+#[inline(never)]
+fn path_mtu(skb: *mut __sk_buff, device: u32, family: Family, address: &Addr, behind: bool) -> u32 {
+    /// `BPF_FIB_LOOKUP_OUTPUT`: through this interface.
+    const OUTPUT: u32 = 1 << 1;
+    let mut question = MaybeUninit::<Question>::uninit();
+    let params = blank(&mut question);
+    params.ifindex = device;
+    params.__bindgen_anon_1.tot_len = u16::MAX;
+    match family {
+        Family::V4 => {
+            params.family = AF_INET;
+            params.__bindgen_anon_4.ipv4_dst = address[0].to_be();
+        }
+        Family::V6 => {
+            params.family = AF_INET6;
+            params.__bindgen_anon_4.ipv6_dst = address.map(u32::to_be);
+        }
+    }
+    let flags = if behind { OUTPUT } else { 0 };
+    let context = skb.cast::<c_void>();
+    // SAFETY: the context is the program's own, and `params` is as large as said; the field's bytes
+    // are an integer whichever of its names they bear.
+    unsafe {
+        let size = size_of::<FibParams>() as i32;
+        let found = bpf_fib_lookup(context, &raw mut *params, size, flags);
+        if found == BPF_FIB_LKUP_RET_SUCCESS as i64 || found == BPF_FIB_LKUP_RET_FRAG_NEEDED as i64
+        {
+            return params.__bindgen_anon_1.mtu_result as u32;
+        }
+        if !behind {
+            return u32::MAX;
+        }
+        // A host that forwards nothing gets no answer: the interface's own.
+        let mut mtu = 0;
+        bpf_check_mtu(context, 0, &raw mut mtu, 0, 0);
+        if mtu == 0 { u32::MAX } else { mtu }
     }
 }
 

@@ -3,7 +3,7 @@
 
 use core::ops::ControlFlow;
 
-use super::effect::{ACTED, Act};
+use super::effect::{ACTED, Act, DROPPED};
 use super::header::Headers;
 use super::limit;
 use super::lists;
@@ -346,6 +346,10 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
             .call::<Act, T>(self.tables, self.scratch, rule.argument())
         {
             ACTED => ControlFlow::Continue(()),
+            DROPPED => {
+                self.scratch.walk.code = target::DROP;
+                ControlFlow::Break(())
+            }
             _ => ControlFlow::Break(()),
         }
     }

@@ -8,6 +8,7 @@ use super::change::change;
 use super::log::log;
 use super::packet::Packet;
 use super::scratch::Scratch;
+use super::segment_size::lower;
 use super::sets::change_sets;
 use super::stage::{Name, Stage};
 use super::tables::Tables;
@@ -15,10 +16,13 @@ use crate::abi::blob::{Effect, effect_kind};
 
 /// The effect happened.
 pub const ACTED: u32 = 1;
+/// It happened, and that ends the packet.
+pub const DROPPED: u32 = 2;
 /// It must not happen here.
 pub const LATER: u32 = 0;
 
-/// The stage of an effect: its argument is the effect cell's place, its result [`ACTED`] or [`LATER`].
+/// The stage of an effect: its argument is the effect cell's place, its result [`ACTED`],
+/// [`DROPPED`] or [`LATER`].
 /// The counter of its rule is in [`super::classify::Walk::slot`].
 pub struct Act;
 
@@ -50,6 +54,10 @@ impl Stage for Act {
             effect_kind::SETS => {
                 change_sets(tables, scratch, cell);
                 ACTED
+            }
+            effect_kind::SEGMENT_SIZE => {
+                let size = cell.w[1];
+                lower(packet, tables, scratch, size)
             }
             kind if change(packet, scratch, cell, kind) => ACTED,
             // An effect that this program does not know.

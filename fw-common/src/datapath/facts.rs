@@ -42,6 +42,12 @@ pub struct Facts {
 }
 
 impl Facts {
+    /// Notes that TCP has an option now.
+    #[inline(always)]
+    pub fn note_option(&mut self, kind: u8) {
+        self.options[kind as usize >> 5] |= 1 << (kind & 31);
+    }
+
     /// Notes a fact.
     #[inline(always)]
     pub fn set(&mut self, number: u32, value: u32) {

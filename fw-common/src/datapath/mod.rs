@@ -24,6 +24,7 @@ pub mod quoted;
 pub mod reject;
 pub mod rewrite;
 pub mod scratch;
+pub mod segment_size;
 pub mod sets;
 pub mod sources;
 pub mod stage;

@@ -181,6 +181,14 @@ pub trait Packet {
     #[must_use]
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
 
+    /// Makes the frame longer or shorter, at its end; what is added is zero, and afterwards the stack
+    /// knows of no sum over all bytes of one that grew.
+    fn resize(&mut self, length: u32) -> bool;
+
+    /// The MTU of the path to an address: behind the interface of this hook, or else of whichever way
+    /// leads there, as much as can be if none does.
+    fn path_mtu(&self, family: Family, address: &Addr, behind: bool) -> u32;
+
     /// Where the kernel would send what goes to an address, and comes from an interface; false if it
     /// does not say.
     fn way_to(&self, address: &Addr, family: Family, device: u32, way: &mut WayBack) -> bool;

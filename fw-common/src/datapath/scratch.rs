@@ -13,6 +13,7 @@ use super::nat::Draft;
 use super::quoted::Quoted;
 use super::reject::Answer;
 use super::rewrite::Endpoint;
+use super::segment_size;
 use super::sets::Question;
 use super::sources::Sources;
 use super::tcp::Segment;
@@ -79,6 +80,8 @@ pub struct Scratch {
     pub transit_outside: Endpoint,
     /// The mark of the packet's flow.
     pub mark: FlowMark,
+    /// The option that a rule lowers.
+    pub segment_size: segment_size::Place,
     /// The flow being looked up.
     pub lookup: Lookup,
     /// The packet's TCP segment.

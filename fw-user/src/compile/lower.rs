@@ -8,12 +8,12 @@ use fw_common::abi::blob::{
 };
 use fw_common::abi::{Addr, ct};
 use fw_common::datapath::change::{HOPS_LESS, HOPS_MORE, HOPS_SET};
-use fw_common::datapath::flow_mark;
+use fw_common::datapath::{flow_mark, segment_size};
 
 use super::patterns::Patterns;
 use super::{Limits, Place, lists, ports, sets};
 use crate::addr;
-use crate::policy::change::{Change, FlowMark, HopChange};
+use crate::policy::change::{Change, FlowMark, HopChange, SegmentSize};
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
     Policy, PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
@@ -450,6 +450,8 @@ fn effect_of(change: Change) -> EffectFields {
             mode: HOPS_MORE,
             value,
         },
+        Change::SegmentSize(SegmentSize::Most(size)) => EffectFields::SegmentSize(size.into()),
+        Change::SegmentSize(SegmentSize::Path) => EffectFields::SegmentSize(segment_size::PATH),
         Change::NoTrack { .. } => EffectFields::Untracked,
         Change::FlowMark { mark, shift } => {
             let (mode, packet, flow) = match mark {

@@ -8,7 +8,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::change::{Change, FlowMark, HopChange, MarkShift};
+use super::change::{Change, FlowMark, HopChange, MarkShift, SegmentSize, asks_for_syn};
 use super::ids::TableName;
 use super::lists::arbitrary as lists;
 use super::model::{
@@ -146,7 +146,7 @@ fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value =
             target,
             counters,
         )| {
-            let matches = fragment.into_iter().chain(matches).chain(own).collect();
+            let matches: Vec<_> = fragment.into_iter().chain(matches).chain(own).collect();
             Rule {
                 // Masks and patterns that match everything are no matches.
                 source: source.filter(|prefix| prefix.not || !prefix.value.mask.is_unspecified()),
@@ -156,8 +156,8 @@ fn rule(family: Family, table: TableName, place: Place) -> impl Strategy<Value =
                 out_interface: out_interface
                     .filter(|pattern| pattern.not || pattern.value.0 != "+"),
                 protocol,
+                target: fitting(target, protocol, family, &matches),
                 matches,
-                target: fitting(target, protocol, family),
                 counters: Some(counters),
                 origin: Origin { file: 0, line: 0 },
             }
@@ -174,7 +174,12 @@ fn at_hook(chain: &str) -> BoxedStrategy<Option<Match>> {
 }
 
 /// `--to-ports` needs a protocol with ports, and a reset TCP.
-fn fitting(target: Target, protocol: Option<Negatable<u8>>, family: Family) -> Target {
+fn fitting(
+    target: Target,
+    protocol: Option<Negatable<u8>>,
+    family: Family,
+    matches: &[Match],
+) -> Target {
     let tcp = protocol.is_some_and(|protocol| !protocol.not && protocol.value == TCP);
     match target {
         Target::Reject(Reject::TcpReset) if !tcp => Target::Reject(Reject::default_of(family)),
@@ -182,6 +187,7 @@ fn fitting(target: Target, protocol: Option<Negatable<u8>>, family: Family) -> T
             ports: None,
             ..masquerade
         }),
+        Target::Change(Change::SegmentSize(_)) if !asks_for_syn(matches) => Target::Continue,
         other => other,
     }
 }
@@ -439,7 +445,7 @@ fn target(family: Family, table: TableName, place: Place) -> BoxedStrategy<Targe
         Just(Target::Return).boxed(),
     ];
     if table != TableName::Nat {
-        choices.push(change(table).prop_map(Target::Change).boxed());
+        choices.push(change(table, place).prop_map(Target::Change).boxed());
         choices.push(Just(Target::Drop).boxed());
     }
     if table == TableName::Filter {
@@ -483,9 +489,16 @@ fn flow_mark() -> impl Strategy<Value = Change> {
     (mark, option::weighted(0.2, shift)).prop_map(|(mark, shift)| Change::FlowMark { mark, shift })
 }
 
-fn change(table: TableName) -> BoxedStrategy<Change> {
+fn change(table: TableName, place: Place) -> BoxedStrategy<Change> {
     let mark = any::<(u32, u32)>().prop_map(|(value, mask)| Change::Mark { value, mask });
-    let mark = prop_oneof![mark, flow_mark()];
+    let segment = prop_oneof![1 => Just(SegmentSize::Path), 4 => (0..=65_495_u16).prop_map(SegmentSize::Most)]
+        .prop_map(move |size| match (size, place) {
+            (SegmentSize::Path, Place::Base("FORWARD" | "OUTPUT" | "POSTROUTING")) => size,
+            (SegmentSize::Path, _) => SegmentSize::Most(1),
+            _ => size,
+        })
+        .prop_map(Change::SegmentSize);
+    let mark = prop_oneof![mark, flow_mark(), segment];
     match table {
         TableName::Filter | TableName::Nat | TableName::Security => mark.boxed(),
         TableName::Raw => prop_oneof![

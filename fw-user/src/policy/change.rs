@@ -4,7 +4,7 @@ use std::fmt::{self, Write as _};
 
 use serde::{Deserialize, Serialize};
 
-use super::model::Family;
+use super::model::{Family, Match, Negatable, Tcp};
 
 /// One of these targets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -34,11 +34,22 @@ pub enum Change {
         /// `--left-shift-mark` or `--right-shift-mark`.
         shift: Option<MarkShift>,
     },
+    /// `-j TCPMSS`.
+    SegmentSize(SegmentSize),
     /// `-j NOTRACK`, or `-j CT --notrack`.
     NoTrack {
         /// Written as CT.
         as_ct: bool,
     },
+}
+
+/// `-j TCPMSS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SegmentSize {
+    /// `--set-mss`.
+    Most(u16),
+    /// `--clamp-mss-to-pmtu`.
+    Path,
 }
 
 /// `-j CONNMARK`.
@@ -88,6 +99,15 @@ pub enum HopChange {
 }
 
 impl Change {
+    /// The hooks from which a rule with it may be reached, if not all: only behind them a packet has its
+    /// way (`tcpmss_tg4_check`, net/netfilter/xt_TCPMSS.c).
+    pub(crate) fn hooks(&self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::SegmentSize(SegmentSize::Path) => Some(&["FORWARD", "OUTPUT", "POSTROUTING"]),
+            _ => None,
+        }
+    }
+
     /// The words of the target, `-j` included, as iptables-save 1.8.9 writes them.
     pub(crate) fn text(&self, family: Family) -> String {
         let mut text = String::new();
@@ -141,8 +161,24 @@ impl Change {
                     None => Ok(()),
                 }
             }
+            Self::SegmentSize(SegmentSize::Most(size)) => {
+                write!(f, "-j TCPMSS --set-mss {size}")
+            }
+            Self::SegmentSize(SegmentSize::Path) => f.write_str("-j TCPMSS --clamp-mss-to-pmtu"),
             Self::NoTrack { as_ct: true } => f.write_str("-j CT --notrack"),
             Self::NoTrack { as_ct: false } => f.write_str("-j NOTRACK"),
         }
     }
+}
+
+/// Whether one of the matches asks for a segment with SYN.
+pub(crate) fn asks_for_syn(matches: &[Match]) -> bool {
+    const SYN: u8 = 2;
+    matches.iter().any(|each| match each {
+        Match::Tcp(Tcp {
+            flags: Some(Negatable { not: false, value }),
+            ..
+        }) => value.set & SYN != 0,
+        _ => false,
+    })
 }

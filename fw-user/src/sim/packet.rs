@@ -35,6 +35,8 @@ pub struct SlicePacket {
     pub owner: Owner,
     /// Where the kernel would send an answer to it, if it knows.
     pub back: Option<WayBack>,
+    /// The MTU of all ways.
+    pub path_mtu: u32,
 }
 
 impl SlicePacket {
@@ -58,6 +60,7 @@ impl SlicePacket {
             packet_type: 0,
             owner: Owner::default(),
             back: None,
+            path_mtu: 1500,
         }
     }
 
@@ -267,6 +270,15 @@ impl Packet for SlicePacket {
 
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         self.store(offset, bytes)
+    }
+
+    fn resize(&mut self, length: u32) -> bool {
+        self.bytes.resize(length as usize, 0);
+        true
+    }
+
+    fn path_mtu(&self, _: Family, _: &Addr, _: bool) -> u32 {
+        self.path_mtu
     }
 
     fn way_to(&self, _: &Addr, _: Family, _: u32, way: &mut WayBack) -> bool {

@@ -53,6 +53,10 @@
 //!     host's kernel made it or a program. About a packet whose two ends are the same endpoint it is
 //!     taken for the kernel's, which goes the original way; a program's, made by a raw socket, goes
 //!     the reply's in netfilter. None is generated.
+//! 16. **The path to this host's own addresses.** TCPMSS's --clamp-mss-to-pmtu asks for the paths to both
+//!     ends. An ICMP error on loopback may have told an MTU of the path to an address of this host's own,
+//!     which counts for what this host sends; no program can ask for it, and in fwbpf such a path is as
+//!     wide as can be. --clamp-mss-to-pmtu is generated in FORWARD only.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

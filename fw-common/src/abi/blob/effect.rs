@@ -43,6 +43,8 @@ pub enum EffectFields {
     },
     /// The packet is not tracked.
     Untracked,
+    /// TCP's maximum segment size is lowered to this (`datapath::segment_size`).
+    SegmentSize(u32),
     /// The mark of the packet's flow, or the packet's from it (`datapath::flow_mark`).
     FlowMark {
         /// What is changed.
@@ -88,6 +90,8 @@ pub mod effect_kind {
     pub const UNTRACKED: u32 = 13;
     /// [`super::EffectFields::FlowMark`].
     pub const FLOW_MARK: u32 = 14;
+    /// [`super::EffectFields::SegmentSize`].
+    pub const SEGMENT_SIZE: u32 = 15;
     /// [`super::EffectFields::Sets`].
     pub const SETS: u32 = 20;
 }
@@ -155,6 +159,10 @@ impl EffectFields {
                 effect_kind::HOPS
             }
             EffectFields::Untracked => effect_kind::UNTRACKED,
+            EffectFields::SegmentSize(size) => {
+                cell.w[1] = size;
+                effect_kind::SEGMENT_SIZE
+            }
             EffectFields::FlowMark {
                 mode,
                 packet,

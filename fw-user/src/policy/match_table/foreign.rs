@@ -83,7 +83,6 @@ pub(crate) const TARGETS: &[TargetRow] = &[
     none("SNAT", BOTH, "To translate to the interface's own address use MASQUERADE."),
     none("SNPT", ONLY_V6, "Prefixes are not translated: use MASQUERADE."),
     none("SYNPROXY", BOTH, "The kernel's SYN cookies do it without a rule: `sysctl net.ipv4.tcp_syncookies=1`."),
-    none("TCPMSS", BOTH, "The MSS is not changed: set it on the route, `ip route ... advmss`."),
     none("TCPOPTSTRIP", BOTH, "TCP's options are not changed: leave the rule out."),
     none("TEE", BOTH, "Packets are not copied: use tc's mirred."),
     none("TPROXY", BOTH, "Packets are not handed to local sockets: let the service listen on the port itself."),

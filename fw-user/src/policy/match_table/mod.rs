@@ -7,6 +7,7 @@ mod foreign;
 mod log;
 mod matches;
 mod reject;
+mod segment_size;
 mod set_target;
 mod support;
 mod targets;
@@ -150,7 +151,7 @@ pub(crate) fn find_target(name: &str) -> Option<&'static TargetRow> {
 /// Every target.
 pub(crate) fn all_targets() -> impl Iterator<Item = &'static TargetRow> {
     let known = TARGETS.iter().chain(log::TARGETS).chain(change::TARGETS);
-    let known = known.chain(flow_mark::TARGETS);
+    let known = known.chain(flow_mark::TARGETS).chain(segment_size::TARGETS);
     let known = known.chain(set_target::TARGETS).chain(reject::TARGETS);
     known.chain(foreign::TARGETS)
 }

@@ -217,11 +217,19 @@ impl TableBuilder {
                     }
                     _ => None,
                 });
+                let misplaced = misplaced.or_else(|| match &rule.target {
+                    Target::Change(change) => {
+                        let hooks = change.hooks()?;
+                        let wrong = !hooks.contains(&start.as_str());
+                        wrong.then_some(("--clamp-mss-to-pmtu", hooks))
+                    }
+                    _ => None,
+                });
                 if let Some((name, hooks)) = misplaced
                     && !reported.contains(target)
                 {
                     reported.push(*target);
-                    let message = format!("the match `{name}` can be reached from {start}");
+                    let message = format!("`{name}` can be reached from {start}");
                     report.error(
                         Problem::wrong("wrong-chain", *target, message)
                             .expected(format!("a place that only {} reach", hooks.join(", "))),

@@ -1,7 +1,8 @@
-//! Marks of flows.
+//! Marks of flows, and TCPMSS.
 
 use rand::Rng;
 
+use super::Spot;
 use super::matches::one_of;
 
 /// CONNMARK.
@@ -37,4 +38,17 @@ pub fn change(random: &mut impl Rng) -> String {
 pub fn asked(random: &mut impl Rng, not: &str) -> String {
     let marks = ["0", "0x1", "0x0/0xff", "0x10/0xf0", "2/3", "0x1/0x1"];
     format!("-m connmark {not}--mark {}", one_of(random, &marks))
+}
+
+/// TCPMSS, with the match that it needs, for a rule of TCP.
+pub fn segment_size(random: &mut impl Rng, spot: Spot) -> String {
+    // Difference 16.
+    let size = if matches!(spot, Spot::Forward) && random.random_bool(0.4) {
+        "--clamp-mss-to-pmtu"
+    } else {
+        let sizes = ["536", "1000", "1220", "1360", "1400", "9000", "0"];
+        &format!("--set-mss {}", one_of(random, &sizes))
+    };
+    let flags = one_of(random, &["SYN,RST SYN", "SYN SYN", "SYN,ACK SYN"]);
+    format!("-m tcp --tcp-flags {flags} -j TCPMSS {size}")
 }

@@ -40,6 +40,11 @@ impl<R: Rng> Writer<'_, R> {
         ];
         for (name, spot) in chains {
             for _ in 0..self.upto(4) {
+                if self.chance(0.12) {
+                    let target = marks::segment_size(self.random, spot);
+                    rules.push(self.rule_of(name, spot, &target, Some("tcp")));
+                    continue;
+                }
                 let target = self.mangle_target();
                 let header = ["DSCP", "TOS", "HL"].map(|word| format!("-j {word} "));
                 let changes = header.iter().any(|word| target.starts_with(word));

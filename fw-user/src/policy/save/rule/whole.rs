@@ -1,6 +1,7 @@
 //! What can only be said when the whole line has been read.
 
 use super::{Line, LoadedMatch, Orphan, Reader};
+use crate::policy::change::{self, Change};
 use crate::policy::error::Problem;
 use crate::policy::match_table::{
     Argument, OptionRow, ReadOption, TargetDraft, Unfinished, find_match,
@@ -39,7 +40,10 @@ impl<'a> Reader<'a, '_, '_> {
                 TargetDraft::Reject(answer) => Target::Reject(self.answer(answer, span)),
                 TargetDraft::Masquerade(masquerade) => Target::Masquerade(masquerade),
                 TargetDraft::Change(draft) => match draft.change {
-                    Some(change) => Target::Change(change),
+                    Some(change) => {
+                        self.check_segments(change, span);
+                        Target::Change(change)
+                    }
                     None => {
                         let problem =
                             Problem::wrong("missing-option", span, "the target says nothing");
@@ -111,6 +115,17 @@ impl<'a> Reader<'a, '_, '_> {
             );
         }
         answer
+    }
+
+    /// TCPMSS stands in rules about SYN only (`find_syn_match`, net/netfilter/xt_TCPMSS.c).
+    fn check_segments(&mut self, change: Change, span: Span) {
+        if matches!(change, Change::SegmentSize(_)) && !change::asks_for_syn(&self.rule.matches) {
+            self.error(
+                Problem::wrong("needs-syn", span, "TCPMSS is for segments with SYN only")
+                    .expected("a rule with `-p tcp` and `--syn` or `--tcp-flags SYN,RST SYN`")
+                    .help("give the rule `-p tcp --tcp-flags SYN,RST SYN`"),
+            );
+        }
     }
 
     /// SET changes something, and only what it adds has times.
