@@ -10,6 +10,7 @@ use core::ops::ControlFlow;
 use super::fragment::link_key;
 use super::header::{Part, protocol};
 use super::packet::{Owner, Packet};
+use super::routing;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
@@ -139,6 +140,9 @@ impl Stage for Gather {
             && scratch.headers.part as u8 != Part::Later as u8
         {
             read_transport(packet, tables, scratch);
+        }
+        if features & HeaderFields::ROUTING != 0 {
+            routing::read(packet, tables, scratch);
         }
         if features & HeaderFields::CLOCK != 0 {
             read_clock(tables, scratch);

@@ -23,6 +23,7 @@ mod predicate;
 pub mod quoted;
 pub mod reject;
 pub mod rewrite;
+pub mod routing;
 pub mod scratch;
 pub mod segment_size;
 pub mod sets;

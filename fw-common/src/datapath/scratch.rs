@@ -13,6 +13,7 @@ use super::nat::Draft;
 use super::quoted::Quoted;
 use super::reject::Answer;
 use super::rewrite::Endpoint;
+use super::routing;
 use super::segment_size;
 use super::sets::Question;
 use super::sources::Sources;
@@ -82,6 +83,8 @@ pub struct Scratch {
     pub mark: FlowMark,
     /// The option that a rule lowers.
     pub segment_size: segment_size::Place,
+    /// The search for a routing header.
+    pub routing: routing::Search,
     /// The flow being looked up.
     pub lookup: Lookup,
     /// The packet's TCP segment.

@@ -7,7 +7,9 @@ use crate::addr;
 use crate::policy::change::Change;
 use crate::policy::lists::ListMatch;
 use crate::policy::model::{Family, Match, Negatable, Policy, Rule, Target};
-use crate::policy::packet_match::{AddressType, Ecn, Hops, Owner, PacketMatch, Statistic, Time};
+use crate::policy::packet_match::{
+    AddressType, Ecn, Hops, Owner, PacketMatch, Routing, Statistic, Time,
+};
 
 /// ECE and CWR of TCP's flags (RFC 3168, 6.1).
 const ECHO: u8 = 0x40;
@@ -94,6 +96,7 @@ impl Lowered {
                 not,
                 value: (value, mask),
             }) => return fact(*not, fact::FLOW_MARK, *mask, (*value, *value)),
+            PacketMatch::Routing(routing) => return routed(routing),
             PacketMatch::Cpu(Negatable { not, value }) => {
                 return fact(*not, fact::CPU, u32::MAX, (*value, *value));
             }
@@ -184,6 +187,44 @@ fn owned(owner: &Owner) -> Vec<PredicateFields> {
     socket.into_iter().chain(user).collect()
 }
 
+/// Without a routing header, nothing holds (`rt_mt6`, net/ipv6/netfilter/ip6t_rt.c).
+fn routed(routing: &Routing) -> Vec<PredicateFields> {
+    let ask = |not, mask, range| PredicateFields {
+        not,
+        condition: asks(fact::ROUTING, mask, range, false),
+    };
+    let mut predicates = vec![ask(false, 0, (0, 0))];
+    if let Some(Negatable { not, value }) = routing.kind {
+        predicates.push(ask(not, 0xff, (value.into(), value.into())));
+    }
+    if let Some(Negatable {
+        not,
+        value: (first, last),
+    }) = routing.left
+    {
+        let range = if first > 0xff {
+            NEVER
+        } else {
+            (first << 8, last.min(0xff) << 8)
+        };
+        predicates.push(ask(not, 0xff00, range));
+    }
+    if let Some(Negatable { not, value }) = routing.length {
+        // The header says how many times eight bytes follow the first eight.
+        let range = if value % 8 == 0 && (8..=2048).contains(&value) {
+            let written = (value / 8 - 1) << 16;
+            (written, written)
+        } else {
+            NEVER
+        };
+        predicates.push(ask(not, 0xff_0000, range));
+    }
+    predicates
+}
+
+/// No value is within it.
+const NEVER: (u32, u32) = (1, 0);
+
 fn when(time: &Time) -> Condition {
     let mut flags = 0;
     if time.kernel_zone {
@@ -228,6 +269,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Statistic(_) => 0,
             PacketMatch::AddressType(_) => HeaderFields::ADDRESS_KINDS,
             PacketMatch::FlowMark(_) => HeaderFields::FLOW_MARKS,
+            PacketMatch::Routing(_) => HeaderFields::ROUTING,
             PacketMatch::LinkSource(_) if !early => HeaderFields::FACTS | HeaderFields::LINKS,
             PacketMatch::Owner(_) => HeaderFields::OWNER,
             PacketMatch::Time(_) => HeaderFields::CLOCK,

@@ -407,7 +407,11 @@ fn dress(
     };
     let is_error = matches!(what, What::Error { .. });
     let dressing = if !is_error && random.random_bool(0.04) {
-        Dressing::Options
+        match random.random_range(0..4) {
+            0 => Dressing::Routing(0),
+            1 => Dressing::Routing(253),
+            _ => Dressing::Options,
+        }
     } else {
         Dressing::Plain
     };

@@ -34,6 +34,8 @@ pub enum Dressing {
     Plain,
     /// IPv4: four bytes of No-Operation options. IPv6: a destination options header of padding.
     Options,
+    /// IPv6: a routing header of this type, with no segments left. IPv4: nothing.
+    Routing(u8),
 }
 
 /// An IP packet with all checksums right.
@@ -215,8 +217,14 @@ impl Packet {
     /// IPv6 extension headers are part of the payload; IPv4 options are part of the header.
     fn dress(&self, protocol: u8, body: Vec<u8>) -> (u8, Vec<u8>) {
         const DESTINATION_OPTIONS: u8 = 60;
+        const ROUTING: u8 = 43;
         if self.dressing == Dressing::Plain || self.source.is_ipv4() {
             return (protocol, body);
+        }
+        if let Dressing::Routing(kind) = self.dressing {
+            let mut bytes = vec![protocol, 0, kind, 0, 0, 0, 0, 0];
+            bytes.extend(body);
+            return (ROUTING, bytes);
         }
         // PadN over the six bytes after next header and length (RFC 8200, 4.2).
         let mut bytes = vec![protocol, 0, 1, 4, 0, 0, 0, 0];
@@ -355,7 +363,7 @@ mod tests {
     #[test]
     fn built_packets_are_read_back() {
         for (source, destination) in [("192.0.2.1", "192.0.2.2"), ("2001:db8::1", "2001:db8::2")] {
-            for dressing in [Dressing::Plain, Dressing::Options] {
+            for dressing in [Dressing::Plain, Dressing::Options, Dressing::Routing(0)] {
                 let packet = Packet {
                     dressing,
                     ..udp(source, destination)

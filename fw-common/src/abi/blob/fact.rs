@@ -25,6 +25,8 @@ pub const SEGMENT: u32 = 9;
 pub const DCCP: u32 = 10;
 /// The flow's mark.
 pub const FLOW_MARK: u32 = 11;
+/// IPv6's routing header: type, segments left, and length, a byte each from the lowest.
+pub const ROUTING: u32 = 12;
 /// A bit for each [`address_kind`](crate::abi::device::address_kind) that the source is of.
 pub const SOURCE_KIND: u32 = 14;
 /// The same for the destination.

@@ -66,7 +66,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 18;
+pub const ABI_VERSION: u32 = 19;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
@@ -114,6 +114,8 @@ impl HeaderFields {
     pub const NAT6: u32 = 1 << 1;
     /// There are tables besides filter and nat: [`gate`] has cells.
     pub const GATES: u32 = 1 << 4;
+    /// A rule asks for IPv6's routing header.
+    pub const ROUTING: u32 = 1 << 10;
     /// Flows bear marks that rules set or ask for.
     pub const FLOW_MARKS: u32 = 1 << 9;
     /// A rule asks for one of [`fact`], or for the sender's link-layer address.

@@ -41,7 +41,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[
     no("rateest", BOTH, "Rates are not estimated: leave the rule out."),
     no("realm", ONLY_V4, "Routing realms are not looked up: match addresses."),
     no("rpfilter", BOTH, "Let the kernel do it: `sysctl net.ipv4.conf.all.rp_filter=1`."),
-    no("rt", ONLY_V6, "Routing headers are not matched; the kernel drops type 0 by itself (RFC 5095)."),
     no("socket", BOTH, "Sockets are not looked up: match ports."),
     no("srh", ONLY_V6, "Segment routing headers are not looked at: match addresses."),
     no("string", BOTH, "Payloads are not searched: match ports or addresses."),

@@ -139,7 +139,8 @@ pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
         .chain(matches::set::MATCHES)
         .chain(matches::recent::MATCHES)
         .chain(matches::hashlimit::MATCHES)
-        .chain(matches::addrtype::MATCHES);
+        .chain(matches::addrtype::MATCHES)
+        .chain(matches::routing::MATCHES);
     known.chain(foreign::MATCHES)
 }
 

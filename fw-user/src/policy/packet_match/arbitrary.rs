@@ -7,7 +7,7 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::{AddressType, Ecn, Hops, Owner, PacketMatch, Statistic, Time};
+use super::{AddressType, Ecn, Hops, Owner, PacketMatch, Routing, Statistic, Time};
 use crate::policy::model::{Family, Match, Negatable};
 
 /// A match for packets of any protocol, where no hook is asked for.
@@ -30,6 +30,10 @@ pub(crate) fn packet_match(family: Family) -> impl Strategy<Value = Match> {
         2 => negatable(statistic()).prop_map(PacketMatch::Statistic),
         2 => time().prop_map(PacketMatch::Time),
     ];
+    let plain = match family {
+        Family::Ipv4 => plain.boxed(),
+        Family::Ipv6 => prop_oneof![20 => plain, 1 => routing()].boxed(),
+    };
     plain.prop_map(Match::Packet)
 }
 
@@ -138,6 +142,20 @@ fn owner() -> impl Strategy<Value = Owner> {
         (any::<bool>(), user()).prop_map(|(not, user)| (Some(not), Some(user))),
     ]
     .prop_map(|(socket, user)| Owner { socket, user })
+}
+
+fn routing() -> impl Strategy<Value = PacketMatch> {
+    let part = || option::of(negatable(any::<u32>()));
+    (
+        option::of(negatable(any::<u8>())),
+        option::of(negatable(ordered(any::<u32>()))),
+        part(),
+    )
+        .prop_map(|(kind, left, length)| {
+            // Everything is what is taken for granted.
+            let left = left.filter(|left| left.not || left.value != (0, u32::MAX));
+            PacketMatch::Routing(Routing { kind, left, length })
+        })
 }
 
 fn statistic() -> impl Strategy<Value = Statistic> {

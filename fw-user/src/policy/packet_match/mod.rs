@@ -47,6 +47,8 @@ pub enum PacketMatch {
     Mark(Negatable<(u32, u32)>),
     /// `-m connmark --mark`: value and mask of the flow's mark.
     FlowMark(Negatable<(u32, u32)>),
+    /// `-m rt`.
+    Routing(Routing),
     /// `-m cpu --cpu`.
     Cpu(Negatable<u32>),
     /// `-m addrtype`.
@@ -98,6 +100,17 @@ pub struct Owner {
     pub socket: Option<bool>,
     /// `--uid-owner`, inclusive.
     pub user: Option<Negatable<(u32, u32)>>,
+}
+
+/// `-m rt`: of IPv6's routing header, whatever is said.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Routing {
+    /// `--rt-type`.
+    pub kind: Option<Negatable<u8>>,
+    /// `--rt-segsleft`, inclusive.
+    pub left: Option<Negatable<(u32, u32)>>,
+    /// `--rt-len`, in bytes.
+    pub length: Option<Negatable<u32>>,
 }
 
 /// `-m statistic`.
@@ -170,6 +183,7 @@ impl PacketMatch {
             Self::PacketType(_) => "pkttype",
             Self::Mark(_) => "mark",
             Self::FlowMark(_) => "connmark",
+            Self::Routing(_) => "rt",
             Self::Cpu(_) => "cpu",
             Self::AddressType(_) => "addrtype",
             Self::Owner(_) => "owner",

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::{AddressType, Ecn, Hops, Owner, PacketMatch, Statistic, Time};
+use super::{AddressType, Ecn, Hops, Owner, PacketMatch, Routing, Statistic, Time};
 use crate::policy::model::{Family, Negatable, Ports};
 
 impl PacketMatch {
@@ -79,6 +79,7 @@ impl PacketMatch {
                 not,
                 value: (value, mask),
             }) => write!(f, " {}--mark {}", bang(*not), Marked(*value, *mask)),
+            Self::Routing(routing) => write_routing(f, routing),
             Self::Cpu(Negatable { not, value }) => write!(f, " {}--cpu {value}", bang(*not)),
             Self::AddressType(types) => {
                 let sides = [("src", types.source), ("dst", types.destination)];
@@ -168,6 +169,19 @@ fn write_ecn(f: &mut String, ecn: &Ecn) -> fmt::Result {
     }
     if let Some(Negatable { not, value }) = ecn.transport {
         write!(f, " {}--ecn-ip-ect {value}", bang(not))?;
+    }
+    Ok(())
+}
+
+fn write_routing(f: &mut String, routing: &Routing) -> fmt::Result {
+    if let Some(Negatable { not, value }) = routing.kind {
+        write!(f, " {}--rt-type {value}", bang(not))?;
+    }
+    if let Some(Negatable { not, value }) = routing.left {
+        write!(f, " {}--rt-segsleft {}", bang(not), Range(value))?;
+    }
+    if let Some(Negatable { not, value }) = routing.length {
+        write!(f, " {}--rt-len {value}", bang(not))?;
     }
     Ok(())
 }

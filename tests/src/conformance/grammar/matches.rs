@@ -24,6 +24,7 @@ pub fn packet(
         2 | 3 => format!("-m length {not}--length {}", length(random)),
         4 => hops(random, not, family),
         5 => service(random, not),
+        6 | 7 if family == Family::Ipv6 && random.random_bool(0.3) => routing(random, not),
         6 => {
             let kinds = ["unicast", "unicast", "broadcast", "multicast"];
             format!("-m pkttype {not}--pkt-type {}", one_of(random, &kinds))
@@ -38,6 +39,24 @@ pub fn packet(
         12 => marks::asked(random, not),
         11 => address_type(random, not, family),
         _ => time(random, not),
+    }
+}
+
+fn routing(random: &mut impl Rng, not: &str) -> String {
+    let asked = [
+        "",
+        "--rt-type 0",
+        "--rt-type 253",
+        "--rt-segsleft 0",
+        "--rt-segsleft 1:255",
+        "--rt-len 8",
+        "--rt-len 24",
+        "--rt-len 9",
+    ];
+    match one_of(random, &asked) {
+        "" => "-m rt".into(),
+        "--rt-type 0" if random.random_bool(0.5) => format!("-m rt --rt-type 0 {not}--rt-len 8"),
+        asked => format!("-m rt {not}{asked}"),
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod addrtype;
 pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod recent;
+pub(crate) mod routing;
 pub(crate) mod set;
 
 pub(crate) use packet::MATCHES as PACKET_MATCHES;

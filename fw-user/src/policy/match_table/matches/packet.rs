@@ -6,7 +6,9 @@ use crate::policy::match_table::{
 };
 use crate::policy::model::{Match, Negatable, Ports};
 use crate::policy::names::{AH, DCCP, ESP, SCTP, TCP};
-use crate::policy::packet_match::{AddressType, Ecn, Hops, Owner, PacketMatch, Statistic, Time};
+use crate::policy::packet_match::{
+    AddressType, Ecn, Hops, Owner, PacketMatch, Routing, Statistic, Time,
+};
 use crate::policy::save::Value;
 use crate::policy::save::packet_values as values;
 use crate::policy::source::Span;
@@ -65,6 +67,14 @@ impl PacketDraft {
     pub fn address_type(&mut self) -> Option<&mut AddressType> {
         match &mut self.built {
             Some(PacketMatch::AddressType(types)) => Some(types),
+            _ => None,
+        }
+    }
+
+    /// The routing header, if the match is about that.
+    pub fn routing(&mut self) -> Option<&mut Routing> {
+        match &mut self.built {
+            Some(PacketMatch::Routing(routing)) => Some(routing),
             _ => None,
         }
     }
