@@ -13,6 +13,7 @@ use aya_ebpf::helpers::{
     bpf_skb_adjust_room, bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_store_bytes,
 };
 use fw_common::abi::event::Event;
+use fw_common::datapath::packet::{SUM_AS_IT_WAS, SUM_BROKEN, SUM_FINISHED};
 use fw_common::datapath::reject::Answer;
 
 /// `BPF_ADJ_ROOM_MAC`: room between the link layer's header and the network's.
@@ -108,6 +109,70 @@ pub fn add_up(
     true
 }
 
+/// [`fw_common::datapath::packet::Packet::finish_sum`]; the first two offsets are in one number, as for
+/// [`make_room`], which has the stack forget that anything was left to the card.
+///
+/// The field holds the sum of the pseudo header: the sum of all bytes, the field among them, is the one
+/// that is missing (`skb_checksum_help`, net/core/dev.c).
+#[inline(never)]
+pub fn finish_sum(
+    skb: *mut __sk_buff,
+    offsets: u32,
+    end: u32,
+    field: u32,
+    room: &mut [u8; Event::PACKET],
+) -> u32 {
+    /// As many as there is room for go at once.
+    const CHUNK: u32 = Event::PACKET as u32;
+    const CHUNKS: u32 = MOST / CHUNK;
+    let (l3, l4) = (offsets & 0xffff, offsets >> 16);
+    // SAFETY: the context is valid, and the verifier allows these loads.
+    let (segment, mark) = unsafe {
+        (
+            (&raw const (*skb).gso_size).read_volatile(),
+            (&raw const (*skb).mark).read_volatile(),
+        )
+    };
+    let keep = end.wrapping_sub(l3);
+    if segment != 0 || keep > MOST || l4 > DEEPEST || !is_unfinished(skb, l3 + 4) {
+        return SUM_AS_IT_WAS;
+    }
+    let (mut at, mut sum) = (l4, 0);
+    for _ in 0..CHUNKS {
+        let left = end.wrapping_sub(at);
+        if left == 0 || left > MOST {
+            break;
+        }
+        let length = if left < CHUNK { left } else { CHUNK };
+        if !add_up(skb, at, length, &mut sum, room) {
+            return SUM_AS_IT_WAS;
+        }
+        at = at.wrapping_add(length);
+    }
+    let folded = (sum & 0xffff) + (sum >> 16);
+    let folded = (folded & 0xffff) + (folded >> 16);
+    let finished = match !(folded as u16) {
+        0 => 0xffff_u16,
+        other => other,
+    };
+    // SAFETY: the helper reads the two bytes and checks the packet's bounds itself; programs may write
+    // the mark.
+    unsafe {
+        let bytes = (&raw const finished).cast::<c_void>();
+        if bpf_skb_store_bytes(skb, field, bytes, 2, 0) != 0
+            || !make_room(skb, offsets, keep << 16, room)
+        {
+            return SUM_BROKEN;
+        }
+        (&raw mut (*skb).mark).write_volatile(mark);
+    }
+    SUM_FINISHED
+}
+
+/// The longest packet that [`make_room`] takes, and the deepest transport header.
+const MOST: u32 = 1280;
+const DEEPEST: u32 = 240;
+
 /// [`fw_common::datapath::packet::Packet::make_room`]; the numbers go in pairs, the first in the low
 /// half, as functions take five arguments.
 ///
@@ -127,7 +192,7 @@ pub fn make_room(
     const LEAST: u32 = 40;
     let (l3, l4) = (offsets & 0xffff, offsets >> 16);
     let (front, keep) = (lengths & 0xffff, lengths >> 16);
-    if l4 > 240 || l3 > l4 || front > 64 || keep > 1280 {
+    if l4 > DEEPEST || l3 > l4 || front > 64 || keep > MOST {
         return false;
     }
     let taken = l4 + 8;

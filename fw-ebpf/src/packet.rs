@@ -25,7 +25,7 @@ use fw_common::abi::{Addr, Family};
 use fw_common::abi::flow::Flow;
 use fw_common::datapath::checksum::Difference;
 use fw_common::datapath::header::protocol;
-use fw_common::datapath::packet::{Destination, Owner, Packet, Route, Way};
+use fw_common::datapath::packet::{Destination, Owner, Packet, Route, SUM_AS_IT_WAS, Way};
 use fw_common::datapath::reject::WayBack;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::stage::Stage;
@@ -333,6 +333,18 @@ impl Packet for SkbPacket {
     }
 
     #[inline(always)]
+    fn finish_sum(
+        &mut self,
+        l3: u32,
+        l4: u32,
+        end: u32,
+        field: u32,
+        room: &mut [u8; Event::PACKET],
+    ) -> u32 {
+        answer::finish_sum(self.0, l3 | l4 << 16, end, field, room)
+    }
+
+    #[inline(always)]
     fn resize(&mut self, length: u32) -> bool {
         answer::resize(self.0, length)
     }
@@ -594,6 +606,11 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         self.store(offset, bytes)
+    }
+
+    #[inline(always)]
+    fn finish_sum(&mut self, _: u32, _: u32, _: u32, _: u32, _: &mut [u8; Event::PACKET]) -> u32 {
+        SUM_AS_IT_WAS
     }
 
     #[inline(always)]

@@ -5,6 +5,7 @@
 //! fast path does not cache a way through the chains with an effect on it.
 
 use super::change::change;
+use super::fill::fill;
 use super::log::log;
 use super::packet::Packet;
 use super::scratch::Scratch;
@@ -55,6 +56,7 @@ impl Stage for Act {
                 change_sets(tables, scratch, cell);
                 ACTED
             }
+            effect_kind::FILL_SUM => fill(packet, scratch),
             effect_kind::SEGMENT_SIZE => {
                 let size = cell.w[1];
                 lower(packet, tables, scratch, size)

@@ -10,6 +10,7 @@ pub mod classify;
 pub mod conntrack;
 pub mod effect;
 pub mod facts;
+mod fill;
 pub mod flow_mark;
 pub mod forward;
 pub mod frame;

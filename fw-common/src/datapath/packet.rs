@@ -50,6 +50,13 @@ pub struct Route {
     pub destination: [u8; 6],
 }
 
+/// A result of [`Packet::finish_sum`]: nothing was left to the card, or it is too much for a program.
+pub const SUM_AS_IT_WAS: u32 = 0;
+/// Another: it is finished.
+pub const SUM_FINISHED: u32 = 1;
+/// And the last.
+pub const SUM_BROKEN: u32 = 2;
+
 /// Who sends a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
@@ -180,6 +187,18 @@ pub trait Packet {
     /// its bytes follows.
     #[must_use]
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()>;
+
+    /// Finishes the transport checksum at `field`, if it was left to the card, and has the stack know:
+    /// [`SUM_AS_IT_WAS`], [`SUM_FINISHED`], or [`SUM_BROKEN`] if the packet is worth nothing now. The IP
+    /// packet begins at `l3` and ends before `end`.
+    fn finish_sum(
+        &mut self,
+        l3: u32,
+        l4: u32,
+        end: u32,
+        field: u32,
+        room: &mut [u8; Event::PACKET],
+    ) -> u32;
 
     /// Makes the frame longer or shorter, at its end; what is added is zero, and afterwards the stack
     /// knows of no sum over all bytes of one that grew.

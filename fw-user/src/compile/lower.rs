@@ -452,6 +452,7 @@ fn effect_of(change: Change) -> EffectFields {
         },
         Change::SegmentSize(SegmentSize::Most(size)) => EffectFields::SegmentSize(size.into()),
         Change::SegmentSize(SegmentSize::Path) => EffectFields::SegmentSize(segment_size::PATH),
+        Change::FillSum => EffectFields::FillSum,
         Change::NoTrack { .. } => EffectFields::Untracked,
         Change::FlowMark { mark, shift } => {
             let (mode, packet, flow) = match mark {

@@ -508,6 +508,7 @@ fn change(table: TableName, place: Place) -> BoxedStrategy<Change> {
         .boxed(),
         TableName::Mangle => prop_oneof![
             mark,
+            Just(Change::FillSum),
             (0..=0x3f_u8).prop_map(Change::Dscp),
             any::<(u8, u8)>().prop_map(|(value, mask)| Change::Tos { value, mask }),
             any::<u8>().prop_map(|value| Change::Hops(HopChange::Set(value))),

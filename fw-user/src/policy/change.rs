@@ -36,6 +36,8 @@ pub enum Change {
     },
     /// `-j TCPMSS`.
     SegmentSize(SegmentSize),
+    /// `-j CHECKSUM --checksum-fill`.
+    FillSum,
     /// `-j NOTRACK`, or `-j CT --notrack`.
     NoTrack {
         /// Written as CT.
@@ -165,6 +167,7 @@ impl Change {
                 write!(f, "-j TCPMSS --set-mss {size}")
             }
             Self::SegmentSize(SegmentSize::Path) => f.write_str("-j TCPMSS --clamp-mss-to-pmtu"),
+            Self::FillSum => f.write_str("-j CHECKSUM --checksum-fill"),
             Self::NoTrack { as_ct: true } => f.write_str("-j CT --notrack"),
             Self::NoTrack { as_ct: false } => f.write_str("-j NOTRACK"),
         }

@@ -2,7 +2,9 @@
 
 use fw_common::abi::event::Event;
 use fw_common::abi::{Addr, Family};
-use fw_common::datapath::packet::{Destination, Owner, Packet, Route, Way};
+use fw_common::datapath::packet::{
+    Destination, Owner, Packet, Route, SUM_AS_IT_WAS, SUM_BROKEN, SUM_FINISHED, Way,
+};
 use fw_common::datapath::reject::WayBack;
 
 /// A frame, and what the kernel would know about it besides its bytes.
@@ -270,6 +272,38 @@ impl Packet for SlicePacket {
 
     fn write<const N: usize>(&mut self, offset: u32, bytes: [u8; N]) -> Option<()> {
         self.store(offset, bytes)
+    }
+
+    fn finish_sum(
+        &mut self,
+        _l3: u32,
+        l4: u32,
+        end: u32,
+        field: u32,
+        _room: &mut [u8; Event::PACKET],
+    ) -> u32 {
+        let mut sum = 0;
+        if !self.partial_sum
+            || !self.add_up(
+                l4,
+                end.saturating_sub(l4),
+                &mut sum,
+                &mut [0; Event::PACKET],
+            )
+        {
+            return SUM_AS_IT_WAS;
+        }
+        let finished = match !(sum as u16) {
+            0 => 0xffff,
+            other => other,
+        };
+        match self.store(field, finished.to_ne_bytes()) {
+            Some(()) => {
+                self.partial_sum = false;
+                SUM_FINISHED
+            }
+            None => SUM_BROKEN,
+        }
     }
 
     fn resize(&mut self, length: u32) -> bool {

@@ -43,6 +43,8 @@ pub enum EffectFields {
     },
     /// The packet is not tracked.
     Untracked,
+    /// A checksum that was left to the card is finished (`datapath::fill`).
+    FillSum,
     /// TCP's maximum segment size is lowered to this (`datapath::segment_size`).
     SegmentSize(u32),
     /// The mark of the packet's flow, or the packet's from it (`datapath::flow_mark`).
@@ -92,6 +94,8 @@ pub mod effect_kind {
     pub const FLOW_MARK: u32 = 14;
     /// [`super::EffectFields::SegmentSize`].
     pub const SEGMENT_SIZE: u32 = 15;
+    /// [`super::EffectFields::FillSum`].
+    pub const FILL_SUM: u32 = 16;
     /// [`super::EffectFields::Sets`].
     pub const SETS: u32 = 20;
 }
@@ -159,6 +163,7 @@ impl EffectFields {
                 effect_kind::HOPS
             }
             EffectFields::Untracked => effect_kind::UNTRACKED,
+            EffectFields::FillSum => effect_kind::FILL_SUM,
             EffectFields::SegmentSize(size) => {
                 cell.w[1] = size;
                 effect_kind::SEGMENT_SIZE

@@ -174,6 +174,16 @@ pub(crate) const TARGETS: &[TargetRow] = &[
         ],
     },
     TargetRow {
+        name: "CHECKSUM",
+        families: BOTH,
+        support: Support::Yes,
+        note: "`--checksum-fill`, of TCP and UDP in packets of up to 1280 bytes; longer ones leave as \
+               without the rule.",
+        start: lacking("--checksum-fill"),
+        tables: &[TableName::Mangle],
+        options: &[option!(&["checksum-fill"], 0, |argument| Change::FillSum)],
+    },
+    TargetRow {
         name: "NOTRACK",
         families: BOTH,
         support: Support::Yes,

@@ -63,7 +63,6 @@ const fn none(name: &'static str, families: &'static [Family], note: &'static st
 #[rustfmt::skip]
 pub(crate) const TARGETS: &[TargetRow] = &[
     none("AUDIT", BOTH, "There is no audit record: read the rule's counters with `fwbpf show`."),
-    none("CHECKSUM", BOTH, "Checksums are kept right without it: leave the rule out."),
     none("CLASSIFY", BOTH, "Traffic classes are not set: use tc."),
     none("CLUSTERIP", ONLY_V4, "There is no load sharing among machines: leave the rule out."),
     none("CONNSECMARK", BOTH, "Flows bear no marks: leave the rule out."),

@@ -132,6 +132,7 @@ impl<R: Rng> Writer<'_, R> {
                     .expect("not empty");
                 format!("-j {target} --{option}-{how} {value}")
             }
+            6 if self.chance(0.2) => "-j CHECKSUM --checksum-fill".into(),
             6 => "-j ACCEPT".into(),
             7 => "-j RETURN".into(),
             8 if self.chance(0.2) => "-j DROP".into(),
