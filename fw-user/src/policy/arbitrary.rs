@@ -485,7 +485,7 @@ fn flow_mark() -> impl Strategy<Value = Change> {
         1 => FlowMark::Save { packet, flow },
         _ => FlowMark::Restore { packet, flow },
     });
-    let shift = (any::<bool>(), 0..32_u8).prop_map(|(right, bits)| MarkShift { right, bits });
+    let shift = (any::<bool>(), 1..32_u8).prop_map(|(right, bits)| MarkShift { right, bits });
     (mark, option::weighted(0.2, shift)).prop_map(|(mark, shift)| Change::FlowMark { mark, shift })
 }
 

@@ -85,7 +85,7 @@ pub enum FlowMark {
 pub struct MarkShift {
     /// To the right.
     pub right: bool,
-    /// At most 31.
+    /// From 1 to 31.
     pub bits: u8,
 }
 

@@ -58,7 +58,7 @@ impl FlowMarkDraft {
         };
         Ok(Change::FlowMark {
             mark,
-            shift: self.shift,
+            shift: self.shift.filter(|shift| shift.bits != 0),
         })
     }
 }
