@@ -31,6 +31,45 @@ const RULES: &str = "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT AC
     *nat\n:POSTROUTING ACCEPT [0:0]\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n";
 const MASQUERADED: [(Family, &str); 2] = [(Family::Ipv4, RULES), (Family::Ipv6, RULES)];
 
+/// The most common rule of all in the table mangle: only the first two segments meet it.
+#[test]
+fn a_rule_about_syn_leaves_it_on() {
+    const RULE: &str =
+        "-A FORWARD -p tcp -m tcp --tcp-flags SYN,RST SYN -j TCPMSS --clamp-mss-to-pmtu";
+    with_fwbpf("fast_path_syn", &[], |lab, fwbpf| {
+        let rules = format!("*mangle\n{RULE}\nCOMMIT\n");
+        fwbpf.load_with(&[], &[(Family::Ipv4, &rules), (Family::Ipv6, &rules)])?;
+        tcp_echo(&lab.outside, 7)?;
+        for version in 0..2 {
+            let family = [Family::Ipv4, Family::Ipv6][version];
+            let before = event(&fwbpf.json(&["status"])?, "fast_path")?;
+            let far = SocketAddr::new(ip(INTERNET[version]), 7);
+            let mut stream = connect(&lab.container1, None, far, PATIENCE)?;
+            for _ in 0..ROUNDS {
+                round_trip(&mut stream, b"text")?;
+            }
+            let sent_on = event(&fwbpf.json(&["status"])?, "fast_path")? - before;
+            ensure!(sent_on >= ROUNDS, "{sent_on} segments took the fast path");
+            let save = fwbpf.save(family)?;
+            let (met, _) = count(&save, RULE)?;
+            ensure!(met == 2, "{met} segments met the rule in\n{save}");
+            let policy = save.lines().skip_while(|line| *line != "*mangle");
+            let policy = policy
+                .clone()
+                .find(|line| line.starts_with(":FORWARD ACCEPT ["));
+            let counted = policy
+                .and_then(|line| line.split_once('[')?.1.split_once(':'))
+                .and_then(|(packets, _)| packets.parse::<u64>().ok())
+                .context("the policy's counter")?;
+            ensure!(
+                counted > 2 * ROUNDS,
+                "the policy counts {counted} in\n{save}"
+            );
+        }
+        Ok(())
+    });
+}
+
 #[test]
 fn established_flows_take_it_and_are_counted_alike() {
     with_fwbpf("fast_path_counts", &[], |lab, fwbpf| {

@@ -185,15 +185,21 @@ fn by_label<'t, T: Tables>(tables: &'t T, lookup: &mut Lookup, direction: u8) ->
         // An alias says which endpoint the translated source is: the one that opened the flow.
         let opened_low = flow.status.get() & Flow::LOW_OPENED != 0;
         if (opened_low != from_low) as u8 == direction || lookup.tuple.is_to_itself() {
-            return if flow.is_alias() {
-                tables.flow(&flow.other)
-            } else {
-                Some(flow)
-            };
+            return own(tables, flow);
         }
     }
     lookup.key.kind = FlowKey::SECOND;
-    tables.flow(&lookup.key)
+    own(tables, tables.flow(&lookup.key)?)
+}
+
+/// The flow itself, if this is its alias.
+#[inline(always)]
+fn own<'t, T: Tables>(tables: &'t T, flow: &'t Flow) -> Option<&'t Flow> {
+    if flow.is_alias() {
+        tables.flow(&flow.other)
+    } else {
+        Some(flow)
+    }
 }
 
 /// The stage of [`keep`].
@@ -224,16 +230,10 @@ impl Stage for KeepMark {
 
 #[inline(never)]
 fn store<T: Tables>(tables: &T, scratch: &Scratch) {
-    let Some(mut flow) = tables.flow(&scratch.mark.key) else {
-        return;
-    };
-    if flow.is_alias() {
-        flow = match tables.flow(&flow.other) {
-            Some(flow) => flow,
-            None => return,
-        };
+    let named = tables.flow(&scratch.mark.key);
+    if let Some(flow) = named.and_then(|flow| own(tables, flow)) {
+        flow.mark().set(scratch.mark.value);
     }
-    flow.mark().set(scratch.mark.value);
 }
 
 /// Leaves the mark for the hook that stores the flow. One that is left from a packet before must not

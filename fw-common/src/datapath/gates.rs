@@ -8,6 +8,7 @@ use super::packet::Packet;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::Tables;
+use super::tcp::flag;
 use crate::abi::blob::{BaseChain, GATES, HeaderFields, gate};
 
 /// What a chain needs: one of [`gate`]'s words.
@@ -66,10 +67,15 @@ impl Stage for Meet {
 #[inline(never)]
 fn meet<T: Tables>(tables: &T, scratch: &Scratch, place: u32) -> u32 {
     let word = word(tables, scratch, place as usize);
-    if word != gate::WALK && word != gate::NONE {
-        let packets = scratch.query.packets as u32;
-        tables.hit(word.wrapping_sub(1), packets, scratch.headers.bytes);
+    if word == gate::WALK || word == gate::NONE {
+        return word;
     }
+    if word & gate::SYN != 0 && scratch.headers.tcp_flags & flag::SYN != 0 {
+        return gate::WALK;
+    }
+    let packets = scratch.query.packets as u32;
+    let slot = (word & !gate::SYN).wrapping_sub(1);
+    tables.hit(slot, packets, scratch.headers.bytes);
     word
 }
 

@@ -31,8 +31,8 @@ pub use table_set::{BlobError, TableSet, decode_meta};
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{
     ANSWERS, AnswerFields, BaseChain, Cell, Chain as ChainView, ChainFields, DIRECTORY, EMPTY_NAT,
-    EffectFields, Filter, GATES, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields, RuleFields,
-    TIMEOUTS, chain_kind, gate,
+    EffectFields, Filter, GATES, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields,
+    Rule as RuleView, RuleFields, TIMEOUTS, chain_kind, gate,
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
@@ -190,12 +190,28 @@ fn gates(cells: &[Cell], family: AbiFamily) -> Cell {
         let chain = ChainView(&cells[(DIRECTORY + base.id(family)) as usize]);
         if chain.kind() == chain_kind::ABSENT {
             gate::NONE
-        } else if chain.count() == 0 && chain.policy() == ChainView::ACCEPT {
+        } else if chain.policy() != ChainView::ACCEPT {
+            gate::WALK
+        } else if chain.count() == 0 {
             chain.policy_slot() + 1
+        } else if asks_for_syn(cells, chain) {
+            (chain.policy_slot() + 1) | gate::SYN
         } else {
             gate::WALK
         }
     }))
+}
+
+const _: () = assert!(COUNTER_SLOTS_MAX < gate::SYN);
+
+/// Whether all rules of a chain are about TCP segments with SYN, as those with TCPMSS are.
+fn asks_for_syn(cells: &[Cell], chain: ChainView<'_>) -> bool {
+    const SYN: u32 = 2;
+    let asks = |index| {
+        let rule = RuleView(&cells[(chain.first() + index * chain.stride()) as usize]);
+        rule.tcp_flags_set() & SYN != 0
+    };
+    chain.kind() == chain_kind::LINEAR && (0..chain.count()).all(asks)
 }
 
 fn features(policy: &Policy) -> u32 {

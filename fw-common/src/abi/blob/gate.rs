@@ -6,8 +6,11 @@ use super::{BaseChain, Cell};
 /// A word of the cell: there is no such chain.
 pub const NONE: u32 = 0;
 /// A word of the cell: packets go through the chain. Any other is the counter of the policy, plus one,
-/// of a chain that has no rules and accepts.
+/// of a chain that accepts and has no rules, or none for most packets ([`SYN`]).
 pub const WALK: u32 = u32::MAX;
+/// Beside a counter: packets go through the chain if they are TCP segments with SYN, of which all its
+/// rules are; of the others it only counts.
+pub const SYN: u32 = 1 << 31;
 /// The word that is not zero if a chain that forwarded packets meet is more than a counter: the fast
 /// path then leaves all to the chains.
 pub const SLOW: usize = 15;

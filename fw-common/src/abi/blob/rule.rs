@@ -159,6 +159,11 @@ pub const fn pack_range((first, last): (u16, u16)) -> u32 {
 pub struct Rule<'a>(pub &'a Cell);
 
 impl Rule<'_> {
+    /// The TCP flags that must be set.
+    #[inline(always)]
+    pub fn tcp_flags_set(&self) -> u32 {
+        self.0.w[7] >> 8 & 0xff
+    }
     /// See [`RuleFields::index`].
     #[inline(always)]
     pub fn index(&self) -> u32 {
