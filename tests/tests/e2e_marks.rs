@@ -21,8 +21,10 @@ fn a_mark_that_prerouting_sets_chooses_the_route() {
                 let mut ip = lab.server.command("ip");
                 run(ip.arg(version_flag).args(words.split(' ')))?;
             }
-            lab.other
-                .ip(&format!("address add {far}/{length} dev lo"))?;
+            lab.other.ip(&format!(
+                "address add {far}/{length} dev lo{}",
+                ["", " nodad"][version]
+            ))?;
             let by_default = udp(&lab.outside, ip(far), 5000)?;
             let by_mark = udp(&lab.other, ip(far), 5001)?;
             let astray = udp(&lab.outside, ip(far), 5001)?;
@@ -43,9 +45,9 @@ fn a_mark_that_prerouting_sets_chooses_the_route() {
 #[test]
 fn a_flow_keeps_its_mark_and_gives_it_to_its_packets() {
     with_fwbpf("flow_marks", &[], |lab, fwbpf| {
-        // The first packet of a flow marks it; those that the mark does not fit any more get it, too.
+        // A packet of six bytes marks its flow; those that the mark does not fit any more get it, too.
         const RULES: &str = "*mangle\n\
-            -A PREROUTING -i docker0 -p udp -m conntrack --ctstate NEW -m length --length 34 -j CONNMARK --set-mark 0x7\n\
+            -A PREROUTING -i docker0 -p udp -m length --length 34 -j CONNMARK --set-mark 0x7\n\
             -A PREROUTING -i docker0 -j CONNMARK --restore-mark\nCOMMIT\n\
             *filter\n-A FORWARD -p udp -m connmark ! --mark 7 -m mark ! --mark 7 -j ACCEPT\n\
             -A FORWARD -m connmark --mark 7 -m mark --mark 7 -j ACCEPT\n-A FORWARD -p udp -j DROP\nCOMMIT\n";
@@ -64,7 +66,10 @@ fn a_flow_keeps_its_mark_and_gives_it_to_its_packets() {
                 let mut ip = lab.server.command("ip");
                 run(ip.arg(version_flag).args(words.split(' ')))?;
             }
-            lab.other.ip(&format!("address add {far_prefix} dev lo"))?;
+            lab.other.ip(&format!(
+                "address add {far_prefix} dev lo{}",
+                ["", " nodad"][version]
+            ))?;
             let by_default = udp(&lab.outside, ip(far), 5000)?;
             let by_mark = udp(&lab.other, ip(far), 5000)?;
             let plain = udp(&lab.container1, ip(CONTAINER1[version]), 6000)?;
@@ -75,6 +80,17 @@ fn a_flow_keeps_its_mark_and_gives_it_to_its_packets() {
             for text in [&b"marked"[..], b"what follows"] {
                 send(&marked, ip(far), 5000, text)?;
                 ensure!(datagram(&by_mark)?.is_some(), "the marked way to {far}");
+            }
+            // A flow that is there already is marked by a later packet.
+            let later = udp(&lab.container1, ip(CONTAINER1[version]), 6002)?;
+            send(&later, ip(far), 5000, b"plain")?;
+            ensure!(datagram(&by_default)?.is_some(), "the usual way to {far}");
+            for text in [&b"marked"[..], b"what follows"] {
+                send(&later, ip(far), 5000, text)?;
+                ensure!(
+                    datagram(&by_mark)?.is_some(),
+                    "the way to {far} once marked"
+                );
             }
             let flows = fwbpf.text(&["flows", "--sport", "6001", "--src", CONTAINER1[version]])?;
             ensure!(flows.contains("mark=7"), "{flows}");
