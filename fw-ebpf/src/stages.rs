@@ -9,6 +9,7 @@ use core::arch::asm;
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::datapath::classify::Traverse;
+use fw_common::datapath::conntrack::LookUp;
 use fw_common::datapath::early::SendOn;
 use fw_common::datapath::effect::{self, Act};
 use fw_common::datapath::egress::PlaceOut;
@@ -27,6 +28,8 @@ use fw_common::datapath::sources;
 use fw_common::datapath::stage::{Name, Stage};
 use fw_common::datapath::start::Begin;
 use fw_common::datapath::tcp::{self, Segment};
+use fw_common::datapath::transit::{FindOnWay, SettleName, TakeName};
+use fw_common::datapath::translation::Choose;
 use fw_common::datapath::window::ReadOptions;
 
 use crate::maps;
@@ -78,6 +81,11 @@ stages! {
     fwbpf_keep_mark: KeepMark, SkbPacket(__sk_buff), BpfTables;
     fwbpf_options: ReadOptions, SkbPacket(__sk_buff), BpfTables;
     fwbpf_respond: Respond, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_choose: Choose, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_look_up: LookUp, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_find_on_way: FindOnWay, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_take_name: TakeName, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_settle_name: SettleName, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
     fwbpf_xdp_send_on: SendOn, XdpPacket(xdp_md), BpfTables;
     fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
@@ -219,6 +227,11 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::Meet => fwbpf_meet(skb, argument),
         Name::FindMark => fwbpf_find_mark(skb, argument),
         Name::KeepMark => fwbpf_keep_mark(skb, argument),
+        Name::Choose => fwbpf_choose(skb, argument),
+        Name::LookUp => fwbpf_look_up(skb, argument),
+        Name::FindOnWay => fwbpf_find_on_way(skb, argument),
+        Name::TakeName => fwbpf_take_name(skb, argument),
+        Name::SettleName => fwbpf_settle_name(skb, argument),
     }
 }
 
@@ -242,6 +255,11 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         | Name::Gather
         | Name::Meet
         | Name::FindMark
-        | Name::KeepMark => None,
+        | Name::KeepMark
+        | Name::Choose
+        | Name::LookUp
+        | Name::FindOnWay
+        | Name::TakeName
+        | Name::SettleName => None,
     }
 }

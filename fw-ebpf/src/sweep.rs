@@ -7,7 +7,7 @@
 //! apart, and a flow marked as dying is absent for every packet in between.
 
 use fw_common::abi::Family;
-use fw_common::abi::flow::FlowKey;
+use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::datapath::conntrack::end_flow;
 use fw_common::datapath::lists::{self, Change, change};
 use fw_common::datapath::packet::Packet;
@@ -45,6 +45,9 @@ pub fn sweep<P: Packet>(packet: &P, tables: &BpfTables) -> Swept {
             links().is_some_and(|room| leads_to_flow(tables, &key, room))
         } else {
             tables.flow(&flow.other).is_some()
+                || flow.status.get() & Flow::TENTATIVE != 0
+                    && !forced
+                    && flow.expires.get() >= tables.now()
         };
         if is_needed {
             return Swept::Kept;

@@ -265,7 +265,7 @@ impl Tables for BpfTables {
     #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {
         // SAFETY: copied out at once; a record recycled meanwhile belongs to another datagram,
-        // and is 24 bytes of plain integers.
+        // and is 48 bytes of plain integers.
         unsafe { FRAGMENTS.get(key) }.copied()
     }
 

@@ -28,6 +28,20 @@ pub fn from_abi(family: Family, address: Addr) -> IpAddr {
     }
 }
 
+/// The first addresses that are of IPv4, and zeros.
+pub fn first4<const N: usize>(addresses: impl Iterator<Item = IpAddr>) -> [u32; N] {
+    let mut own = addresses
+        .filter(IpAddr::is_ipv4)
+        .map(|address| to_abi(address)[0]);
+    std::array::from_fn(|_| own.next().unwrap_or_default())
+}
+
+/// The same for IPv6.
+pub fn first6<const N: usize>(addresses: impl Iterator<Item = IpAddr>) -> [Addr; N] {
+    let mut own = addresses.filter(IpAddr::is_ipv6).map(to_abi);
+    std::array::from_fn(|_| own.next().unwrap_or_default())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -21,7 +21,7 @@ pub struct FlowKey {
     pub high_port: u16,
     /// Protocol number.
     pub protocol: u8,
-    /// [`FlowKey::FIRST`], [`FlowKey::SECOND`] or [`FlowKey::SOURCE`].
+    /// [`FlowKey::FIRST`] or one of its siblings.
     pub kind: u8,
     /// [`Family`] as a number.
     pub family: u8,
@@ -38,6 +38,12 @@ impl FlowKey {
     /// Not a flow's, but a source's name: its endpoint is the lower one, the higher one is zero
     /// (`datapath::sources`).
     pub const SOURCE: u8 = 2;
+    /// The first of [`FlowKey::TRANSITS`] names for the endpoints of a packet whose destination is
+    /// translated, and whose source is still to be: what it bears while the stack forwards it
+    /// (`datapath::transit`).
+    pub const TRANSIT: u8 = 4;
+    /// See [`FlowKey::TRANSIT`].
+    pub const TRANSITS: u8 = 4;
 
     /// Becomes another key. Word by word: for more at once, the compiler calls a function, whose
     /// stack may be the one too many.
@@ -52,6 +58,22 @@ impl FlowKey {
         self.kind = other.kind;
         self.family = other.family;
         self.reserved = other.reserved;
+    }
+
+    /// Whether both endpoints are the same.
+    #[inline(always)]
+    pub fn is_to_itself(&self) -> bool {
+        self.low[0] == self.high[0] && self.low_port == self.high_port && self.low == self.high
+    }
+
+    /// Whether the other key's endpoints are the same.
+    #[inline(always)]
+    pub fn is_between_those_of(&self, other: &Self) -> bool {
+        self.low_port == other.low_port
+            && self.high_port == other.high_port
+            && self.protocol == other.protocol
+            && self.low == other.low
+            && self.high == other.high
     }
 
     /// Whether this is an IPv4 flow.
@@ -142,11 +164,12 @@ pub struct Flow {
     pub nat_source: Addr,
     /// The translated source port (ICMP: identifier), if [`Flow::SNAT`].
     pub nat_port: u16,
-    /// Zero.
-    pub reserved: u16,
-    /// Interface that the flow leaves by, when translated: the flow ends with its address.
+    /// Which of the names of [`FlowKey::TRANSIT`] its packets bear, if both ends are translated.
+    pub transit: u16,
+    /// Interface whose address masquerades the flow, which ends with the address; or 0.
     pub nat_device: u32,
-    /// A primary's alias, an alias's primary; unused in a flow that is not translated.
+    /// A primary's alias, an alias's primary; unused in a flow that is not translated. The
+    /// alias's endpoints are those of the reply: the translated source and destination.
     pub other: FlowKey,
     /// How packets of each direction were forwarded, original direction first.
     pub cached: [Cached; 2],
@@ -231,6 +254,25 @@ impl Flow {
     /// Taken over from netfilter, which still translates it: a packet came that it had translated, and
     /// none since that it had not. Replies must reach it as they came.
     pub const FOREIGN: u32 = 1 << 16;
+    /// The destination is translated.
+    pub const DNAT: u32 = 1 << 8;
+    /// The translated source is the lower endpoint of [`Flow::other`].
+    pub const OTHER_LOW: u32 = 1 << 9;
+    /// An alias of no flow yet: what a packet on its way was translated to
+    /// (`datapath::transit`).
+    pub const TENTATIVE: u32 = 1 << 10;
+    /// Either end is translated, so that there is an alias.
+    pub const TRANSLATED: u32 = Self::SNAT | Self::DNAT;
+
+    /// The destination that a flow with an alias has after translation.
+    #[inline(always)]
+    pub fn translated_destination(&self) -> (Addr, u16) {
+        if self.status.get() & Self::OTHER_LOW != 0 {
+            (self.other.high, self.other.high_port)
+        } else {
+            (self.other.low, self.other.low_port)
+        }
+    }
 
     /// The mark that rules give the flow and ask for. (It is where there was room.)
     #[inline(always)]
@@ -347,17 +389,23 @@ pub struct Fragment {
     pub ct: u8,
     /// The packet's direction: 0 original, 1 reply, 2 none.
     pub direction: u8,
-    /// Bit 0: the first fragment traversed the nat chains. Bit 1: it was dropped.
+    /// Bit 0: the first fragment traversed the nat chains. Bit 1: its destination was translated.
     pub flags: u8,
     /// What limits said to the first fragment, the first answer in the lowest bit.
     pub limits: u32,
+    /// What the destination became before routing, if [`Fragment::flags`] says so.
+    pub destination: Addr,
+    /// The same for the port.
+    pub destination_port: u16,
+    /// Zero.
+    pub reserved: [u8; 6],
 }
 
 pod! {
     FlowKey { size: 40, fields: [Addr, Addr, u16, u16, u8, u8, u8, u8] }
     FlowKey4 { size: 16, fields: [u32, u32, u16, u16, u8, u8, u16] }
     FragmentKey { size: 40, fields: [Addr, Addr, u32, u8, u8, u8, u8] }
-    Fragment { size: 24, fields: [u64, u32, u32, u8, u8, u8, u8, u32] }
+    Fragment { size: 48, fields: [u64, u32, u32, u8, u8, u8, u8, u32, Addr, u16, [u8; 6]] }
 }
 
 pod_words! {

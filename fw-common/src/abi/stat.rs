@@ -56,6 +56,10 @@ stats! {
     XdpDrop = 9, "policy_xdp", "dropped by a rule or a chain's policy, early, by XDP (not counted in `policy`)";
     /// A rule said REJECT.
     Rejected = 10, "rejected", "refused by REJECT, with an answer unless one of the two below says why not";
+    /// REDIRECT matched, but the input interface has no address.
+    NoRedirectAddress = 11, "no_redirect_address", "the input interface has no address to redirect to";
+    /// Four flows from one source to one translated destination are on their way already.
+    NoTransitName = 12, "no_transit_name", "too many flows of one source are translated to one destination, and again on their way out";
     /// A list's entries are all in use, or it could not be locked.
     List = 14, "list", "a rule that keeps lists (`recent`, `hashlimit`, `connlimit`) could not do so, for want of room";
     /// The confirmed tier was full; the flow is tracked in the embryonic tier.

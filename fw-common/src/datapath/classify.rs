@@ -49,7 +49,7 @@ pub struct Walk {
     chain: u32,
     cursor: u32,
     depth: u32,
-    code: u32,
+    pub(super) code: u32,
     /// What its rule says besides the target.
     pub argument: u32,
     /// The search in the present chain: its first table cell.
@@ -96,6 +96,8 @@ pub enum Decision {
         /// Do not try the original port first.
         random: bool,
     },
+    /// DNAT, SNAT, REDIRECT or NETMAP, as [`super::translation`] goes on.
+    Translate,
 }
 
 /// Longest evaluation: rules that matched without deciding, plus chain ends. `bpf_loop` allows 2^23.
@@ -122,6 +124,7 @@ pub fn traverse<P: Packet, T: Tables>(
             random: true,
         },
         CODE_LIST => Decision::Drop(Stat::List),
+        target::DNAT | target::SNAT | target::REDIRECT | target::NETMAP => Decision::Translate,
         _ => Decision::Drop(Stat::Unbounded),
     }
 }

@@ -8,14 +8,15 @@ use super::packet::Packet;
 use super::quoted::{opens_flow, read_quoted};
 use super::rewrite::Endpoint;
 use super::scratch::Scratch;
+use super::stage::{Name, Stage};
 use super::tables::Tables;
 use super::tcp::{self, Segment};
 use super::tuple::Lookup;
 use super::window::{option, read_options};
 use crate::abi::blob::{TIMEOUTS, Timeout};
-use crate::abi::ct;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
+use crate::abi::{Addr, ct};
 
 /// A packet's place in its flow.
 ///
@@ -24,11 +25,22 @@ use crate::abi::stat::Stat;
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Tracked {
-    /// What one end of the packet has to become: the source of a packet in the original direction,
-    /// the destination of a reply. Meaningful if [`Tracked::translated`].
-    pub endpoint: Endpoint,
-    /// The packet has to be translated at this hook.
-    pub translated: bool,
+    /// What the source has to become where sources are translated, if [`Tracked::translates`] says
+    /// so.
+    pub source: Endpoint,
+    /// The same for the destination.
+    pub destination: Endpoint,
+    /// The destination as the flow's opener has it: of a packet that opens a flow whose destination
+    /// is translated.
+    pub original: Endpoint,
+    /// [`Tracked::SOURCE`] and [`Tracked::DESTINATION`].
+    pub translates: u8,
+    /// Which of the names of [`FlowKey::TRANSIT`] the packet bears on its way.
+    pub transit: u8,
+    /// An ICMP error about a packet that opens a flow, which may yet be translated.
+    pub unsettled: bool,
+    /// It needs one, as its destination is translated and its flow is not stored.
+    pub lacks_name: bool,
     /// Connection state: one bit of [`ct`], and the virtual ones.
     pub ct: u8,
     /// 0 original, 1 reply, 2 no flow.
@@ -49,10 +61,56 @@ pub struct Tracked {
 }
 
 impl Tracked {
+    /// The source is to be translated.
+    pub const SOURCE: u8 = 1;
+    /// The destination is to be translated.
+    pub const DESTINATION: u8 = 2;
+
+    /// Whether the source is to be translated.
+    #[inline(always)]
+    pub fn translates_source(&self) -> bool {
+        self.translates & Self::SOURCE != 0
+    }
+
+    /// Whether the destination is to be translated.
+    #[inline(always)]
+    pub fn translates_destination(&self) -> bool {
+        self.translates & Self::DESTINATION != 0
+    }
+
+    /// The source is to become this.
+    #[inline(always)]
+    pub fn set_source(&mut self, address: &Addr, port: u16) {
+        self.source.set(address, port);
+        self.translates |= Self::SOURCE;
+    }
+
+    /// The destination is to become this.
+    #[inline(always)]
+    pub fn set_destination(&mut self, address: &Addr, port: u16) {
+        self.destination.set(address, port);
+        self.translates |= Self::DESTINATION;
+    }
+
+    /// Whether the note says that something is still to be translated when the packet leaves: the
+    /// source of what goes the original way, if the flow's source is translated; that of a reply,
+    /// if its destination is.
+    #[inline(always)]
+    pub fn has_source_ahead(&self) -> bool {
+        match self.direction {
+            0 => self.ct & ct::SNAT != 0,
+            1 => self.ct & ct::DNAT != 0,
+            _ => false,
+        }
+    }
+
     /// Starts over: a packet that belongs to no flow.
     #[inline(always)]
     pub fn set_without_flow(&mut self, ct: u8) {
-        self.translated = false;
+        self.translates = 0;
+        self.transit = 0;
+        self.lacks_name = false;
+        self.unsettled = false;
         self.ct = ct;
         self.direction = NO_FLOW;
         self.opens = false;
@@ -71,8 +129,8 @@ impl Tracked {
         self.opens = true;
     }
 
-    /// A packet of a flow that is found: it has to be translated if it came under the flow's alias
-    /// (its destination), or goes the original way (its source).
+    /// A packet of a flow that is found: it becomes the mirror image of what the flow's packets of
+    /// the other direction come as (`nf_nat_packet`, net/netfilter/nf_nat_core.c).
     #[inline(always)]
     fn set_in_flow(&mut self, found: &Found<'_>, state: u8) {
         let flow = found.flow;
@@ -81,31 +139,59 @@ impl Tracked {
         self.direction = found.direction;
         self.stored = true;
         self.mark = flow.mark().get();
-        if status & Flow::SNAT == 0 {
+        if status & Flow::TRANSLATED == 0 {
             return;
         }
-        self.ct |= ct::SNAT;
+        self.transit = flow.transit as u8;
         if let Some(key) = found.alias_of {
-            let low = status & Flow::LOW_OPENED != 0;
-            self.endpoint.address = if low { key.low } else { key.high };
-            self.endpoint.port = if low { key.low_port } else { key.high_port };
-            self.translated = status & Flow::FOREIGN == 0;
+            self.set_reply(status, key);
+            if status & Flow::FOREIGN != 0 {
+                self.translates = 0;
+            }
         } else if !found.is_reply() {
-            self.endpoint.address = flow.nat_source;
-            self.endpoint.port = flow.nat_port;
-            self.translated = true;
+            self.set_original(flow, status);
+        } else {
+            self.ct |= nat_labels(status);
         }
     }
 
-    /// A redirect about a translated flow, or about one whose translation is not settled yet: it is
-    /// dropped where destinations are translated, since the two ends would go on to talk to each
-    /// other without the translation (`nf_nat_icmp_reply_translation`, net/netfilter/nf_nat_proto.c;
-    /// [`super::ingress::Translate`] refuses it).
+    /// A reply to a translated flow: both ends are those of its key.
     #[inline(always)]
-    fn refuse(&mut self) {
-        self.direction = 1;
-        self.translated = true;
-        self.error = true;
+    pub fn set_reply(&mut self, status: u32, key: &FlowKey) {
+        self.ct |= nat_labels(status);
+        let low = status & Flow::LOW_OPENED != 0;
+        if status & Flow::SNAT != 0 {
+            let (address, port) = if low {
+                (&key.low, key.low_port)
+            } else {
+                (&key.high, key.high_port)
+            };
+            self.set_destination(address, port);
+        }
+        if status & Flow::DNAT != 0 {
+            let (address, port) = if low {
+                (&key.high, key.high_port)
+            } else {
+                (&key.low, key.low_port)
+            };
+            self.set_source(address, port);
+        }
+    }
+
+    /// A packet of a translated flow in the original direction: both ends are those of the alias.
+    #[inline(always)]
+    pub fn set_original(&mut self, flow: &Flow, status: u32) {
+        self.ct |= nat_labels(status);
+        if status & Flow::SNAT != 0 {
+            self.set_source(&flow.nat_source, flow.nat_port);
+        }
+        if status & Flow::DNAT != 0 {
+            if status & Flow::OTHER_LOW != 0 {
+                self.set_destination(&flow.other.high, flow.other.high_port);
+            } else {
+                self.set_destination(&flow.other.low, flow.other.low_port);
+            }
+        }
     }
 
     /// A packet of a known flow is NEW until something came back (`resolve_normal_ct`).
@@ -124,7 +210,8 @@ impl Tracked {
     #[inline(always)]
     pub fn note(&self) -> u16 {
         let opens = if self.opens { NOTE_OPENS } else { 0 };
-        NOTE_SEEN | opens | (self.direction as u16) << 8 | self.ct as u16
+        let transit = (self.transit as u16 & 3) << NOTE_TRANSIT;
+        NOTE_SEEN | transit | opens | (self.direction as u16) << 8 | self.ct as u16
     }
 
     /// Takes the label from a note.
@@ -144,6 +231,17 @@ impl Tracked {
 
 /// [`Tracked::direction`] of a packet without a flow.
 pub const NO_FLOW: u8 = 2;
+
+/// The label's bits for what of a flow is translated.
+#[inline(always)]
+pub fn nat_labels(status: u32) -> u8 {
+    let source = (status / Flow::SNAT) as u8 & 1;
+    let destination = (status / Flow::DNAT) as u8 & 1;
+    (source * ct::SNAT) | (destination * ct::DNAT)
+}
+
+/// Where in a note [`Tracked::transit`] is.
+pub const NOTE_TRANSIT: u16 = 11;
 
 /// In a note: the packet opens a flow.
 pub const NOTE_OPENS: u16 = 1 << 10;
@@ -197,7 +295,7 @@ pub fn find<'t, T: Tables>(
         let direction = direction(tables, &lookup.key, flow, from_low, now);
         // Replies to a translated flow bear its alias. Under the opener's own address they are
         // another flow's, except after the translation, where aliases are not looked up.
-        let other = aliases && direction == 1 && flow.status.get() & Flow::SNAT != 0;
+        let other = aliases && direction == 1 && flow.status.get() & Flow::TRANSLATED != 0;
         if !other {
             return (direction != NO_FLOW).then_some(Found {
                 flow,
@@ -221,8 +319,7 @@ pub fn find<'t, T: Tables>(
 /// alias's flow sends gets that name only after it was found.
 #[inline(always)]
 fn goes_back(key: &FlowKey, alias: &Flow, from_low: bool) -> bool {
-    (alias.status.get() & Flow::LOW_OPENED != 0) != from_low
-        || key.low[0] == key.high[0] && key.low_port == key.high_port && key.low == key.high
+    (alias.status.get() & Flow::LOW_OPENED != 0) != from_low || key.is_to_itself()
 }
 
 /// The flow of the second name: the first one's goes the other way, or is over.
@@ -236,9 +333,21 @@ fn find_second<'t, T: Tables>(
 ) -> Option<Found<'t>> {
     lookup.key.kind = FlowKey::SECOND;
     let flow = tables.flow(&lookup.key)?;
+    if flow.is_alias() {
+        if !aliases || !goes_back(&lookup.key, flow, from_low) {
+            return None;
+        }
+        let translated = tables.flow(&flow.other)?;
+        let direction = direction(tables, &flow.other, translated, true, now);
+        return (direction != NO_FLOW).then_some(Found {
+            flow: translated,
+            alias_of: Some(&flow.other),
+            direction: 1,
+        });
+    }
     let direction = direction(tables, &lookup.key, flow, from_low, now);
     // As under the first name: replies to a translated flow bear its alias.
-    if aliases && direction == 1 && flow.status.get() & Flow::SNAT != 0 {
+    if aliases && direction == 1 && flow.status.get() & Flow::TRANSLATED != 0 {
         return None;
     }
     (direction != NO_FLOW).then_some(Found {
@@ -258,18 +367,14 @@ fn direction<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, from_low: bool, 
     if flow.expires.get() < now {
         tables.count(Stat::Expired);
         flow.status.set(status | Flow::DYING);
-        // Here is too little stack left to take it out of its source's list. Whoever needs its name
+        // Here is too little stack left to unlink it. Whoever needs its name
         // does that, or the sweep.
-        if status & Flow::LISTED == 0 {
+        if !has_links(status) {
             remove(tables, key, flow);
         }
         return NO_FLOW;
     }
-    if key.low[0] == key.high[0]
-        && key.low_port == key.high_port
-        && key.low == key.high
-        && status & Flow::SNAT == 0
-    {
+    if key.is_to_itself() && status & Flow::TRANSLATED == 0 {
         // Both directions of a flow from an endpoint to itself look the same; netfilter finds the
         // reply, which it hashed last.
         return 1;
@@ -282,16 +387,22 @@ fn direction<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, from_low: bool, 
 pub fn end_flow<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
     let status = flow.status.get();
     flow.status.set(status | Flow::DYING);
-    if status & Flow::LISTED != 0 {
+    if has_links(status) {
         tables.unlink(key, flow);
     }
     remove(tables, key, flow);
 }
 
+/// Whether more than its key and its alias leads to a flow.
+#[inline(always)]
+fn has_links(status: u32) -> bool {
+    status & Flow::LISTED != 0 || status & Flow::TRANSLATED == Flow::TRANSLATED
+}
+
 /// Removes a flow that is in no list, and its alias.
 #[inline(always)]
 fn remove<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
-    if flow.status.get() & Flow::SNAT != 0 {
+    if flow.status.get() & Flow::TRANSLATED != 0 {
         tables.remove_flow(&flow.other);
     }
     tables.remove_flow(key);
@@ -408,10 +519,9 @@ fn track_tcp<P: Packet, T: Tables>(
             // translated, still has to be translated on its way out.
             tcp::ENDED => {
                 let status = found.flow.status.get();
-                // Replies were translated when they were found, as was what this host sends; only a
-                // forwarded request has its translation ahead.
-                let ahead = !found.is_reply() && !scratch.made_here;
-                if status & Flow::SNAT == 0 || !ahead {
+                // What this host gets or sends was translated when it was found; only the source of
+                // a forwarded packet is still ahead.
+                if scratch.made_here || !scratch.tracked.has_source_ahead() {
                     end_found(tables, &mut scratch.lookup, &found);
                     return false;
                 }
@@ -498,18 +608,50 @@ pub fn read_segment<P: Packet>(packet: &P, scratch: &mut Scratch) -> bool {
 /// A later fragment's place: its first fragment's, whose flow is not moved on again. (Not inlined, so
 /// that its stack is not under that of [`track`].)
 #[inline(never)]
-pub fn follow<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases, first: Borrowed) {
+pub fn follow<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    aliases: Aliases,
+    first: Borrowed,
+) {
     scratch.tracked.set_without_flow(first.ct);
     scratch.tracked.direction = first.direction;
-    look_up(tables, scratch, aliases);
+    packet.call::<LookUp, T>(tables, scratch, aliases as u32);
     scratch.tracked.opens = false;
     scratch.tracked.replayed = first.opened;
     scratch.tracked.packets = 0;
+    if first.translated && !scratch.tracked.translates_destination() {
+        // The flow is not stored yet, or was not.
+        let end = scratch.outcomes.destination;
+        scratch.tracked.set_destination(&end.address, end.port);
+        scratch.tracked.original.address = scratch.headers.key.destination;
+        scratch.tracked.original.port = scratch.headers.flow_ports as u16;
+        scratch.tracked.lacks_name = true;
+    }
 }
 
-/// Looks a packet up whose label is known already, without moving its flow on.
+/// Looks a packet up whose label is known already, without moving its flow on. The argument says
+/// whether it may bear an alias.
+pub struct LookUp;
+
+impl Stage for LookUp {
+    const NAME: Name = Name::LookUp;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        _packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        aliases: u32,
+    ) -> u32 {
+        look_up(tables, scratch, aliases != 0);
+        0
+    }
+}
+
 #[inline(always)]
-pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
+fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     let (label, direction) = (scratch.tracked.ct, scratch.tracked.direction);
     if direction == NO_FLOW {
         return;
@@ -519,7 +661,7 @@ pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, 0) {
         if found.direction == direction {
             scratch.tracked.set_in_flow(&found, label);
-            scratch.tracked.ct = label;
+            scratch.tracked.ct = label | scratch.tracked.ct & ct::DNAT;
             if direction == 0 && found.flow.status.get() & Flow::FOREIGN != 0 {
                 found
                     .flow
@@ -538,7 +680,7 @@ pub fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
         && found.direction == direction
     {
         scratch.tracked.set_in_flow(&found, label);
-        scratch.tracked.ct = label;
+        scratch.tracked.ct = label | scratch.tracked.ct & ct::DNAT;
     }
 }
 
@@ -591,8 +733,14 @@ pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now
 /// An embryonic flow lives longer now.
 #[inline(always)]
 fn expect<T: Tables>(tables: &T, lookup: &Lookup, found: &Found<'_>) {
-    if found.flow.status.get() & Flow::EMBRYO != 0 {
-        tables.expect_embryo(&lookup.key, found.flow.expires.get());
+    let flow = found.flow;
+    let status = flow.status.get();
+    if status & Flow::EMBRYO != 0 {
+        let key = found.alias_of.unwrap_or(&lookup.key);
+        tables.expect_embryo(key, flow.expires.get());
+        if status & Flow::DNAT != 0 {
+            tables.expect_embryo(&flow.other, flow.expires.get());
+        }
     }
 }
 
@@ -609,6 +757,12 @@ fn settle<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
         return;
     }
     if status & (Flow::EMBRYO | Flow::SEEN_REPLY) == Flow::EMBRYO | Flow::SEEN_REPLY {
+        // The alias first: what is promoted may be used for something else at once.
+        if status & Flow::DNAT != 0
+            && let Some(alias) = tables.flow(&flow.other)
+        {
+            let _ = tables.promote_flow(&flow.other, alias);
+        }
         flow.status.set(status & !Flow::EMBRYO);
         if tables.promote_flow(&lookup.key, flow).is_err() {
             flow.status.set(status);
@@ -622,15 +776,6 @@ fn end_found<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
     end_flow(tables, found.alias_of.unwrap_or(&lookup.key), found.flow);
 }
 
-/// The endpoint that the far side of a translated flow sees instead.
-#[inline(always)]
-pub fn outside(flow: &Flow) -> Endpoint {
-    Endpoint {
-        address: flow.nat_source,
-        port: flow.nat_port,
-    }
-}
-
 /// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's
 /// sender; otherwise it is INVALID (`nf_conntrack_inet_error`). It does not keep the flow alive.
 #[inline(never)]
@@ -641,27 +786,34 @@ pub fn about<P: Packet, T: Tables>(
     aliases: Aliases,
 ) {
     scratch.tracked.set_without_flow(ct::INVALID);
-    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
+    if !mirror(packet, tables, scratch) {
         return;
+    }
+    if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
+        scratch.tracked.set_in_flow(&found, ct::RELATED);
+        scratch.tracked.error = true;
+    }
+}
+
+/// Prepares the look-up for an ICMP error: the quoted packet went the other way, and its mirror
+/// image is what would come in here. False if there is none, or if the error does not go to its
+/// sender.
+#[inline(always)]
+pub(super) fn mirror<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) -> bool {
+    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
+        return false;
     }
     let quoted = &scratch.quoted.tuple;
     if scratch.headers.key.destination != quoted.source {
-        return;
+        return false;
     }
-    // The quoted packet went the other way: its mirror image is what would come in here.
     let mirror = &mut scratch.lookup.tuple;
     mirror.source = quoted.destination;
     mirror.destination = quoted.source;
     mirror.ports = quoted.ports.rotate_left(16);
     mirror.protocol = quoted.protocol;
     mirror.family = quoted.family;
-    if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
-        scratch.tracked.set_in_flow(&found, ct::RELATED);
-        scratch.tracked.error = true;
-        if found.flow.status.get() & Flow::SNAT != 0 && scratch.headers.is_redirect() {
-            scratch.tracked.refuse();
-        }
-    }
+    true
 }
 
 /// An ICMP error that this host makes itself carries the flow of the packet that it is about, even
@@ -681,6 +833,7 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
     }
     let unknown = scratch.tracked.ct == ct::INVALID;
     let mut state = ct::RELATED;
+    let mut unsettled = false;
     let direction = if is_about_transit(scratch) {
         // About an INVALID packet: it has no flow to carry, though its like may open one.
         if scratch.transit_direction == NO_FLOW {
@@ -693,7 +846,8 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
         if scratch.transit_direction != 0 && !unknown && !names_itself {
             return;
         }
-        state |= scratch.transit_snat;
+        state |= scratch.transit_nat;
+        unsettled = scratch.transit_opens;
         scratch.transit_direction ^ 1
     } else if unknown
         && is_the_kernels(&scratch.headers)
@@ -705,13 +859,12 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
     };
     scratch.tracked.set_without_flow(state);
     scratch.tracked.direction = direction;
-    if scratch.aliases && scratch.headers.is_redirect() && (unknown || state & ct::SNAT != 0) {
-        return scratch.tracked.refuse();
-    }
-    if direction == 0 && state & ct::SNAT != 0 {
-        // The reply has ended its flow, and the error must not tell the inner address.
-        scratch.tracked.endpoint = scratch.transit_outside;
-        scratch.tracked.translated = true;
+    scratch.tracked.unsettled = unsettled || unknown;
+    if scratch.tracked.has_source_ahead() {
+        // The flow is not stored yet, or the packet has ended it: the error comes from where the
+        // packet was sent to, as its sender knows it.
+        let end = scratch.transit_outside;
+        scratch.tracked.set_source(&end.address, end.port);
         scratch.tracked.error = true;
     }
 }

@@ -4,15 +4,15 @@
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{
-    NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, about, attach, end_flow, follow, look_up, outside, track,
+    LookUp, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, Tracked, about, attach, end_flow, follow, track,
 };
-use super::facts::{LEAVING, gather};
+use super::facts::{LEAVING, gather, gather_anew};
 use super::flow_mark;
 use super::forward::remember;
 use super::fragment::{Side, borrow, lend};
 use super::gates::{passes, passes_raw};
 use super::header::{Headers, Icmp, Part};
-use super::ingress::{LOST, PLACED, translate};
+use super::ingress::{LOST, PLACED, is_refused_redirect, translate};
 use super::nat::{Wish, open};
 use super::packet::Packet;
 use super::reject::{FORWARD, LOOPBACK, NOTE_ANSWER, NOTE_ONWARD, close, refuse, send_away};
@@ -21,11 +21,13 @@ use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::start::{Start, patterns_of_arrival, start};
 use super::tables::Tables;
+use super::transit::{find_error_on_way, find_on_way};
+use super::translation::{Choose, OUTPUT, SOURCE};
 use crate::abi::blob::BaseChain;
+use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
-use crate::abi::{Addr, ct};
 
 /// Judges a packet that is about to leave by an interface.
 #[inline(always)]
@@ -60,8 +62,10 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         }
     }
     scratch.aliases = scratch.has_nat() && scratch.made_here;
-    if packet.call::<PlaceOut, T>(tables, scratch, scratch.note) == LOST {
-        return Verdict::Drop(Stat::FragmentWithoutFirst);
+    match packet.call::<PlaceOut, T>(tables, scratch, scratch.note) {
+        LOST => return Verdict::Drop(Stat::FragmentWithoutFirst),
+        FORGOTTEN => return Verdict::Drop(Stat::NoFlowEntry),
+        _ => {}
     }
     flow_mark::find(packet, tables, scratch, flow_mark::EGRESS);
     if scratch.device.flags & Device::LOOPBACK != 0 {
@@ -78,20 +82,33 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     if !passes(packet, tables, scratch, mangle) {
         return Verdict::Drop(Stat::Policy);
     }
-    if scratch.meets_nat()
-        && scratch.made_here
-        && !scratch.answer.in_hand
-        && let Decision::Drop(stat) = traverse_nat(packet, tables, BaseChain::NatOutput, scratch)
-    {
-        return Verdict::Drop(stat);
+    if scratch.meets_nat() && scratch.made_here && !scratch.answer.in_hand {
+        match traverse_nat(packet, tables, BaseChain::NatOutput, scratch) {
+            Decision::Drop(stat) => return Verdict::Drop(stat),
+            Decision::Translate => {
+                if packet.call::<Choose, T>(tables, scratch, OUTPUT) == 0 {
+                    return Verdict::Drop(scratch.reason);
+                }
+                scratch.query.ct = scratch.tracked.ct;
+                if scratch.device.flags & Device::LOOPBACK != 0 {
+                    packet.set_note(scratch.tracked.note());
+                }
+            }
+            // No nat table has REJECT.
+            Decision::Accept | Decision::Reject | Decision::Masquerade { .. } => {}
+        }
     }
-    // A reply to a flow whose source was translated on loopback or at LOCAL_IN: its destination is
-    // restored at LOCAL_OUT.
-    if scratch.tracked.translated
-        && scratch.tracked.direction == 1
-        && translate(packet, tables, scratch, End::Destination).is_none()
-    {
+    if scratch.made_here && is_refused_redirect(scratch) {
         return Verdict::Drop(Stat::Rewrite);
+    }
+    // Also of a reply to a flow whose source was translated on loopback or at LOCAL_IN: its
+    // destination is restored at LOCAL_OUT.
+    if scratch.tracked.translates_destination() {
+        scratch.note_outside();
+        if translate(packet, tables, scratch, End::Destination).is_none() {
+            return Verdict::Drop(Stat::Rewrite);
+        }
+        gather_anew(packet, tables, scratch);
     }
     let chain = if scratch.made_here {
         BaseChain::FilterOutput.id(scratch.headers.family)
@@ -101,7 +118,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     match traverse(packet, tables, chain, scratch) {
         Decision::Drop(stat) => return Verdict::Drop(stat),
         Decision::Reject => return refuse(packet, tables, scratch, FORWARD),
-        Decision::Accept | Decision::Masquerade { .. } => {}
+        Decision::Accept | Decision::Masquerade { .. } | Decision::Translate => {}
     }
     if !scratch.made_here {
         remember(tables, scratch, scratch.came_by, packet.device());
@@ -116,17 +133,10 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     {
         return Verdict::Drop(Stat::Policy);
     }
-    if scratch.answer.in_hand && send_away(packet, tables, scratch) {
-        return Verdict::Answer;
-    }
     if scratch.tracked.opens || scratch.tracked.replayed {
-        scratch.draft.wish = Wish {
-            address: scratch.headers.key.source,
-            device: packet.device(),
-            nat: scratch.has_nat(),
-            embryo: !scratch.made_here,
-            ..Wish::default()
-        };
+        let (nat, embryo) = (scratch.has_nat(), !scratch.made_here);
+        let source = &scratch.headers.key.source;
+        scratch.draft.wish.begin(source, nat, embryo);
         if scratch.meets_nat() {
             match traverse_nat(packet, tables, BaseChain::NatPostrouting, scratch) {
                 // No nat table has REJECT.
@@ -137,24 +147,31 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
                     wish.ports = ports;
                     wish.random = random;
                     wish.embryo = false;
-                    wish.address = masquerade_address(&scratch.device, &scratch.headers);
+                    wish.device = packet.device();
+                    set_masquerade_address(wish, &scratch.device, &scratch.headers);
                     if wish.address == [0; 4] {
                         return Verdict::Drop(Stat::NoMasqueradeAddress);
                     }
-                    // The flow of a later fragment's first one is not stored, or was not: the
-                    // fragment must not leave with its inner address.
-                    if scratch.tracked.replayed
-                        && !scratch.answer.in_hand
-                        && !scratch.tracked.translated
-                        && wish.address != scratch.headers.key.source
-                    {
-                        return Verdict::Drop(Stat::NoFlowEntry);
+                }
+                Decision::Translate => {
+                    if packet.call::<Choose, T>(tables, scratch, SOURCE) == 0 {
+                        return Verdict::Drop(scratch.reason);
                     }
                 }
             }
+            // The flow of a later fragment's first one is not stored, or was not: the fragment
+            // must not leave with its inner address.
+            let wish = &scratch.draft.wish;
+            if scratch.tracked.replayed
+                && !scratch.answer.in_hand
+                && !scratch.tracked.translates_source()
+                && !wish.takes_address(&scratch.headers.key.source)
+            {
+                return Verdict::Drop(Stat::NoFlowEntry);
+            }
         }
         if scratch.tracked.opens {
-            if let Err(stat) = open(packet, tables, scratch) {
+            if let Err(stat) = open(packet, tables, scratch, !scratch.made_here) {
                 return Verdict::Drop(stat);
             }
             scratch.take_translation();
@@ -164,18 +181,23 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
             }
         }
     }
-    if !scratch.has_nat() || scratch.tracked.direction != 0 {
+    if !scratch.has_nat() {
         return Verdict::Pass;
     }
-    if !scratch.tracked.translated && scratch.tracked.ct & ct::SNAT != 0 {
+    if !scratch.tracked.translates_source() && scratch.tracked.has_source_ahead() {
         // Its flow ended while the packet was on the way, or just ended with it: it must not leave
         // with its inner address.
-        if !last_words(tables, scratch) {
+        if scratch.tracked.ct & ct::DNAT != 0 || !last_words(tables, scratch) {
             return Verdict::Drop(Stat::NoFlowEntry);
         }
     }
-    if scratch.tracked.translated && translate(packet, tables, scratch, End::Source).is_none() {
+    if scratch.tracked.translates_source()
+        && translate(packet, tables, scratch, End::Source).is_none()
+    {
         return Verdict::Drop(Stat::Rewrite);
+    }
+    if scratch.answer.in_hand && send_away(packet, tables, scratch) {
+        return Verdict::Answer;
     }
     Verdict::Pass
 }
@@ -218,22 +240,26 @@ fn enter<P: Packet>(packet: &mut P, scratch: &mut Scratch) -> u32 {
     0
 }
 
-#[inline(always)]
-fn masquerade_address(device: &Device, headers: &Headers) -> Addr {
+#[inline(never)]
+fn set_masquerade_address(wish: &mut Wish, device: &Device, headers: &Headers) {
     if !headers.is_v6() {
-        return [device.masquerade4, 0, 0, 0];
+        return wish.set_address(&[device.masquerade4, 0, 0, 0]);
     }
     // On loopback the destination is one of this host's addresses, and the best source for it is
     // itself (RFC 6724 5, rule 1; `ipv6_get_saddr_eval` in net/ipv6/addrconf.c).
     if device.flags & Device::LOOPBACK != 0 {
-        return headers.key.destination;
+        return wish.set_address(&headers.key.destination);
     }
-    device.masquerade6
+    wish.set_address(&device.masquerade6);
 }
 
 /// Finds the packet's place in its flow, with the help of the note that its argument is; its result
 /// is 0 for a fragment whose first one was not seen.
 pub struct PlaceOut;
+
+/// Result of [`PlaceOut`]: the packet opens a flow and was translated on its way in, but nothing is
+/// left that says from what.
+const FORGOTTEN: u32 = 3;
 
 impl Stage for PlaceOut {
     const NAME: Name = Name::PlaceOut;
@@ -247,16 +273,7 @@ impl Stage for PlaceOut {
     ) -> u32 {
         let note = note as u16;
         if scratch.headers.part as u8 == Part::Later as u8 {
-            let first = borrow(
-                tables,
-                &mut scratch.headers,
-                &mut scratch.outcomes,
-                Side::Egress,
-            );
-            if first.found {
-                follow(tables, scratch, false, first);
-            }
-            return first.found as u32;
+            return place_later(packet, tables, scratch, note) as u32;
         }
         let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
         let skips = scratch.untracked && !error;
@@ -276,50 +293,125 @@ impl Stage for PlaceOut {
                 }
             }
         } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
-            scratch.tracked.set_note(note);
-            if scratch.tracked.direction == 0 || note & NOTE_ANSWER != 0 {
-                // Its source may have to be translated. (In the other direction all is done, but
-                // for an answer.)
-                about(packet, tables, scratch, true);
-                let direction = scratch.tracked.direction;
-                scratch.tracked.take_label(note);
-                if note & NOTE_ANSWER != 0 {
-                    // What it answers may resemble another flow, which goes the other way.
-                    scratch.tracked.translated &= direction == scratch.tracked.direction;
-                    recall_outside(scratch);
-                }
-            }
-        } else {
-            scratch.tracked.set_note(note);
-            let answer = note & NOTE_ANSWER != 0;
-            // What a reset answers may have come under another name.
-            let aliases = answer && scratch.aliases && scratch.tracked.direction == 1;
-            let aliases = scratch.forget(aliases as u32) != 0;
-            look_up(tables, scratch, aliases);
-            // Only what ingress took for a flow's first packet opens one: a packet that ended its flow
-            // is without a flow here, and opens none.
-            scratch.tracked.opens &= note & NOTE_OPENS != 0;
-            if answer {
-                // It meets nat's chain, but opens nothing.
-                scratch.tracked.opens = false;
-                scratch.tracked.replayed = note & NOTE_OPENS != 0;
-                close(tables, scratch);
-            }
+            place_error(packet, tables, scratch, note);
+        } else if !place_noted(packet, tables, scratch, note) {
+            return FORGOTTEN;
         }
         lend(tables, scratch, Side::Egress);
         PLACED
     }
 }
 
-/// An error about a reply that has ended its translated flow: the name by which that came in is still
-/// known, as the error is made on the spot.
+/// A later fragment's place; false if its first one was not seen.
+#[inline(never)]
+fn place_later<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    note: u16,
+) -> bool {
+    let first = borrow(
+        tables,
+        &mut scratch.headers,
+        &mut scratch.outcomes,
+        Side::Egress,
+    );
+    if !first.found {
+        return false;
+    }
+    let aliases = scratch.aliases;
+    follow(packet, tables, scratch, aliases, first);
+    if !scratch.made_here {
+        scratch.tracked.translates &= Tracked::SOURCE;
+    }
+    if note as u8 & ct::DNAT != 0 {
+        find_on_way(packet, tables, scratch, note);
+        scratch.tracked.opens = false;
+    }
+    true
+}
+
+/// The place of an ICMP error that ingress has found already, or of one that answers a refused packet:
+/// its source may have to be translated.
+#[inline(never)]
+fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, note: u16) {
+    scratch.tracked.set_note(note);
+    let answer = scratch.answer.in_hand;
+    if !scratch.tracked.has_source_ahead() && !answer {
+        return;
+    }
+    let redirected = note as u8 & ct::DNAT != 0;
+    let found = redirected && find_error_on_way(packet, tables, scratch, note);
+    if found || redirected && !answer {
+        return;
+    }
+    about(packet, tables, scratch, true);
+    let direction = scratch.tracked.direction;
+    if !answer {
+        scratch.tracked.translates &= Tracked::SOURCE;
+    }
+    scratch.tracked.take_label(note);
+    if answer {
+        // What it answers may resemble another flow, which goes the other way.
+        if direction != scratch.tracked.direction {
+            scratch.tracked.translates = 0;
+        }
+        recall_outside(scratch);
+        scratch.tracked.error = true;
+    }
+}
+
+/// The place of a packet that ingress has found already, or of a reset that answers a refused one;
+/// false if it opens a flow and was translated, but nothing says any more from what.
+#[inline(never)]
+fn place_noted<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    note: u16,
+) -> bool {
+    scratch.tracked.set_note(note);
+    let opens = note & NOTE_OPENS != 0;
+    let answer = scratch.answer.in_hand;
+    let redirected = note as u8 & ct::DNAT != 0;
+    let found = redirected && find_on_way(packet, tables, scratch, note);
+    if redirected && !found && !answer && opens {
+        return false;
+    }
+    if !found && (answer || !redirected) {
+        // What a reset answers may have come under another name.
+        let aliases = answer && scratch.aliases && scratch.tracked.direction == 1;
+        let aliases = scratch.forget(aliases as u32) != 0;
+        packet.call::<LookUp, T>(tables, scratch, aliases as u32);
+        if !answer {
+            scratch.tracked.translates &= Tracked::SOURCE;
+        }
+    }
+    // Only what ingress took for a flow's first packet opens one: a packet that ended its flow is
+    // without a flow here, and opens none.
+    scratch.tracked.opens &= opens;
+    if answer {
+        // It meets nat's chain, but opens nothing.
+        scratch.tracked.opens = false;
+        scratch.tracked.replayed = opens;
+        close(tables, scratch);
+        recall_outside(scratch);
+    }
+    true
+}
+
+/// An answer about a packet whose flow is not stored, or has ended with it, and whose destination was
+/// translated: what that was before is still known, as answers are made on the spot.
 #[inline(always)]
 fn recall_outside(scratch: &mut Scratch) {
-    let tracked = &mut scratch.tracked;
-    if tracked.direction == 0 && !tracked.translated && tracked.ct & ct::SNAT != 0 {
-        tracked.endpoint = scratch.transit_outside;
-        tracked.translated = true;
-        tracked.error = true;
+    let (tracked, tuple) = (&mut scratch.tracked, &scratch.lookup.tuple);
+    if tracked.has_source_ahead()
+        && !tracked.translates_source()
+        && tuple.source == scratch.answer.refused[1]
+        && tuple.destination == scratch.answer.refused[0]
+    {
+        let end = scratch.transit_outside;
+        tracked.set_source(&end.address, end.port);
     }
 }
 
@@ -352,8 +444,7 @@ fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     if status & Flow::SNAT == 0 {
         return false;
     }
-    scratch.tracked.endpoint = outside(flow);
-    scratch.tracked.translated = true;
+    scratch.tracked.set_source(&flow.nat_source, flow.nat_port);
     if status & Flow::DYING != 0 {
         end_flow(tables, &lookup.key, flow);
     }

@@ -5,7 +5,7 @@
 //! the kernel's routing table names the next hop, for each packet anew. Whatever is not certain to
 //! go as it did then takes the slow way, untouched.
 
-use super::conntrack::{Found, advance_untimed, outside, refresh};
+use super::conntrack::{Found, advance_untimed, refresh};
 use super::frame::{HOPS_V4, HOPS_V6, rewrite};
 use super::header::{Headers, L4_V4, L4_V6, Part, protocol};
 use super::packet::{Packet, Route, Way};
@@ -13,7 +13,7 @@ use super::scratch::Scratch;
 use super::tables::Tables;
 use super::tcp::{self, flag};
 use crate::abi::device::Device;
-use crate::abi::flow::{CACHED_SLOTS, Cached, Flow};
+use crate::abi::flow::{CACHED_SLOTS, Cached, Flow, FlowKey};
 use crate::abi::stat::Stat;
 use crate::abi::{Addr, ct};
 
@@ -64,7 +64,7 @@ pub fn send<P: Packet, T: Tables>(
         source: headers.key.source,
         destination: scratch.sending.destination,
         protocol: headers.key.protocol as u8,
-        ports: headers.flow_ports,
+        ports: headers.flow_ports & 0xffff_0000 | scratch.sending.ports & 0xffff,
         tos: headers.tos,
         bytes: headers.bytes,
     };
@@ -121,11 +121,14 @@ pub fn remember<T: Tables>(tables: &T, scratch: &Scratch, arrival: u32, departur
     {
         return;
     }
-    let Some(flow) = tables.flow(&scratch.lookup.key) else {
+    let Some(mut flow) = tables.flow(&scratch.lookup.key) else {
         return;
     };
     if flow.is_alias() {
-        return;
+        flow = match tables.flow(&flow.other) {
+            Some(flow) => flow,
+            None => return,
+        };
     }
     let cached = if tracked.direction == 0 {
         &flow.cached[0]
@@ -214,21 +217,30 @@ fn set_ends(headers: &Headers, found: &Found<'_>, sending: &mut Sending) {
     sending.destination = headers.key.destination;
     sending.ports = headers.flow_ports;
     let flow = found.flow;
-    if flow.status.get() & Flow::SNAT == 0 {
+    let status = flow.status.get();
+    if status & Flow::TRANSLATED == 0 {
         return;
     }
     if let Some(key) = found.alias_of {
-        let low = flow.status.get() & Flow::LOW_OPENED != 0;
-        let (address, port) = if low {
-            (&key.low, key.low_port)
-        } else {
-            (&key.high, key.high_port)
-        };
-        sending.destination = *address;
-        sending.ports = headers.flow_ports & 0xffff_0000 | port as u32;
+        // A reply: both ends are those of the flow's own key.
+        let low = status & Flow::LOW_OPENED != 0;
+        set_to_key(sending, key, !low);
+    } else if status & Flow::DNAT == 0 {
+        sending.source = flow.nat_source;
+        sending.ports = headers.flow_ports & 0xffff | (flow.nat_port as u32) << 16;
     } else {
-        let end = outside(flow);
-        sending.source = end.address;
-        sending.ports = headers.flow_ports & 0xffff | (end.port as u32) << 16;
+        let low = status & Flow::OTHER_LOW != 0;
+        set_to_key(sending, &flow.other, low);
+    }
+}
+
+#[inline(always)]
+fn set_to_key(sending: &mut Sending, key: &FlowKey, from_low: bool) {
+    if from_low {
+        (sending.source, sending.destination) = (key.low, key.high);
+        sending.ports = (key.low_port as u32) << 16 | key.high_port as u32;
+    } else {
+        (sending.source, sending.destination) = (key.high, key.low);
+        sending.ports = (key.high_port as u32) << 16 | key.low_port as u32;
     }
 }

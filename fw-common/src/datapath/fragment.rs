@@ -6,6 +6,7 @@
 //! same rules but no packet, and so end as the first did.
 
 use super::header::{Headers, Part};
+use super::rewrite::Endpoint;
 use super::scratch::Scratch;
 use super::tables::Tables;
 use crate::abi::flow::{Fragment, FragmentKey};
@@ -22,6 +23,9 @@ pub enum Side {
 
 /// [`Fragment::flags`]: the first fragment opened its flow and so went through the nat chains.
 const OPENED: u8 = 1;
+
+/// [`Fragment::flags`]: the first fragment opened its flow, and its destination was translated.
+const TRANSLATED: u8 = 2;
 
 /// The kernel's default for incomplete datagrams (net.ipv4.ipfrag_time).
 const LIFETIME: u64 = 30_000_000_000;
@@ -78,6 +82,8 @@ pub struct Borrowed {
     pub found: bool,
     /// The first fragment opened its flow.
     pub opened: bool,
+    /// Its destination was translated, to [`Outcomes::destination`].
+    pub translated: bool,
     /// Connection state of the first fragment.
     pub ct: u8,
     /// Direction of the first fragment.
@@ -95,6 +101,7 @@ pub fn borrow<T: Tables>(
     let mut borrowed = Borrowed {
         found: false,
         opened: false,
+        translated: false,
         ct: 0,
         direction: 0,
     };
@@ -108,6 +115,9 @@ pub fn borrow<T: Tables>(
         limits.word = fragment.limits;
         borrowed.found = true;
         borrowed.opened = fragment.flags & OPENED != 0;
+        borrowed.translated = fragment.flags & TRANSLATED != 0;
+        limits.destination.address = fragment.destination;
+        limits.destination.port = fragment.destination_port;
         borrowed.ct = fragment.ct;
         borrowed.direction = fragment.direction;
     }
@@ -136,6 +146,8 @@ pub struct Outcomes {
     early: u32,
     /// The first fragment as it came: it may be translated when limits are asked.
     key: FragmentKey,
+    /// What the first fragment's destination became.
+    pub destination: Endpoint,
 }
 
 impl Outcomes {
@@ -188,6 +200,20 @@ pub fn note_outcome<T: Tables>(tables: &T, scratch: &mut Scratch, held: bool) {
     }
 }
 
+/// Keeps what a packet's destination became, if it is a first fragment that opens its flow.
+#[inline(always)]
+pub fn note_destination<T: Tables>(tables: &T, scratch: &Scratch) {
+    if scratch.headers.part as u8 != Part::First as u8 {
+        return;
+    }
+    if let Some(mut fragment) = tables.fragment(&scratch.outcomes.key) {
+        fragment.flags |= TRANSLATED;
+        fragment.destination = scratch.tracked.destination.address;
+        fragment.destination_port = scratch.tracked.destination.port;
+        tables.insert_fragment(&scratch.outcomes.key, &fragment);
+    }
+}
+
 #[inline(never)]
 fn store<T: Tables>(tables: &T, scratch: &Scratch) {
     let (headers, tracked) = (&scratch.headers, &scratch.tracked);
@@ -200,6 +226,9 @@ fn store<T: Tables>(tables: &T, scratch: &Scratch) {
         direction: tracked.direction,
         flags: if tracked.opens { OPENED } else { 0 },
         limits: scratch.outcomes.word,
+        destination: [0; 4],
+        destination_port: 0,
+        reserved: [0; 6],
     };
     tables.insert_fragment(&scratch.outcomes.key, &fragment);
 }

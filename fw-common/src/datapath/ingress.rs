@@ -7,17 +7,19 @@ use super::facts::{ARRIVING, gather, gather_anew, keep_link};
 use super::flow_mark;
 use super::fragment::{Side, borrow, lend};
 use super::gates::{are_slow, count_forwarded, passes, passes_raw};
-use super::header::Part;
+use super::header::{Icmp, Part};
 use super::log::note_link;
-use super::nat::{Wish, open};
+use super::nat::open;
 use super::packet::{Destination, Packet};
 use super::quoted::read_quoted;
-use super::reject::{INPUT, refuse};
+use super::reject::{self, refuse};
 use super::rewrite::{End, rewrite, rewrite_error};
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
+use super::transit::TakeName;
+use super::translation::{Choose, DESTINATION, INPUT};
 use crate::abi::blob::{BaseChain, HeaderFields};
 use crate::abi::ct;
 use crate::abi::device::Device;
@@ -83,22 +85,32 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         return Verdict::Drop(Stat::Policy);
     }
     if scratch.meets_nat() {
-        // Only its counters matter: nothing in this chain translates.
-        if let Decision::Drop(stat) =
-            traverse_nat(packet, tables, BaseChain::NatPrerouting, scratch)
-        {
-            return Verdict::Drop(stat);
+        match traverse_nat(packet, tables, BaseChain::NatPrerouting, scratch) {
+            Decision::Drop(stat) => return Verdict::Drop(stat),
+            Decision::Translate => {
+                if packet.call::<Choose, T>(tables, scratch, DESTINATION) == 0 {
+                    return Verdict::Drop(scratch.reason);
+                }
+                scratch.query.ct = scratch.tracked.ct;
+            }
+            // No nat table has REJECT.
+            Decision::Accept | Decision::Reject | Decision::Masquerade { .. } => {}
         }
     }
-    if scratch.tracked.translated && scratch.tracked.direction == 1 {
-        scratch.transit_outside.address = scratch.headers.key.destination;
-        scratch.transit_outside.port = scratch.headers.flow_ports as u16;
+    if is_refused_redirect(scratch) {
+        return Verdict::Drop(Stat::Rewrite);
+    }
+    if scratch.tracked.translates_destination() {
+        scratch.note_outside();
         if translate(packet, tables, scratch, End::Destination).is_none() {
             return Verdict::Drop(Stat::Rewrite);
         }
         gather_anew(packet, tables, scratch);
     }
     if scratch.note == 0 && !is_for_this_host(packet, tables, scratch) {
+        if scratch.tracked.lacks_name && packet.call::<TakeName, T>(tables, scratch, 0) == 0 {
+            return Verdict::Drop(Stat::NoTransitName);
+        }
         packet.set_note(scratch.tracked.note());
         if scratch.features & HeaderFields::LINKS != 0 {
             keep_link(tables, scratch, packet.device());
@@ -116,28 +128,31 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     let chain = BaseChain::FilterInput.id(scratch.headers.family);
     match traverse(packet, tables, chain, scratch) {
         Decision::Drop(stat) => return Verdict::Drop(stat),
-        Decision::Reject => return refuse(packet, tables, scratch, INPUT),
-        Decision::Accept | Decision::Masquerade { .. } => {}
+        Decision::Reject => return refuse(packet, tables, scratch, reject::INPUT),
+        Decision::Accept | Decision::Masquerade { .. } | Decision::Translate => {}
     }
     if !passes(packet, tables, scratch, BaseChain::SecurityInput) {
         return Verdict::Drop(Stat::Policy);
     }
-    if scratch.meets_nat()
-        && let Decision::Drop(stat) = traverse_nat(packet, tables, BaseChain::NatInput, scratch)
-    {
-        return Verdict::Drop(stat);
+    let nat = scratch.has_nat();
+    let source = &scratch.headers.key.source;
+    scratch.draft.wish.begin(source, nat, true);
+    if scratch.meets_nat() {
+        match traverse_nat(packet, tables, BaseChain::NatInput, scratch) {
+            Decision::Drop(stat) => return Verdict::Drop(stat),
+            Decision::Translate => {
+                if packet.call::<Choose, T>(tables, scratch, INPUT) == 0 {
+                    return Verdict::Drop(scratch.reason);
+                }
+            }
+            // No nat table has REJECT.
+            Decision::Accept | Decision::Reject | Decision::Masquerade { .. } => {}
+        }
     }
     if !scratch.tracked.opens {
         return translate_source(packet, tables, scratch);
     }
-    scratch.draft.wish = Wish {
-        address: scratch.headers.key.source,
-        device: packet.device(),
-        nat: scratch.has_nat(),
-        embryo: true,
-        ..Wish::default()
-    };
-    if let Err(stat) = open(packet, tables, scratch) {
+    if let Err(stat) = open(packet, tables, scratch, false) {
         return Verdict::Drop(stat);
     }
     scratch.take_translation();
@@ -156,21 +171,32 @@ fn has_priority_tags<P: Packet>(packet: &P, l2_len: u32) -> bool {
             .is_none_or(|control| u16::from_be_bytes(control) & VLAN == 0)
 }
 
-/// LOCAL_IN is the place where a source is translated that reaches this host under a name which a
-/// translated flow has taken.
+/// LOCAL_IN is a place where sources are translated: of what reaches this host under a name which a
+/// translated flow has taken, by the rules of nat's INPUT, and of replies to what OUTPUT redirected.
 #[inline(always)]
 fn translate_source<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
 ) -> Verdict {
-    if scratch.tracked.translated
-        && scratch.tracked.direction == 0
+    if scratch.tracked.translates_source()
         && translate(packet, tables, scratch, End::Source).is_none()
     {
         return Verdict::Drop(Stat::Rewrite);
     }
     Verdict::Pass
+}
+
+/// Whether a redirect is about a translated flow, or one that may yet be: it would have its receiver
+/// take a shortcut that leads nowhere (`nf_nat_icmp_reply_translation` and its like for IPv6,
+/// net/netfilter/nf_nat_proto.c).
+#[inline(always)]
+pub(super) fn is_refused_redirect(scratch: &Scratch) -> bool {
+    let (headers, tracked) = (&scratch.headers, &scratch.tracked);
+    headers.icmp as u8 == Icmp::Error as u8
+        && headers.is_redirect()
+        && tracked.ct & (ct::SNAT | ct::DNAT) | tracked.unsettled as u8 != 0
+        && scratch.has_nat()
 }
 
 /// Finds the packet's place in its flow, with the help of the note that its argument is.
@@ -196,16 +222,7 @@ impl Stage for PlaceIn {
         let note = note as u16;
         let aliases = scratch.has_nat();
         if scratch.headers.part as u8 == Part::Later as u8 {
-            let first = borrow(
-                tables,
-                &mut scratch.headers,
-                &mut scratch.outcomes,
-                Side::Ingress,
-            );
-            if first.found {
-                follow(tables, scratch, aliases, first);
-            }
-            return first.found as u32;
+            return place_later(packet, tables, scratch, aliases) as u32;
         }
         if scratch.untracked {
             scratch.tracked.set_without_flow(ct::UNTRACKED);
@@ -226,6 +243,26 @@ impl Stage for PlaceIn {
         lend(tables, scratch, Side::Ingress);
         PLACED
     }
+}
+
+/// A later fragment's place; false if its first one was not seen.
+#[inline(never)]
+fn place_later<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    aliases: bool,
+) -> bool {
+    let first = borrow(
+        tables,
+        &mut scratch.headers,
+        &mut scratch.outcomes,
+        Side::Ingress,
+    );
+    if first.found {
+        follow(packet, tables, scratch, aliases, first);
+    }
+    first.found
 }
 
 /// Whether a packet is INPUT's business. The table of local addresses decides; an address that is
@@ -289,13 +326,15 @@ impl Stage for Translate {
         } else {
             End::Destination
         };
-        let endpoint = &scratch.tracked.endpoint;
+        let endpoint = if end as u8 == End::Source as u8 {
+            &scratch.tracked.source
+        } else {
+            &scratch.tracked.destination
+        };
         if !scratch.tracked.error {
             return rewrite(packet, &mut scratch.headers, end, endpoint).is_some() as u32;
         }
-        if scratch.headers.is_redirect()
-            || !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted)
-        {
+        if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
             return 0;
         }
         rewrite_error(packet, &mut scratch.headers, &scratch.quoted, end, endpoint).is_some() as u32

@@ -32,6 +32,8 @@ pub mod sources;
 pub mod stage;
 pub mod tables;
 pub mod tcp;
+pub mod transit;
+pub mod translation;
 pub mod tuple;
 pub mod window;
 

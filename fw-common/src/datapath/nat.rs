@@ -14,10 +14,11 @@ use super::sources::{link, look_for_source};
 use super::stage::{Name, Stage};
 use super::tables::{InsertError, Step, Tables, Tier};
 use super::tcp::state;
+use super::transit::{SettleName, set_original};
 use super::tuple::Lookup;
-use crate::abi::Addr;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
+use crate::abi::{Addr, ct};
 
 /// Where a flow is built before it is stored.
 #[derive(Clone, Debug, Default)]
@@ -39,11 +40,15 @@ pub struct Draft {
 #[derive(Clone, Copy, Debug, Default)]
 #[repr(C)]
 pub struct Wish {
-    /// The source address to take; the packet's own if no rule asked for another.
+    /// The address to take; the packet's own if no rule asked for another.
     pub address: Addr,
+    /// The first of the addresses that would do as well, if the source has one of them.
+    pub first: Addr,
+    /// The last of them.
+    pub last: Addr,
     /// Range of ports, packed; 0 for any.
     pub ports: u32,
-    /// Interface that the flow leaves by.
+    /// Interface whose address masquerades the flow, or 0.
     pub device: u32,
     /// Do not try the original port first.
     pub random: bool,
@@ -54,6 +59,42 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// Starts over, for a packet that has this source: it is to stay what it is. (Not inlined, and word
+    /// by word: the stack of a hook's program is under all others.)
+    #[inline(never)]
+    pub fn begin(&mut self, source: &Addr, nat: bool, embryo: bool) {
+        self.set_address(source);
+        self.ports = 0;
+        self.device = 0;
+        self.random = false;
+        self.nat = nat;
+        self.embryo = embryo;
+    }
+
+    /// Takes this address and no other.
+    #[inline(always)]
+    pub fn set_address(&mut self, address: &Addr) {
+        let [a, b, c, d] = *address;
+        for place in [&mut self.address, &mut self.first, &mut self.last] {
+            place[0] = a;
+            place[1] = b;
+            place[2] = c;
+            place[3] = d;
+        }
+    }
+
+    /// Whether there is no choice of addresses.
+    #[inline(always)]
+    pub fn has_one_address(&self) -> bool {
+        self.first == self.last
+    }
+
+    /// Whether an address is among those that would do.
+    #[inline(always)]
+    pub fn takes_address(&self, address: &Addr) -> bool {
+        !is_below(address, &self.first) && !is_below(&self.last, address)
+    }
+
     /// Whether a port is in the range that is asked for.
     #[inline(always)]
     pub fn takes_port(&self, port: u16) -> bool {
@@ -61,15 +102,35 @@ impl Wish {
     }
 }
 
-/// Stores the flow that a packet opens, with its translation if it has one.
+#[inline(always)]
+fn is_below(one: &Addr, other: &Addr) -> bool {
+    let mut word = 0;
+    while word < 4 {
+        if one[word] != other[word] {
+            return one[word] < other[word];
+        }
+        word += 1;
+    }
+    false
+}
+
+/// Stores the flow that a packet opens, with its translation if it has one. Whether the packet is
+/// being forwarded.
 #[inline(always)]
 pub fn open<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
+    forwarded: bool,
 ) -> Result<(), Stat> {
     if packet.call::<Open, T>(tables, scratch, 0) == 0 {
         return Err(scratch.reason);
+    }
+    if forwarded
+        && scratch.tracked.ct & ct::DNAT != 0
+        && packet.call::<SettleName, T>(tables, scratch, 0) == 0
+    {
+        return Err(Stat::NoTransitName);
     }
     Ok(())
 }
@@ -82,28 +143,46 @@ impl Stage for Open {
 
     #[inline(always)]
     fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, _: u32) -> u32 {
-        match store(packet, tables, scratch) {
-            Ok(()) => 1,
-            Err(reason) => {
-                scratch.reason = reason;
-                0
-            }
+        match prepare(packet, tables, scratch) {
+            SEARCH => {}
+            result => return result,
         }
+        let (lookup, draft) = (&mut scratch.lookup, &mut scratch.draft);
+        tables.run(
+            SPECIAL + ATTEMPTS,
+            &mut Search {
+                tables,
+                lookup,
+                draft,
+            },
+        );
+        store(tables, scratch)
     }
 }
 
+/// Results of [`Open`]: the flow is not stored, and [`Scratch::reason`] says why.
+const REFUSED: u32 = 0;
+/// It is.
+const STORED: u32 = 1;
+/// Its name for the far side must be searched for.
+const SEARCH: u32 = 2;
+
+/// Stores a flow that nothing translates, or prepares the search for what it becomes. (The search
+/// ends at the bottom of the stack, so that what is before it has a function of its own.)
+///
 /// Even a flow that no rule translates may need another port: its reply tuple may be in use by a
 /// translated flow, as either of that flow's names (netfilter's null binding,
 /// `nf_nat_alloc_null_binding`).
-#[inline(always)]
-fn store<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-) -> Result<(), Stat> {
+#[inline(never)]
+fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> u32 {
     draft_flow(packet, tables, scratch);
     let (headers, lookup, draft) = (&scratch.headers, &mut scratch.lookup, &mut scratch.draft);
-    lookup.tuple.set(headers);
+    let redirected = scratch.tracked.ct & ct::DNAT != 0;
+    if redirected {
+        set_original(&mut lookup.tuple, headers, &scratch.tracked);
+    } else {
+        lookup.tuple.set(headers);
+    }
     let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut draft.key);
     let opened = if from_low { Flow::LOW_OPENED } else { 0 };
     let second = draft.wish.nat && is_taken(tables, &draft.key, opened);
@@ -112,9 +191,9 @@ fn store<P: Packet, T: Tables>(
     }
 
     let port = (headers.flow_ports >> 16) as u16;
-    let stays = draft.wish.address == headers.key.source;
     let keep_port = !has_port(headers) || !draft.wish.random && draft.wish.takes_port(port);
-    if stays && keep_port && !second {
+    let stays = keep_port && draft.wish.takes_address(&headers.key.source);
+    if stays && !second && !redirected {
         let (status, tier) = if draft.wish.embryo {
             (opened | Flow::EMBRYO, Tier::Embryo)
         } else {
@@ -122,18 +201,22 @@ fn store<P: Packet, T: Tables>(
         };
         draft.flow.status.set(status);
         return match insert(tables, draft, tier) {
-            Ok(()) | Err(InsertError::Exists) => Ok(()),
-            Err(InsertError::Full) => Err(Stat::NoFlowEntry),
+            Ok(()) | Err(InsertError::Exists) => STORED,
+            Err(InsertError::Full) => {
+                scratch.reason = Stat::NoFlowEntry;
+                REFUSED
+            }
         };
     }
     if !is_translatable(headers) {
-        return Err(Stat::Rewrite);
+        scratch.reason = Stat::Rewrite;
+        return REFUSED;
     }
 
     // Where the packet's own address and port would do, there is nothing to choose
     // (`get_unique_tuple` asks for the source's other flows only if not).
     let sources = &mut scratch.sources;
-    let wanted = !(draft.wish.random || stays && keep_port);
+    let wanted = !(draft.wish.random || stays);
     look_for_source(tables, headers, draft, sources, wanted);
     let choice = &mut draft.choice;
     choice.set_candidates(headers, draft.wish.ports, port);
@@ -141,47 +224,74 @@ fn store<P: Packet, T: Tables>(
     choice.round = choice.count.min(ROUND);
     choice.left = choice.round;
     choice.pushes = false;
-    choice.as_before = sources.found;
-    choice.port = sources.port;
+    choice.at_once = stays || sources.found;
+    choice.address = if stays {
+        headers.key.source
+    } else {
+        sources.address
+    };
+    choice.port = if stays { port } else { sources.port };
+    choice.own_address = headers.key.source;
     choice.own_port = port;
-    choice.own_first = keep_port && !stays;
-    choice.stays = stays;
+    choice.own_first = keep_port;
+    choice.may_stay = redirected;
     choice.found = false;
+    choice.opened = opened;
     draft.flow.other = draft.key;
-    // What the far side will see; each candidate fills in its port.
-    lookup.tuple.source = draft.wish.address;
-    tables.run(
-        SPECIAL + ATTEMPTS,
-        &mut Search {
-            tables,
-            lookup,
-            draft,
-        },
-    );
-    if !draft.choice.found {
-        return Err(Stat::NoFreePort);
-    }
+    // What the far side will see; each candidate fills in its source.
+    lookup.tuple.destination = headers.key.destination;
+    lookup.tuple.ports = headers.flow_ports;
+    SEARCH
+}
 
+/// Stores a flow whose alias is stored.
+#[inline(never)]
+fn store<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
+    let (lookup, draft) = (&mut scratch.lookup, &mut scratch.draft);
+    if !draft.choice.found {
+        scratch.reason = Stat::NoFreePort;
+        return REFUSED;
+    }
     draft.flow.other = draft.alias;
-    let listed = draft.choice.port != port || scratch.sources.has_list();
-    let listed = if listed { Flow::LISTED } else { 0 };
-    draft.flow.status.set(opened | Flow::SNAT | listed);
-    draft.flow.nat_source = draft.wish.address;
+    let mut status = draft.choice.opened;
+    if draft.flow.status.get() & Flow::LOW_OPENED != 0 {
+        status |= Flow::OTHER_LOW;
+    }
+    if scratch.tracked.ct & ct::DNAT != 0 {
+        status |= Flow::DNAT;
+    }
+    let mut tier = Tier::Confirmed;
+    if draft.choice.changes {
+        status |= Flow::SNAT;
+        let own = draft.choice.port == draft.choice.own_port && draft.wish.has_one_address();
+        if !own || scratch.sources.has_list() {
+            status |= Flow::LISTED;
+        }
+    } else if draft.wish.embryo {
+        status |= Flow::EMBRYO;
+        tier = Tier::Embryo;
+    }
+    draft.flow.status.set(status);
+    draft.flow.nat_source = lookup.tuple.source;
     draft.flow.nat_port = draft.choice.port;
     draft.flow.nat_device = draft.wish.device;
-    match insert(tables, draft, Tier::Confirmed) {
+    draft.flow.transit = scratch.tracked.transit as u16;
+    match insert(tables, draft, tier) {
         Ok(()) => {
             if draft.flow.status.get() & Flow::LISTED != 0 {
-                link(tables, draft, &mut scratch.sources, headers);
+                link(tables, draft, &mut scratch.sources);
             }
-            Ok(())
+            STORED
         }
         Err(error) => {
             tables.remove_flow(&draft.alias);
             match error {
                 // The flow's next packet was faster, on another CPU: it has a translation.
-                InsertError::Exists => Ok(()),
-                InsertError::Full => Err(Stat::NoFlowEntry),
+                InsertError::Exists => STORED,
+                InsertError::Full => {
+                    scratch.reason = Stat::NoFlowEntry;
+                    REFUSED
+                }
             }
         }
     }
@@ -198,7 +308,9 @@ fn is_taken<T: Tables>(tables: &T, key: &FlowKey, opened: u32) -> bool {
     if status & Flow::ALIAS != 0 {
         return !clear_name(tables, key);
     }
-    status & (Flow::SNAT | Flow::DYING) == Flow::SNAT && status & Flow::LOW_OPENED != opened
+    status & Flow::TRANSLATED != 0
+        && status & Flow::DYING == 0
+        && status & Flow::LOW_OPENED != opened
 }
 
 /// [`clear`] for a name that nothing may be pushed out of.
@@ -246,7 +358,7 @@ fn has_port(headers: &Headers) -> bool {
 
 /// The checksums of these cover the addresses, and SCTP's is a CRC that no helper updates.
 #[inline(always)]
-fn is_translatable(headers: &Headers) -> bool {
+pub(super) fn is_translatable(headers: &Headers) -> bool {
     !matches!(
         headers.key.protocol as u8,
         protocol::SCTP | protocol::DCCP | protocol::UDPLITE
@@ -294,9 +406,13 @@ pub struct Choice {
     port: u16,
     /// Offset of the next candidate in the range, from a random place.
     offset: u32,
+    /// An address and a port that are tried before all: the packet's own, or those of another flow
+    /// of this source. They wait here and in `port`.
+    address: Addr,
+    at_once: bool,
+    /// The packet's own.
+    own_address: Addr,
     own_port: u16,
-    /// The port of another flow of this source, which waits in `port`, is tried before all.
-    as_before: bool,
     /// Ports left in this round of tries, and in all of it.
     left: u32,
     round: u32,
@@ -304,9 +420,13 @@ pub struct Choice {
     pushes: bool,
     /// The original port is tried before the range.
     own_first: bool,
-    /// The address stays the packet's own: only the port changes.
-    stays: bool,
+    /// [`Flow::LOW_OPENED`] or 0: the flow's.
+    opened: u32,
+    /// The source may stay what it is, as the destination is translated.
+    may_stay: bool,
     found: bool,
+    /// The source becomes another.
+    changes: bool,
 }
 
 impl Choice {
@@ -351,11 +471,12 @@ impl<T: Tables> Step for Search<'_, T> {
     fn step(&mut self, turn: u32) -> ControlFlow<()> {
         let choice = &mut self.draft.choice;
         let mut port = choice.own_port;
+        self.lookup.tuple.source = self.draft.wish.address;
         if turn == 0 {
-            // The port that the source has already.
-            if !choice.as_before {
+            if !choice.at_once {
                 return ControlFlow::Continue(());
             }
+            self.lookup.tuple.source = choice.address;
             port = choice.port;
         } else if turn == 1 {
             if !choice.own_first {
@@ -392,18 +513,46 @@ impl<T: Tables> Search<'_, T> {
     /// Stores the alias. A flow or an alias whose time is over, though nothing has removed it yet,
     /// makes way.
     #[inline(always)]
-    fn insert_alias(&self) -> bool {
-        self.try_alias() || self.make_way() && self.try_alias()
+    fn insert_alias(&mut self) -> bool {
+        if self.insert() || self.make_way() && self.insert() {
+            return true;
+        }
+        // Who bears the name may do so in the other direction only.
+        if !self.leaves_room() {
+            return false;
+        }
+        self.draft.alias.kind = FlowKey::SECOND;
+        self.insert()
     }
 
     /// Stores the alias, if its name is free. (Not inlined, so that its stack is not under that of what
     /// makes way, which is deep.)
     #[inline(never)]
-    fn try_alias(&self) -> bool {
-        let (tables, draft) = (self.tables, &*self.draft);
-        tables
-            .insert_flow(&draft.alias, &draft.flow, Tier::Confirmed)
+    fn insert(&self) -> bool {
+        let draft = &*self.draft;
+        let tier = if draft.choice.changes || !draft.wish.embryo {
+            Tier::Confirmed
+        } else {
+            Tier::Embryo
+        };
+        self.tables
+            .insert_flow(&draft.alias, &draft.flow, tier)
             .is_ok()
+    }
+
+    /// Whether nothing that goes the alias's way belongs to what has its name.
+    #[inline(never)]
+    fn leaves_room(&self) -> bool {
+        let Some(old) = self.tables.flow(&self.draft.alias) else {
+            return false;
+        };
+        let (old, new) = (old.status.get(), self.draft.flow.status.get());
+        let same_way = (old ^ new) & Flow::LOW_OPENED == 0;
+        if old & Flow::ALIAS != 0 {
+            !same_way
+        } else {
+            same_way && old & Flow::TRANSLATED != 0
+        }
     }
 
     /// Removes what bears the alias's name, if it is over.
@@ -434,10 +583,12 @@ impl<T: Tables> Search<'_, T> {
     /// Takes the port if no other flow to the same place has it.
     #[inline(always)]
     fn reserve(&mut self, port: u16) -> bool {
-        if self.draft.choice.stays && port == self.draft.choice.own_port {
+        let choice = &mut self.draft.choice;
+        let tuple = &mut self.lookup.tuple;
+        choice.changes = port != choice.own_port || tuple.source != choice.own_address;
+        if !choice.changes && !choice.may_stay {
             return false;
         }
-        let tuple = &mut self.lookup.tuple;
         tuple.ports = (port as u32) << 16 | tuple.ports & 0xffff;
         let from_low = tuple.write_key(FlowKey::FIRST, &mut self.draft.alias);
         let opened = if from_low { Flow::LOW_OPENED } else { 0 };

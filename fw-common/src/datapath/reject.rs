@@ -11,7 +11,7 @@ mod limits;
 mod sum;
 
 use super::Verdict;
-use super::conntrack::{NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, refresh};
+use super::conntrack::{NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, NOTE_TRANSIT, refresh};
 use super::facts::is_the_kernels;
 use super::header::{Headers, Icmp, Part, protocol};
 use super::packet::Packet;
@@ -47,6 +47,8 @@ pub struct Answer {
     pub in_hand: bool,
     /// It has to have its frame turned around.
     turned: bool,
+    /// The endpoints of the packet that it answers.
+    pub refused: [Addr; 2],
     /// The source of the answer.
     source: Addr,
     /// The code of the answer, or [`RESET`].
@@ -125,6 +127,7 @@ impl Stage for Respond {
             return 0;
         }
         let hops = AnswerFields::hops(settings, scratch.headers.family);
+        scratch.answer.refused = [scratch.headers.key.source, scratch.headers.key.destination];
         if build::build(packet, tables, scratch, hops).is_none() {
             tables.count(Stat::AnswerLost);
             return 0;
@@ -144,9 +147,10 @@ fn note_of(scratch: &Scratch) -> u16 {
     if tracked.direction != NO_FLOW {
         let label = ct::RELATED | tracked.ct & (ct::SNAT | ct::DNAT);
         note |= NOTE_SEEN | label as u16 | ((tracked.direction ^ 1) as u16 & 1) << 8;
+        note |= (tracked.transit as u16 & 3) << NOTE_TRANSIT;
         // A reset is the first packet of a flow that is not stored to come to POSTROUTING, and
         // meets its nat chain (`nf_nat_inet_fn`, net/netfilter/nf_nat_core.c).
-        if scratch.answer.kind == RESET && tracked.opens {
+        if tracked.opens {
             note |= NOTE_OPENS;
         }
     } else {
@@ -293,14 +297,13 @@ fn source_of<T: Tables>(tables: &T, device: u32, scratch: &mut Scratch) -> bool 
     true
 }
 
-/// Sends an answer on whose destination was translated on loopback: what it is about bears the name of
-/// a translated flow, and the kernel routes it anew (`nf_nat_ipv4_local_fn`).
+/// Sends an answer on whose destination was translated on loopback: what it is about bears a name of a
+/// translated flow, and the kernel routes it anew (`nf_nat_ipv4_local_fn`).
 #[inline(never)]
 pub fn send_away<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) -> bool {
     let headers = &scratch.headers;
     if scratch.device.flags & Device::LOOPBACK == 0
-        || !scratch.tracked.translated
-        || scratch.tracked.direction != 1
+        || !scratch.tracked.translates_destination()
         || tables.is_local(headers.family, &headers.key.destination)
     {
         return false;

@@ -42,6 +42,20 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+impl Endpoint {
+    /// Becomes another endpoint. Word by word: for more at once, the compiler calls a function, whose
+    /// loop the verifier goes through each time.
+    #[inline(always)]
+    pub fn set(&mut self, address: &Addr, port: u16) {
+        let [a, b, c, d] = *address;
+        self.address[0] = a;
+        self.address[1] = b;
+        self.address[2] = c;
+        self.address[3] = d;
+        self.port = port;
+    }
+}
+
 /// Replaces one end of a packet; `headers` keeps up, so that rules see the new address.
 #[inline(never)]
 #[must_use]
@@ -54,7 +68,12 @@ pub fn rewrite<P: Packet>(
     let old = outer_address(headers, end);
     replace_address(packet, headers, end, &new.address)?;
     if headers.part as u8 == Part::Later as u8 {
-        // The transport checksum is in the first fragment, and was changed there.
+        // The transport header is in the first fragment, and was changed there.
+        match headers.key.protocol as u8 {
+            protocol::TCP | protocol::UDP => set_port(headers, end, new.port),
+            _ if has_identifier(headers, end) => set_flow_port(headers, end, new.port),
+            _ => {}
+        }
         return Some(());
     }
     let (l4, v6) = (headers.l4 as u32, headers.is_v6());
@@ -79,7 +98,7 @@ pub fn rewrite<P: Packet>(
             packet.store(port_at, new.port.to_be_bytes())?;
             set_port(headers, end, new.port);
         }
-        protocol::ICMP if !v6 && is_query(headers) => {
+        protocol::ICMP if !v6 && has_identifier(headers, end) => {
             packet.replace_l4_sum(l4 + 2, ports.sum(), false, false, v6)?;
             packet.store(l4 + 4, new.port.to_be_bytes())?;
             set_flow_port(headers, end, new.port);
@@ -87,7 +106,7 @@ pub fn rewrite<P: Packet>(
         protocol::ICMPV6 if v6 => {
             // Unlike ICMP's, its checksum covers the addresses (RFC 4443 2.3).
             packet.replace_l4_sum(l4 + 2, addresses.sum(), true, false, v6)?;
-            if is_query(headers) {
+            if has_identifier(headers, end) {
                 packet.replace_l4_sum(l4 + 2, ports.sum(), false, false, v6)?;
                 packet.store(l4 + 4, new.port.to_be_bytes())?;
                 set_flow_port(headers, end, new.port);
@@ -97,6 +116,9 @@ pub fn rewrite<P: Packet>(
     }
     Some(())
 }
+
+/// In place of an offset: the port stays, only the checksum changes.
+const KEEP: u32 = u32::MAX;
 
 /// Translates an ICMP error: the outer header at `end`, and the quoted packet, which went the
 /// other way, at its other end (RFC 5508 4, `nf_nat_icmp_reply_translation`).
@@ -137,12 +159,19 @@ pub fn rewrite_error<P: Packet>(
     let port_at = match quoted.tuple.protocol {
         protocol::TCP | protocol::UDP if inner_end.is_source() => inner_l4,
         protocol::TCP | protocol::UDP => inner_l4 + 2,
-        protocol::ICMP if !v6 => inner_l4 + 4,
-        protocol::ICMPV6 if v6 => inner_l4 + 4,
+        protocol::ICMP if !v6 && quoted.is_request == inner_end.is_source() => inner_l4 + 4,
+        protocol::ICMPV6 if v6 && quoted.is_request == inner_end.is_source() => inner_l4 + 4,
+        // ICMPv6's checksum covers the addresses all the same.
+        protocol::ICMPV6 if v6 => KEEP,
         _ => 0,
     };
     if port_at != 0 {
-        packet.store(port_at, new.port.to_be_bytes())?;
+        let mut ports = ports;
+        if port_at == KEEP {
+            ports = Difference::default();
+        } else {
+            packet.store(port_at, new.port.to_be_bytes())?;
+        }
         outer = outer.and(ports);
         // The quoted transport checksum, where the quotation reaches that far.
         let (sum_at, covered) = match quoted.tuple.protocol {
@@ -173,9 +202,15 @@ pub fn rewrite_error<P: Packet>(
     packet.replace_l4_sum(sum_at, outer.sum(), false, false, v6)
 }
 
+/// Whether the identifier of an ICMP query is what stands for a port at this end: it is the asking
+/// one's.
 #[inline(always)]
-fn is_query(headers: &Headers) -> bool {
-    headers.icmp as u8 == Icmp::Request as u8 || headers.icmp as u8 == Icmp::Reply as u8
+fn has_identifier(headers: &Headers, end: End) -> bool {
+    if end.is_source() {
+        headers.icmp as u8 == Icmp::Request as u8
+    } else {
+        headers.icmp as u8 == Icmp::Reply as u8
+    }
 }
 
 #[inline(always)]

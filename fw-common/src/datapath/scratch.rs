@@ -1,7 +1,7 @@
 //! Room for what a packet's way needs, outside the BPF stack.
 
 use super::classify::{Query, Walk};
-use super::conntrack::{NOTE_SEEN, Tracked, outside};
+use super::conntrack::{NOTE_SEEN, Tracked};
 use super::facts::Facts;
 use super::flow_mark::FlowMark;
 use super::forward::Sending;
@@ -75,9 +75,11 @@ pub struct Scratch {
     pub transit: Tuple,
     /// Its direction, as in [`Tracked::direction`].
     pub transit_direction: u8,
-    /// [`ct::SNAT`] if its flow is translated.
-    pub transit_snat: u8,
-    /// If it is a reply to a translated flow: the destination that it had before.
+    /// It opens its flow.
+    pub transit_opens: bool,
+    /// [`ct::SNAT`] and [`ct::DNAT`] if its flow is translated.
+    pub transit_nat: u8,
+    /// If its destination was translated: what it was before.
     pub transit_outside: Endpoint,
     /// The mark of the packet's flow.
     pub mark: FlowMark,
@@ -197,7 +199,15 @@ impl Scratch {
     pub fn note_transit(&mut self) {
         self.transit.set(&self.headers);
         self.transit_direction = self.tracked.direction;
-        self.transit_snat = self.tracked.ct & ct::SNAT;
+        self.transit_opens = self.tracked.opens;
+        self.transit_nat = self.tracked.ct & (ct::SNAT | ct::DNAT);
+    }
+
+    /// Keeps the destination in mind, which is about to be translated.
+    #[inline(always)]
+    pub fn note_outside(&mut self) {
+        self.transit_outside.address = self.headers.key.destination;
+        self.transit_outside.port = self.headers.flow_ports as u16;
     }
 
     /// Whether the packet in hand is the one kept in mind, or of the same flow and direction.
@@ -215,8 +225,7 @@ impl Scratch {
     pub fn take_translation(&mut self) {
         let flow = &self.draft.flow;
         if flow.status.get() & Flow::SNAT != 0 {
-            self.tracked.endpoint = outside(flow);
-            self.tracked.translated = true;
+            self.tracked.set_source(&flow.nat_source, flow.nat_port);
             self.tracked.ct |= ct::SNAT;
         }
     }

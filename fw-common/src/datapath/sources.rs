@@ -15,6 +15,7 @@ use core::ops::ControlFlow;
 use super::header::Headers;
 use super::nat::{Draft, Wish};
 use super::tables::{Step, Tables, Tier};
+use super::transit;
 use super::tuple::Tuple;
 use crate::MapCell;
 use crate::abi::Addr;
@@ -132,7 +133,9 @@ pub struct Sources {
     at: Link,
     /// No flow.
     none: Link,
-    /// The translated port of the flow that was found.
+    /// The translated source of the flow that was found.
+    pub address: Addr,
+    /// See `address`.
     pub port: u16,
     /// Such a flow was found.
     pub found: bool,
@@ -170,6 +173,12 @@ pub fn look_for_source<T: Tables>(
 }
 
 impl Sources {
+    /// Room for a tuple, and its name.
+    #[inline(always)]
+    pub(super) fn tuple_and_name(&mut self) -> (&mut Tuple, &mut FlowKey) {
+        (&mut self.place.tuple, &mut self.place.key)
+    }
+
     /// Whether the source has a list.
     #[inline(always)]
     pub fn has_list(&self) -> bool {
@@ -201,8 +210,9 @@ fn visit<T: Tables>(tables: &T, sources: &mut Sources, wish: &Wish) -> bool {
     let Some(flow) = listed(tables, place, at) else {
         return false;
     };
-    let fits = flow.nat_source == wish.address && wish.takes_port(flow.nat_port);
+    let fits = wish.takes_address(&flow.nat_source) && wish.takes_port(flow.nat_port);
     if fits && flow.status.get() & Flow::DYING == 0 {
+        sources.address = flow.nat_source;
         sources.port = flow.nat_port;
         sources.found = true;
         return false;
@@ -214,8 +224,9 @@ fn visit<T: Tables>(tables: &T, sources: &mut Sources, wish: &Wish) -> bool {
 /// Puts the flow that was just stored, and is drafted still, in front of its source's list, whose
 /// beginning [`look_for_source`] read.
 #[inline(never)]
-pub fn link<T: Tables>(tables: &T, draft: &mut Draft, sources: &mut Sources, headers: &Headers) {
-    sources.place.tuple.set(headers);
+pub fn link<T: Tables>(tables: &T, draft: &mut Draft, sources: &mut Sources) {
+    let opened_from_low = draft.flow.status.get() & Flow::LOW_OPENED != 0;
+    sources.place.tuple.set_key(&draft.key, opened_from_low);
     let tuple = &sources.place.tuple;
     sources
         .at
@@ -243,9 +254,20 @@ pub fn link<T: Tables>(tables: &T, draft: &mut Draft, sources: &mut Sources, hea
     draft.flow.status.set(status);
 }
 
-/// Takes a flow that ends out of its source's list.
+/// Takes a flow that ends out of its source's list, and removes the name of its packets on their way.
 #[inline(always)]
 pub fn unlink<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, room: &mut Sources) {
+    let status = flow.status.get();
+    if status & Flow::TRANSLATED == Flow::TRANSLATED {
+        transit::remove(tables, key, flow, room);
+    }
+    if status & Flow::LISTED != 0 {
+        unlist(tables, key, flow, room);
+    }
+}
+
+#[inline(always)]
+fn unlist<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, room: &mut Sources) {
     let Sources {
         place,
         newest: newer,

@@ -54,4 +54,14 @@ pub enum Name {
     FindMark,
     /// [`super::flow_mark::KeepMark`].
     KeepMark,
+    /// [`super::translation::Choose`].
+    Choose,
+    /// [`super::conntrack::LookUp`].
+    LookUp,
+    /// [`super::transit::FindOnWay`].
+    FindOnWay,
+    /// [`super::transit::TakeName`].
+    TakeName,
+    /// [`super::transit::SettleName`].
+    SettleName,
 }

@@ -159,8 +159,8 @@ pub trait Tables: Sized {
         tcp::advance(flow, segment, reply)
     }
 
-    /// Takes a flow that ends out of its source's list: [`sources::unlink`], which a BPF program
-    /// calls as a global function.
+    /// Takes a flow that ends out of its source's list, and removes the name of its packets on their
+    /// way: [`sources::unlink`], which a BPF program calls as a global function.
     #[inline(always)]
     fn unlink(&self, key: &FlowKey, flow: &Flow)
     where

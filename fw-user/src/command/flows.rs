@@ -194,6 +194,7 @@ mod tests {
             replied: true,
             assured: true,
             masqueraded: true,
+            redirected: false,
             embryo: false,
             mark: 0,
         }

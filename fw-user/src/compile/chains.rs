@@ -283,6 +283,10 @@ fn jump(rule: &Rule) -> Option<(&str, u32)> {
         | Target::Log(_)
         | Target::Change(_)
         | Target::Nflog(_)
-        | Target::Set(_) => None,
+        | Target::Set(_)
+        | Target::Dnat(_)
+        | Target::Snat(_)
+        | Target::Redirect(_)
+        | Target::Netmap(_) => None,
     }
 }

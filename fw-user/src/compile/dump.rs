@@ -201,6 +201,15 @@ impl Dump<'_> {
             target::REJECT if rule.argument() == RESET => write!(f, " -> REJECT with reset")?,
             target::REJECT => write!(f, " -> REJECT with code {}", rule.argument())?,
             target::EFFECT => write!(f, " -> effect in cell {}", rule.argument())?,
+            code @ (target::DNAT | target::SNAT | target::REDIRECT | target::NETMAP) => {
+                let name = match code {
+                    target::DNAT => "DNAT",
+                    target::SNAT => "SNAT",
+                    target::REDIRECT => "REDIRECT",
+                    _ => "NETMAP",
+                };
+                write!(f, " -> {name} by cell {}", rule.argument())?;
+            }
             other => write!(f, " -> unknown target {other}")?,
         }
         writeln!(f, ", slot {}", rule.slot())

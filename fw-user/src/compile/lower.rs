@@ -4,14 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fw_common::abi::blob::{
-    Condition, EffectFields, PredicateFields, RESET, RuleFields, pack_range, target,
+    Condition, EffectFields, PredicateFields, RESET, RuleFields, TranslationFields, pack_range,
+    target,
 };
 use fw_common::abi::{Addr, ct};
 use fw_common::datapath::change::{HOPS_LESS, HOPS_MORE, HOPS_SET};
 use fw_common::datapath::{flow_mark, segment_size};
 
 use super::patterns::Patterns;
-use super::{Limits, Place, lists, ports, sets};
+use super::{Limits, Place, lists, nat, ports, sets};
 use crate::addr;
 use crate::policy::change::{Change, FlowMark, HopChange, SegmentSize};
 use crate::policy::model::{
@@ -37,6 +38,8 @@ pub(super) struct Lowered {
     pub predicates: Vec<PredicateFields>,
     /// What the target does besides, see [`target::EFFECT`].
     pub effects: Vec<EffectFields>,
+    /// What the target's argument is to be the place of.
+    pub translation: Option<TranslationFields>,
 }
 
 /// Lowers a rule. Its index, its slot and the places of its predicates are filled in by the caller.
@@ -401,12 +404,18 @@ impl Lowered {
                     chain: name.clone(),
                 })
         };
+        self.translation = nat::fields(&rule.target);
         (self.fields.target, self.fields.argument) = match &rule.target {
             // The argument is filled in by the caller.
             Target::Log(_) => self.effect(EffectFields::Log),
             Target::Change(change) => self.effect(effect_of(*change)),
             Target::Nflog(nflog) => self.effect(EffectFields::Nflog { size: nflog.size }),
             Target::Set(change) => self.effect(sets::change(change, rule, scope)?),
+            // The place of the translation is the caller's business.
+            Target::Dnat(_) => (target::DNAT, 0),
+            Target::Snat(_) => (target::SNAT, 0),
+            Target::Redirect(_) => (target::REDIRECT, 0),
+            Target::Netmap(_) => (target::NETMAP, 0),
             Target::Continue => (target::CONTINUE, 0),
             Target::Accept => (target::ACCEPT, 0),
             Target::Drop => (target::DROP, 0),
@@ -475,7 +484,7 @@ const PORT_RANGES: usize = 15;
 /// [`RuleFields::ct_mask`] of a rule that does not ask for a state.
 const ANY_STATE: u8 = 0xff;
 
-fn masked(prefix: Prefix) -> (Addr, Addr) {
+pub(super) fn masked(prefix: Prefix) -> (Addr, Addr) {
     let mask = addr::to_abi(prefix.mask);
     let mut address = addr::to_abi(prefix.address);
     for (word, mask) in address.iter_mut().zip(mask) {

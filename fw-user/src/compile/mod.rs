@@ -12,6 +12,7 @@ mod lists;
 mod lower;
 mod masked;
 mod meta;
+mod nat;
 mod packet;
 mod patterns;
 mod ports;
@@ -293,10 +294,15 @@ fn lower_chains(
                 mut fields,
                 predicates,
                 effects,
+                translation,
             } = lower::lower(rule, &scope)?;
             if !effects.is_empty() {
                 fields.argument = cells.len() as u32;
                 cells.extend(effects.iter().map(EffectFields::encode));
+            }
+            if let Some(translation) = translation {
+                fields.argument = cells.len() as u32;
+                cells.push(translation.encode());
             }
             rules.push(RuleFields {
                 index: index as u32,

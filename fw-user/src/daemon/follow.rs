@@ -121,6 +121,7 @@ fn end_orphans(state: &StateDir, host: &Host) -> Result<usize> {
         while let Some(slice) = slices.read_next()? {
             for (key, flow) in &slice {
                 let orphan = flow.status.get() & Flow::SNAT != 0
+                    && flow.nat_device != 0
                     && (!addresses.contains(&flow.nat_source) || !up.contains(&flow.nat_device));
                 if orphan && sweeper.end(key)? {
                     ended += 1;

@@ -1,5 +1,7 @@
 //! The machine that a question is asked of.
 
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
 use fw_common::abi::blob::Cell;
 use fw_common::abi::flow::{Flow, FlowKey};
 use ipnet::IpNet;
@@ -20,7 +22,18 @@ pub struct Machine {
     pub(super) invented: bool,
 }
 
+/// The addresses that interfaces have which are made up from a question.
+const MADE_UP: (Ipv4Addr, Ipv6Addr) = (
+    Ipv4Addr::new(192, 0, 2, 1),
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1),
+);
+
 impl Machine {
+    /// Whether an address is that of an interface which is made up.
+    pub(super) fn is_made_up(&self, address: IpAddr) -> bool {
+        self.invented && (address == MADE_UP.0 || address == MADE_UP.1)
+    }
+
     /// A policy from files, on a host about which only the question and the policy tell: it has the
     /// interfaces that they name; a packet that leaves by none is for the host itself.
     pub fn offline(policy: Policy, question: &Question) -> Result<Self, Limits> {
@@ -41,8 +54,8 @@ impl Machine {
         let device = |(index, name): (usize, &&str)| HostDevice {
             loopback: *name == "lo",
             // Documentation addresses (RFC 5737, RFC 3849), never shown as if they were the host's.
-            masquerade4: Some([192, 0, 2, 1].into()),
-            masquerade6: Some([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into()),
+            masquerade4: Some(MADE_UP.0),
+            masquerade6: Some(MADE_UP.1),
             ..HostDevice::ethernet(index as u32 + 1, name)
         };
         let for_itself = question.out_interface.is_none();

@@ -111,6 +111,8 @@ pub enum Step {
         original: Option<bool>,
         /// Whether its connection's source is translated.
         translated: bool,
+        /// Whether its connection's destination is translated.
+        redirected: bool,
     },
     /// Its destination is compared with the host's addresses.
     Destination {

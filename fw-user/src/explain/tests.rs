@@ -3,7 +3,7 @@ use fw_common::abi::ct;
 use super::*;
 use crate::policy::model::{
     Chain, ChainPolicy, CtStates, InterfacePattern, Masquerade, Match, Negatable, Origin, Policy,
-    PortRange, Ports, Rule, Ruleset, Table, Target, Tcp,
+    PortRange, Ports, Rule, Ruleset, Table, Target, Tcp, Translation,
 };
 
 fn yes<T>(value: T) -> Option<Negatable<T>> {
@@ -307,4 +307,44 @@ fn json_names_steps_and_verdict() {
     assert_eq!(json["steps"][1]["step"], "tracked");
     assert_eq!(json["steps"][1]["state"], "NEW");
     assert_eq!(json["steps"][4]["chain"], "INPUT");
+}
+
+/// The same host with a port published.
+fn publishing() -> Policy {
+    let mut policy = policy();
+    let ruleset = policy.ipv4.as_mut().expect("an IPv4 half");
+    let nat = ruleset.nat.as_mut().expect("a nat table");
+    let ports = PortRange {
+        first: 80,
+        last: 80,
+    };
+    let inner = Translation {
+        addresses: Some(([172, 17, 0, 2].into(), [172, 17, 0, 2].into())),
+        ports: Some(ports),
+        ..Translation::default()
+    };
+    nat.chains[0].rules = vec![Rule {
+        protocol: yes(6),
+        ..rule(20, Target::Dnat(inner))
+    }];
+    policy
+}
+
+#[test]
+fn a_published_port_says_where_its_packets_go() {
+    let question = Question {
+        out_interface: Some("docker0".into()),
+        ..question()
+    };
+    let machine = Machine::offline(publishing(), &question).expect("within the limits");
+    let text = explain(&machine, &question).expect("an answer").to_string();
+    let expected = "comes in by eth0\n\
+        connection tracking: NEW\n\
+        rules.v4:20: nat -A PREROUTING -p tcp -j DNAT --to-destination 172.17.0.2:80: DNAT to 172.17.0.2:80\n\
+        destination 198.51.100.10, port 22 becomes 172.17.0.2, port 80\n\
+        172.17.0.2 is another host's: FORWARD\n\
+        is forwarded, and leaves by docker0\n\
+        filter FORWARD's policy: DROP\n\
+        DROP by filter FORWARD's policy";
+    assert_eq!(text, expected, "\n{text}");
 }

@@ -43,6 +43,7 @@ impl Display for Step {
                 state,
                 original,
                 translated,
+                redirected,
             } => {
                 write!(f, "connection tracking: {state}")?;
                 match original {
@@ -53,6 +54,9 @@ impl Display for Step {
                 }
                 if *translated {
                     write!(f, ", source translated")?;
+                }
+                if *redirected {
+                    write!(f, ", destination translated")?;
                 }
                 Ok(())
             }

@@ -353,6 +353,8 @@ impl<'m> Walk<'m> {
                 _ => None,
             },
             translated: tracked.ct & ct::SNAT != 0,
+            // Of a packet that opens one, the rules that come decide.
+            redirected: tracked.ct & ct::DNAT != 0 && !tracked.opens,
         });
         Ok(())
     }
@@ -363,7 +365,10 @@ impl<'m> Walk<'m> {
         };
         let translation = |end| {
             let (from, to) = (endpoint(&before, end), endpoint(&after, end));
-            let to = if self.machine.invented && end == "source" && from != to {
+            let made_up = self
+                .machine
+                .is_made_up(addr::from_abi(after.family, after.key.source));
+            let to = if made_up && end == "source" && from != to {
                 format!("the interface's address, port {}", port(&after, end))
             } else {
                 to
@@ -467,6 +472,10 @@ fn action(target: &Target, family: Family) -> String {
                 .map(|(name, _)| format!("deletes from the set {name}"));
             add.chain(delete).collect::<Vec<_>>().join(", ")
         }
+        Target::Dnat(translation) => format!("DNAT to {translation}"),
+        Target::Snat(translation) => format!("SNAT to {translation}"),
+        Target::Redirect(_) => "REDIRECT".to_owned(),
+        Target::Netmap(network) => format!("NETMAP to {network}"),
     }
 }
 

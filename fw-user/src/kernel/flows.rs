@@ -94,6 +94,8 @@ pub struct FlowView {
     pub assured: bool,
     /// The source is translated.
     pub masqueraded: bool,
+    /// The destination is translated.
+    pub redirected: bool,
     /// In the embryonic tier.
     pub embryo: bool,
     /// The mark that rules gave it (CONNMARK).
@@ -215,10 +217,16 @@ impl FlowView {
         } else {
             (high, low)
         };
-        let translated = if has(Flow::SNAT) {
+        let source = if has(Flow::SNAT) {
             (address(v4, flow.nat_source), flow.nat_port)
         } else {
             opener
+        };
+        let destination = if has(Flow::DNAT) {
+            let (destination, port) = flow.translated_destination();
+            (address(v4, destination), port)
+        } else {
+            other
         };
         let tuple = |source: (IpAddr, u16), destination: (IpAddr, u16)| Tuple {
             source: source.0,
@@ -233,10 +241,11 @@ impl FlowView {
             state: (key.protocol == 6).then(|| tcp_state(flow.tcp.get() as u8)),
             timeout: (expires - now).div_ceil(1_000_000_000),
             original: tuple(opener, other),
-            reply: tuple(other, translated),
+            reply: tuple(destination, source),
             replied: has(Flow::SEEN_REPLY),
             assured: has(Flow::ASSURED),
             masqueraded: has(Flow::SNAT),
+            redirected: has(Flow::DNAT),
             embryo: has(Flow::EMBRYO),
             mark: flow.mark().get(),
         })
@@ -262,6 +271,7 @@ impl fmt::Display for FlowView {
         for (set, word) in [
             (self.assured, "[ASSURED]"),
             (self.masqueraded, "[MASQUERADED]"),
+            (self.redirected, "[DNAT]"),
             (self.embryo, "[EMBRYO]"),
         ] {
             if set {

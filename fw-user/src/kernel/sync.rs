@@ -22,6 +22,7 @@ use super::flip::flip;
 use super::load::Maps;
 use super::state::Settled;
 use super::sys;
+use crate::addr;
 use crate::host::{Host, Interface, LocalRoute};
 use crate::policy::model::InterfacePattern;
 
@@ -243,6 +244,7 @@ fn record(
     // what the next one needs.
     let mut patterns = old.map_or([bits; 2], |old| old.patterns);
     patterns[(generation & 1) as usize] = bits;
+    let addresses = || interface.addresses.iter().map(|address| address.address);
     Device {
         patterns,
         masquerade4: host.masquerade4(interface).map_or(0, u32::from),
@@ -259,25 +261,9 @@ fn record(
         },
         link: interface.link.unwrap_or_default(),
         reserved: [0; 6],
-        own4: own(interface, |address| match address {
-            IpAddr::V4(address) => Some(u32::from(address)),
-            IpAddr::V6(_) => None,
-        }),
-        own6: own(interface, |address| match address {
-            IpAddr::V4(_) => None,
-            IpAddr::V6(address) => Some(words(address.octets())),
-        }),
+        own4: addr::first4(addresses()),
+        own6: addr::first6(addresses()),
     }
-}
-
-/// The first addresses of an interface that are of one family.
-fn own<A: Copy + Default, const N: usize>(
-    interface: &Interface,
-    family: impl Fn(IpAddr) -> Option<A>,
-) -> [A; N] {
-    let addresses = interface.addresses.iter().map(|address| address.address);
-    let mut own = addresses.filter_map(family);
-    std::array::from_fn(|_| own.next().unwrap_or_default())
 }
 
 /// Sixteen bytes as four words, the most significant first.

@@ -14,7 +14,8 @@ use super::lists::arbitrary as lists;
 use super::model::{
     Chain, ChainPolicy, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType,
     InterfacePattern, Limit, Log, Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy,
-    PortRange, Ports, Prefix, Reject, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+    PortRange, Ports, Prefix, Redirect, Reject, Rule, Ruleset, Table, Target, Tcp, TcpFlags,
+    Translation, WhichPort,
 };
 use super::names::{TCP, UDP};
 use super::packet_match::arbitrary as packet;
@@ -188,7 +189,24 @@ fn fitting(
             ..masquerade
         }),
         Target::Change(Change::SegmentSize(_)) if !asks_for_syn(matches) => Target::Continue,
+        Target::Dnat(translation) => Target::Dnat(fitting_ports(translation, protocol)),
+        Target::Snat(translation) => Target::Snat(fitting_ports(translation, protocol)),
+        Target::Redirect(redirect) if !has_ports(protocol) => Target::Redirect(Redirect {
+            ports: None,
+            ..redirect
+        }),
         other => other,
+    }
+}
+
+fn fitting_ports(translation: Translation, protocol: Option<Negatable<u8>>) -> Translation {
+    if has_ports(protocol) {
+        return translation;
+    }
+    Translation {
+        ports: None,
+        base_port: None,
+        ..translation
     }
 }
 
@@ -428,6 +446,24 @@ fn nflog() -> impl Strategy<Value = Nflog> {
     )
 }
 
+/// Addresses, with or without ports.
+fn translation(family: Family) -> impl Strategy<Value = Translation> {
+    let address = move || prefix(family).prop_map(|prefix| prefix.address);
+    let addresses = (address(), option::of(address()))
+        .prop_map(|(one, other)| (one.min(other.unwrap_or(one)), one.max(other.unwrap_or(one))));
+    let flags = (any::<bool>(), any::<bool>(), any::<bool>());
+    (addresses, option::of(range()), flags).prop_map(
+        |(addresses, ports, (random, random_fully, persistent))| Translation {
+            addresses: Some(addresses),
+            ports,
+            base_port: None,
+            random,
+            random_fully,
+            persistent,
+        },
+    )
+}
+
 /// A text that is printed and read as it is, or none.
 fn text(longest: usize) -> impl Strategy<Value = String> {
     prop_oneof![Just(String::new()), comment()]
@@ -468,6 +504,46 @@ fn target(family: Family, table: TableName, place: Place) -> BoxedStrategy<Targe
                 })
                 .boxed(),
         );
+    }
+    // In OUTPUT and INPUT, most of these are refused.
+    let source = matches!(place, Place::Base("POSTROUTING"));
+    let destination = matches!(place, Place::Base("PREROUTING"));
+    if table == TableName::Nat && source {
+        choices.push(translation(family).prop_map(Target::Snat).boxed());
+    }
+    if table == TableName::Nat && destination {
+        let fully = |translation| Translation {
+            random_fully: false,
+            ..translation
+        };
+        let translated = (translation(family).prop_map(fully), any::<u16>());
+        choices.push(
+            translated
+                .prop_map(|(translation, base)| {
+                    let is_range = translation
+                        .ports
+                        .is_some_and(|ports| ports.first != ports.last);
+                    Target::Dnat(Translation {
+                        base_port: (is_range && base % 2 == 1).then_some(base),
+                        ..translation
+                    })
+                })
+                .boxed(),
+        );
+        let redirect = (option::of(range()), any::<bool>());
+        choices.push(
+            redirect
+                .prop_map(|(ports, random)| Target::Redirect(Redirect { ports, random }))
+                .boxed(),
+        );
+    }
+    if table == TableName::Nat && (source || destination) {
+        let contiguous = |network: &Prefix| match network.mask {
+            IpAddr::V4(mask) => mask.to_bits().leading_ones() == mask.to_bits().count_ones(),
+            IpAddr::V6(mask) => mask.to_bits().leading_ones() == mask.to_bits().count_ones(),
+        };
+        let network = prefix(family).prop_filter("a prefix", contiguous);
+        choices.push(network.prop_map(Target::Netmap).boxed());
     }
     for chain in &OWN_CHAINS[callable..] {
         choices.push(Just(Target::Jump((*chain).to_owned())).boxed());

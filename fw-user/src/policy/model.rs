@@ -430,6 +430,14 @@ pub enum Target {
     Nflog(Nflog),
     /// `-j SET`.
     Set(SetChange),
+    /// `-j DNAT`.
+    Dnat(Translation),
+    /// `-j SNAT`.
+    Snat(Translation),
+    /// `-j REDIRECT`.
+    Redirect(Redirect),
+    /// `-j NETMAP`: the network.
+    Netmap(Prefix),
 }
 
 /// `-j SET`: adds to a set, deletes from one, or both.
@@ -466,6 +474,55 @@ impl Target {
     pub fn refuses(&self) -> bool {
         matches!(self, Self::Drop | Self::Reject(_))
     }
+
+    /// The built-in chains that a target of the nat table may be reached from, with its name; nothing
+    /// for the others.
+    pub fn nat_chains(&self) -> Option<(&'static str, &'static [&'static str])> {
+        match self {
+            Self::Masquerade(_) => Some(("MASQUERADE", &["POSTROUTING"])),
+            Self::Snat(_) => Some(("SNAT", &["POSTROUTING", "INPUT"])),
+            Self::Dnat(_) => Some(("DNAT", &["PREROUTING", "OUTPUT"])),
+            Self::Redirect(_) => Some(("REDIRECT", &["PREROUTING", "OUTPUT"])),
+            Self::Netmap(_) => Some(("NETMAP", &["PREROUTING", "POSTROUTING", "INPUT", "OUTPUT"])),
+            Self::Continue
+            | Self::Accept
+            | Self::Drop
+            | Self::Return
+            | Self::Jump(_)
+            | Self::Goto(_)
+            | Self::Log(_)
+            | Self::Nflog(_)
+            | Self::Set(_)
+            | Self::Reject(_)
+            | Self::Change(_) => None,
+        }
+    }
+}
+
+/// `--to-destination` or `--to-source`, and what goes with it; at least addresses or ports.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Translation {
+    /// The first and the last address.
+    pub addresses: Option<(IpAddr, IpAddr)>,
+    /// The ports.
+    pub ports: Option<PortRange>,
+    /// The port that becomes the first of them, the next one the second, and so on.
+    pub base_port: Option<u16>,
+    /// `--random`.
+    pub random: bool,
+    /// `--random-fully`.
+    pub random_fully: bool,
+    /// `--persistent`.
+    pub persistent: bool,
+}
+
+/// `-j REDIRECT`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Redirect {
+    /// `--to-ports`.
+    pub ports: Option<PortRange>,
+    /// `--random`.
+    pub random: bool,
 }
 
 /// `-j MASQUERADE`.

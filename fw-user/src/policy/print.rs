@@ -11,8 +11,8 @@ use std::net::{IpAddr, Ipv6Addr};
 use super::ids::{CounterId, TableName};
 use super::model::{
     Chain, Conntrack, Counters, CtDirection, CtStates, Family, IcmpType, InterfacePattern, Limit,
-    Log, Masquerade, Match, Multiport, Negatable, Nflog, Policy, PortRange, Ports, Prefix, Rule,
-    Side, Table, Target, Tcp, TcpFlags, WhichPort,
+    Log, Masquerade, Match, Multiport, Negatable, Nflog, Policy, PortRange, Ports, Prefix,
+    Redirect, Rule, Side, Table, Target, Tcp, TcpFlags, Translation, WhichPort,
 };
 use super::names::protocol_name;
 
@@ -327,19 +327,30 @@ impl Words {
                 random_fully,
             }) => {
                 self.pair("-j", "MASQUERADE");
-                if let Some(PortRange { first, last }) = ports {
-                    if first == last {
-                        self.pair("--to-ports", first);
-                    } else {
-                        self.pair("--to-ports", format_args!("{first}-{last}"));
-                    }
+                if let Some(ports) = ports {
+                    self.pair("--to-ports", Dashed(*ports));
                 }
-                if *random {
-                    self.word("--random");
+                self.flag("--random", *random);
+                self.flag("--random-fully", *random_fully);
+            }
+            Target::Dnat(translation) => {
+                self.pair("-j", "DNAT");
+                self.translation("--to-destination", translation);
+            }
+            Target::Snat(translation) => {
+                self.pair("-j", "SNAT");
+                self.translation("--to-source", translation);
+            }
+            Target::Redirect(Redirect { ports, random }) => {
+                self.pair("-j", "REDIRECT");
+                if let Some(ports) = ports {
+                    self.pair("--to-ports", Dashed(*ports));
                 }
-                if *random_fully {
-                    self.word("--random-fully");
-                }
+                self.flag("--random", *random);
+            }
+            Target::Netmap(network) => {
+                self.pair("-j", "NETMAP");
+                self.pair("--to", network);
             }
             Target::Reject(answer) => {
                 self.pair("-j", "REJECT");
@@ -360,6 +371,56 @@ impl Words {
                 self.set("--del-set", &change.delete);
             }
         }
+    }
+
+    fn translation(&mut self, option: &str, translation: &Translation) {
+        self.pair(option, translation);
+        self.flag("--random", translation.random);
+        self.flag("--random-fully", translation.random_fully);
+        self.flag("--persistent", translation.persistent);
+    }
+
+    fn flag(&mut self, word: &str, set: bool) {
+        if set {
+            self.word(word);
+        }
+    }
+}
+
+/// A range of ports with a dash, as the targets of nat have it.
+struct Dashed(PortRange);
+
+impl fmt::Display for Dashed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let PortRange { first, last } = self.0;
+        if first == last {
+            write!(f, "{first}")
+        } else {
+            write!(f, "{first}-{last}")
+        }
+    }
+}
+
+/// `192.0.2.2-192.0.2.9:80-90/8080`, `[2001:db8::2]:80`.
+impl fmt::Display for Translation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some((first, last)) = self.addresses {
+            let brackets = first.is_ipv6() && self.ports.is_some();
+            f.write_str(if brackets { "[" } else { "" })?;
+            push_address(f, first)?;
+            if first != last {
+                f.write_char('-')?;
+                push_address(f, last)?;
+            }
+            f.write_str(if brackets { "]" } else { "" })?;
+        }
+        if let Some(ports) = self.ports {
+            write!(f, ":{}", Dashed(ports))?;
+        }
+        if let Some(base) = self.base_port {
+            write!(f, "/{base}")?;
+        }
+        Ok(())
     }
 }
 

@@ -35,6 +35,9 @@ pub struct HostDevice {
     pub masquerade4: Option<Ipv4Addr>,
     /// The address that MASQUERADE uses for IPv6.
     pub masquerade6: Option<Ipv6Addr>,
+    /// Its own addresses, in the kernel's order: REDIRECT takes the first.
+    #[serde(default)]
+    pub addresses: Vec<IpAddr>,
 }
 
 impl HostDevice {
@@ -47,6 +50,7 @@ impl HostDevice {
             loopback: false,
             masquerade4: None,
             masquerade6: None,
+            addresses: Vec::new(),
         }
     }
 
@@ -71,6 +75,7 @@ impl From<&crate::host::Host> for Host {
                 loopback: interface.is_loopback(),
                 masquerade4: host.masquerade4(interface),
                 masquerade6: host.masquerade6(interface),
+                addresses: interface.addresses.iter().map(|own| own.address).collect(),
             })
         };
         let of_kind = |kind| {

@@ -336,6 +336,8 @@ impl HostTables {
                     .map_or([0; 4], |address| addr::to_abi(address.into())),
                 l2_len: device.l2_len,
                 flags: if device.loopback { Device::LOOPBACK } else { 0 },
+                own4: addr::first4(device.addresses.iter().copied()),
+                own6: addr::first6(device.addresses.iter().copied()),
                 ..Device::default()
             }
         };

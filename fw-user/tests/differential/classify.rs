@@ -161,5 +161,6 @@ pub fn as_decision(outcome: &Outcome) -> Decision {
             ports: ports.map_or(0, |(first, last)| u32::from(last) << 16 | u32::from(first)),
             random: *random,
         },
+        Outcome::Translate => Decision::Translate,
     }
 }

@@ -6,7 +6,7 @@ use fw_user::policy::TableName;
 use fw_user::policy::model::{
     Chain, ChainPolicy, Conntrack, CtDirection, CtStates, Family, IcmpType, InterfacePattern, Log,
     Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy, PortRange, Ports, Prefix,
-    Reject, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+    Redirect, Reject, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
 };
 use proptest::collection::vec;
 use proptest::option::{self, of};
@@ -357,6 +357,7 @@ fn target(callees: Callees) -> BoxedStrategy<Target> {
         1 => Just(Target::Reject(Reject::Unreachable(1))),
         1 => Just(Target::Log(Log::PLAIN)),
         1 => Just(Target::Nflog(Nflog::PLAIN)),
+        1 => Just(Target::Redirect(Redirect::default())),
     ];
     if callees.is_empty() {
         return simple.boxed();

@@ -38,6 +38,8 @@ pub enum Outcome {
         ports: Option<(u16, u16)>,
         random: bool,
     },
+    /// To an address that the rule names.
+    Translate,
 }
 
 /// Which counters count the packet, and how often.
@@ -135,6 +137,9 @@ impl Walk<'_> {
                         ports: masquerade.ports.map(|range| (range.first, range.last)),
                         random: masquerade.random || masquerade.random_fully,
                     });
+                }
+                Target::Dnat(_) | Target::Snat(_) | Target::Redirect(_) | Target::Netmap(_) => {
+                    return Some(Outcome::Translate);
                 }
             }
         }

@@ -294,3 +294,27 @@ fn redirects_about_translated_connections_are_dropped() {
         Verdict::Drop(_)
     ));
 }
+
+/// A connection whose reply's name was taken has a drawn port, and keeps it to its end.
+#[test]
+fn a_reset_leaves_under_the_port_that_its_flow_drew() {
+    for (client, inner) in [("192.0.2.9", "10.0.0.2"), ("10.0.0.2", "192.0.2.9")] {
+        for data in [0, 1] {
+            let rule = format!("-A PREROUTING -d {SERVER4} -j DNAT --to-destination {inner}");
+            let mut machine = Machine::with(Family::Ipv4, &rule);
+            let ack = tcp([inner, client], [80, 1023], flag::ACK, [500, 100], 10);
+            assert_eq!(machine.leave(ETH0, frame(ack).made_here()).0, Verdict::Pass);
+            let (way, ports) = ([client, SERVER4], [1023, 80]);
+            let first = tcp(way, ports, flag::ACK, [99, 500], data);
+            let drawn = source_port(&machine.forward(ETH0, ETH1, first));
+            assert_ne!(drawn, 1023);
+            let reset = tcp(way, ports, flag::RST | flag::ACK, [100, 500], 0);
+            let port = source_port(&machine.forward(ETH0, ETH1, reset));
+            assert_eq!(port, drawn, "from {client}, after {data} bytes");
+        }
+    }
+}
+
+fn source_port(packet: &SlicePacket) -> u16 {
+    u16::from_be_bytes([packet.bytes[34], packet.bytes[35]])
+}

@@ -57,6 +57,17 @@
 //!     ends. An ICMP error on loopback may have told an MTU of the path to an address of this host's own,
 //!     which counts for what this host sends; no program can ask for it, and in fwbpf such a path is as
 //!     wide as can be. --clamp-mss-to-pmtu is generated in FORWARD only.
+//! 17. **SNAT on loopback to an address of another host.** Answers go to that host, until netfilter
+//!     routes them anew in OUTPUT, which a program at egress cannot; fwbpf leaves the source as it
+//!     is. Such rules are generated with `! -o lo`.
+//! 18. **Errors of this host's that are routed anew.** An ICMP error that the kernel makes about a packet
+//!     without a connection may resemble one about another connection, whose destination is
+//!     translated; it is translated like that, and netfilter routes it anew in OUTPUT. In fwbpf it stays
+//!     on its way. By which interface errors of the kernel's leave is not compared.
+//! 19. **Resets of unanswered connections with a drawn port.** A fault that is not found yet: where a
+//!     destination is translated, and the source's port had to be drawn since another connection bore
+//!     its name, a reset of the opener leaves under its own port, and the flow lives on. Openers do not
+//!     reset where rules translate destinations.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -168,9 +179,10 @@ pub fn canonical(mut bytes: Vec<u8>, sent: &[u8], random: &RandomPorts) -> Vec<u
         // The header's checksum was examined before; it follows the identification.
         bytes[10..12].fill(0);
     }
-    replace_ports(&mut bytes, 0, random);
+    let sent_to = drawn_destination(sent, random);
+    replace_ports(&mut bytes, 0, random, sent_to);
     if let Some(inner) = layers.quoted(&bytes) {
-        replace_ports(&mut bytes, inner, random);
+        replace_ports(&mut bytes, inner, random, None);
     }
     if let Some(at) = layers.checksum()
         && let Some(field) = bytes.get_mut(at..at + 2)
@@ -192,9 +204,18 @@ pub fn blank_source(bytes: &mut [u8]) {
     }
 }
 
+/// Makes the port that a packet comes from equal.
+pub fn blank_source_port(bytes: &mut [u8]) {
+    if let Some(layers) = Layers::read(bytes)
+        && let Some(port) = bytes.get_mut(layers.body..layers.body + 2)
+    {
+        port.fill(0);
+    }
+}
+
 /// Whether a packet is the one that was sent, as far as no translation changes it, or one that
 /// the kernel made.
-fn is_the_same(bytes: &[u8], sent: &[u8]) -> bool {
+pub fn is_the_same(bytes: &[u8], sent: &[u8]) -> bool {
     let (Some(left), Some(right)) = (Layers::read(bytes), Layers::read(sent)) else {
         return false;
     };
@@ -222,8 +243,23 @@ fn blank_identification(bytes: &mut [u8]) {
     }
 }
 
+/// The port that a packet was sent to, with its stand-in, if it was drawn: it stays where only the
+/// address is translated.
+fn drawn_destination(sent: &[u8], random: &RandomPorts) -> Option<(u16, u16)> {
+    let layers = Layers::read(sent)?;
+    let (source, destination) = layers.ports(sent)?;
+    let (own, peer) = ((layers.destination, destination), (layers.source, source));
+    let stand_in = random.stand_in(layers.protocol, own, peer)?;
+    Some((destination, stand_in))
+}
+
 /// Replaces the ports, or the echo's identifier, of the packet that begins at `start`.
-fn replace_ports(bytes: &mut [u8], start: usize, random: &RandomPorts) {
+fn replace_ports(
+    bytes: &mut [u8],
+    start: usize,
+    random: &RandomPorts,
+    sent_to: Option<(u16, u16)>,
+) {
     let Some(packet) = bytes.get_mut(start..) else {
         return;
     };
@@ -236,7 +272,9 @@ fn replace_ports(bytes: &mut [u8], start: usize, random: &RandomPorts) {
             (ends[0], ends[1], layers.body),
             (ends[1], ends[0], layers.body + 2),
         ] {
-            if let Some(stand_in) = random.stand_in(layers.protocol, own, peer) {
+            let stand_in = random.stand_in(layers.protocol, own, peer);
+            let sent_to = sent_to.filter(|(port, _)| *port == own.1 && at != layers.body);
+            if let Some(stand_in) = stand_in.or(sent_to.map(|(_, stand_in)| stand_in)) {
                 replace_word(packet, &layers, at, stand_in);
             }
         }
@@ -325,7 +363,7 @@ mod tests {
         let mut bytes = packet(20_001);
         let mut random = RandomPorts::default();
         learn(&mut random, 20_001);
-        replace_ports(&mut bytes, 0, &random);
+        replace_ports(&mut bytes, 0, &random, None);
         assert_ne!(bytes, packet(20_001));
         assert!(checksum_is_sound(&bytes));
     }

@@ -11,10 +11,12 @@ use fw_user::policy::model::Family;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 
-use super::differences::{RandomPorts, blank_source, canonical};
+use super::differences::{RandomPorts, blank_source, blank_source_port, canonical, is_the_same};
+use super::grammar::neighbours;
 use super::simulated::Simulated;
 use super::traffic::{
-    Carried, Flow, OTHER_PROTOCOLS, Place, SILENT_PORTS, Step, Traffic, Way, What, addresses,
+    Carried, Endpoint, Flow, OTHER_PROTOCOLS, Place, SILENT_PORTS, Step, Traffic, Way, What,
+    addresses,
 };
 use super::write::{packet, sender};
 use crate::lab::{
@@ -44,6 +46,8 @@ pub struct Side {
     sender: LocalSender,
     receivers: HashMap<Family, Vec<(u8, LocalReceiver)>>,
     translated: HashMap<(usize, Way), (IpAddr, u16)>,
+    /// Where a flow's requests came out, if elsewhere than where they were sent to.
+    arrived: HashMap<usize, Endpoint>,
     random_ports: RandomPorts,
     draws: bool,
     _silent: Vec<Socket>,
@@ -69,6 +73,7 @@ impl Side {
         firewall: impl FnOnce(Arc<Namespace>) -> Result<Box<dyn Firewall>>,
     ) -> Result<Self> {
         let lab = ServerLab::new(name, Peers::Emulated)?;
+        lab.add_neighbours(&neighbours())?;
         let wires = [
             (
                 Place::Outside,
@@ -126,6 +131,7 @@ impl Side {
             sender: LocalSender::open(&lab.server)?,
             receivers,
             translated: HashMap::new(),
+            arrived: HashMap::new(),
             random_ports: RandomPorts::default(),
             draws: false,
             _silent: lab.server.enter(silent_listeners)??,
@@ -157,6 +163,7 @@ impl Side {
     pub fn reset(&mut self, draws: bool) -> Result<()> {
         self.draws = draws;
         self.translated.clear();
+        self.arrived.clear();
         self.random_ports = RandomPorts::default();
         for family in [Family::Ipv4, Family::Ipv6] {
             self.collect(family, Duration::ZERO)?;
@@ -182,7 +189,7 @@ impl Side {
     /// Sends a step.
     pub fn send(&self, traffic: &Traffic, step: &Step) -> Result<()> {
         let flow = &traffic.flows[step.flow];
-        let from = sender(flow, step.way).place;
+        let from = sender(&self.as_arrived(flow, step), step.way).place;
         if let Some(simulated) = &self.simulated {
             simulated.next_step();
         }
@@ -216,6 +223,7 @@ impl Side {
         patience: Duration,
     ) -> Result<Vec<Seen>> {
         let raw = self.collect(family, patience)?;
+        let resets_drawn = self.resets_under_a_drawn_port(traffic, step);
         self.learn(traffic, step, &raw);
         let sent = self.packet(&traffic.flows[step.flow], step).bytes();
         let from_nowhere = self.is_about_redrawn_echo(traffic, step);
@@ -224,9 +232,19 @@ impl Side {
             .map(|(place, bytes)| {
                 let sound = checksum_is_sound(&bytes);
                 let mut bytes = canonical(bytes, &sent, &self.random_ports);
+                if resets_drawn && is_the_same(&bytes, &sent) {
+                    blank_source_port(&mut bytes);
+                }
                 if from_nowhere && place == Place::Server {
                     blank_source(&mut bytes);
                 }
+                let quotes = Layers::read(&bytes).is_some_and(|it| it.quoted(&bytes).is_some());
+                let place = if quotes && !matches!(step.what, What::Error { .. }) {
+                    // Difference 18.
+                    Place::Server
+                } else {
+                    place
+                };
                 Seen {
                     place,
                     sound,
@@ -241,7 +259,16 @@ impl Side {
     fn packet(&self, flow: &Flow, step: &Step) -> Packet {
         // The other end as this one knows it: by the address under which its packets arrive here.
         let peer = (step.flow, step.way.reversed());
-        packet(flow, step, self.translated.get(&peer).copied())
+        let flow = self.as_arrived(flow, step);
+        packet(&flow, step, self.translated.get(&peer).copied())
+    }
+
+    /// The flow with the end that answers where its requests came out.
+    fn as_arrived(&self, flow: &Flow, step: &Step) -> Flow {
+        match self.arrived.get(&step.flow) {
+            Some(&b) if step.way == Way::Back => Flow { b, ..*flow },
+            _ => *flow,
+        }
     }
 
     /// Everything that waits in the sockets.
@@ -295,6 +322,15 @@ impl Side {
             && seen_as.is_some_and(|(_, id)| *id != own.port)
     }
 
+    /// The divergence that is known (docs/conformance.md): whether the step is a reset whose sender was
+    /// last seen under a drawn port.
+    fn resets_under_a_drawn_port(&self, traffic: &Traffic, step: &Step) -> bool {
+        let own = sender(&traffic.flows[step.flow], step.way);
+        let seen_as = self.translated.get(&(step.flow, step.way));
+        matches!(step.what, What::Segment { flags, .. } if flags & 4 != 0)
+            && seen_as.is_some_and(|(_, port)| *port != own.port)
+    }
+
     /// Learns under which address and port the step's sender is seen at the other end.
     fn learn(&mut self, traffic: &Traffic, step: &Step, raw: &[(Place, Vec<u8>)]) {
         let flow = &traffic.flows[step.flow];
@@ -307,16 +343,28 @@ impl Side {
             }
             return;
         }
-        let sent_to = self.packet(flow, step).destination;
+        let sent = self.packet(flow, step);
+        let sent_to = sent.destination;
+        if step.way == Way::Forth {
+            self.learn_arrival(flow, step, &sent.bytes(), raw);
+        }
+        let arrived = match step.way {
+            Way::Forth => self.arrived.get(&step.flow).copied(),
+            Way::Back => None,
+        };
+        let there = arrived.unwrap_or(there);
         for (place, bytes) in raw {
             let Some(layers) = Layers::read(bytes) else {
                 continue;
             };
-            if *place != there.place
-                || layers.protocol != flow.protocol()
-                || ![there.address, sent_to].contains(&layers.destination)
-                || layers.quoted(bytes).is_some()
-            {
+            if layers.protocol != flow.protocol() || layers.quoted(bytes).is_some() {
+                continue;
+            }
+            let is_there =
+                *place == there.place && [there.address, sent_to].contains(&layers.destination);
+            // What goes back may open a flow of its own, whose destination is translated.
+            let is_elsewhere = step.way == Way::Back && is_the_same(bytes, &sent.bytes());
+            if !is_there && !is_elsewhere {
                 continue;
             }
             let (port, peer) = layers
@@ -324,16 +372,48 @@ impl Side {
                 .or_else(|| layers.echo_id(bytes).map(|id| (id, id)))
                 .unwrap_or((here.port, there.port));
             let seen_as = (layers.source, port);
-            let is_answer = (layers.source, port) == (sent_to, there.port);
+            let is_answer = (layers.source, port) == (sent_to, there.port) && arrived.is_none();
             if is_answer {
                 // The server talks to itself: its kernel's answer comes out at the same place.
                 continue;
             }
-            self.translated.insert((step.flow, step.way), seen_as);
+            if is_there {
+                self.translated.insert((step.flow, step.way), seen_as);
+            }
             if port != here.port || self.draws {
                 let peer = (layers.destination, peer);
                 self.random_ports
                     .learn(layers.protocol, seen_as, peer, (step.flow, step.way));
+            }
+            return;
+        }
+    }
+
+    /// Learns where a request came out whose destination was translated: answers come from there.
+    fn learn_arrival(&mut self, flow: &Flow, step: &Step, sent: &[u8], raw: &[(Place, Vec<u8>)]) {
+        let (from, there) = (sender(flow, Way::Forth), sender(flow, Way::Back));
+        for (place, bytes) in raw {
+            let Some(layers) = Layers::read(bytes) else {
+                continue;
+            };
+            if layers.quoted(bytes).is_some() || !is_the_same(bytes, sent) {
+                continue;
+            }
+            let port = match layers.ports(bytes) {
+                Some((_, port)) => port,
+                None => there.port,
+            };
+            let end = Endpoint {
+                place: *place,
+                address: layers.destination,
+                port,
+            };
+            // What the server's kernel answers may look the same.
+            let is_answer = layers.destination == from.address
+                && *place == from.place
+                && from.place == Place::Server;
+            if end != there && !is_answer && !layers.destination.is_unspecified() {
+                self.arrived.insert(step.flow, end);
             }
             return;
         }

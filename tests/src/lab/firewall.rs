@@ -100,6 +100,16 @@ impl Firewall for Iptables {
         };
         run(self.namespace.command(program).arg("-c"))
     }
+
+    fn flows(&self) -> Result<String> {
+        let list = |family| {
+            run(self
+                .namespace
+                .command("conntrack")
+                .args(["-L", "-f", family]))
+        };
+        Ok(list("ipv4")? + &list("ipv6")?)
+    }
 }
 
 /// Nothing in the table raw.

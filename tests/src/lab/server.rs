@@ -5,6 +5,7 @@
 //!  other   ──wire0═eth1──┘                  └─ container2
 //! ```
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use anyhow::Result;
@@ -136,6 +137,15 @@ impl ServerLab {
         Ok(())
     }
 
+    /// Tells the server neighbours: interface, link-layer address, address.
+    pub fn add_neighbours(&self, all: &[(&str, [u8; 6], IpAddr)]) -> Result<()> {
+        let batch: String = all
+            .iter()
+            .map(|(device, link, address)| neighbour(&address.to_string(), &text(*link), device))
+            .collect();
+        self.server.ip(&batch)
+    }
+
     /// Stops all that would speak unasked, so that counters hold nothing but the test's packets.
     fn quiet(&self, peers: Peers) -> Result<()> {
         for namespace in [
@@ -155,6 +165,9 @@ impl ServerLab {
                 ("ipv6/conf/default/mldv2_unsolicited_report_interval", "1"),
                 ("ipv4/conf/all/rp_filter", "0"),
                 ("ipv4/conf/default/rp_filter", "0"),
+                // Which redirects the kernel sends depends on the time between packets.
+                ("ipv4/conf/all/send_redirects", "0"),
+                ("ipv4/conf/default/send_redirects", "0"),
                 // ICMP answers are part of what is tested; the kernel must not ration them.
                 ("ipv4/icmp_ratelimit", "0"),
                 ("ipv6/icmp/ratelimit", "0"),

@@ -42,19 +42,22 @@ pub fn rules(random: &mut impl Rng, family: Family, flows: &[Flow]) -> (String, 
     (rules.text(), rules.sets.text)
 }
 
-/// `--to-ports` with the first port only. Two draws of one port from the same range can be made
-/// the same (see `Trial::expect`) only where the test knows the range.
+/// Ranges of ports to draw from with the first port only. Two draws of one port from the same range can
+/// be made the same (see `Trial::expect`) only where the test knows the range.
 fn with_one_port(rule: &str) -> String {
-    const OPTION: &str = "--to-ports ";
-    let Some((before, ports)) = rule.split_once(OPTION) else {
+    let Some(option) = ["--to-ports ", "--to-source "]
+        .into_iter()
+        .find(|option| rule.contains(option))
+    else {
         return rule.to_owned();
     };
-    let (ports, rest) = match ports.split_once(' ') {
-        Some((ports, rest)) => (ports, format!(" {rest}")),
-        None => (ports, String::new()),
+    let (before, value) = rule.split_once(option).expect("it has the option");
+    let (value, rest) = match value.split_once(' ') {
+        Some((value, rest)) => (value, format!(" {rest}")),
+        None => (value, String::new()),
     };
-    let first = ports.split('-').next().unwrap_or(ports);
-    format!("{before}{OPTION}{first}{rest}")
+    let first = value.split('-').next().unwrap_or(value);
+    format!("{before}{option}{first}{rest}")
 }
 
 /// The policy that rules and sets make together.

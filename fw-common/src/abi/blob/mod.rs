@@ -25,6 +25,7 @@ mod predicate;
 pub mod prune;
 mod rule;
 mod table;
+mod translation;
 
 pub use answers::{AnswerFields, RESET};
 pub use chain::{Chain, ChainFields, Filter, chain_kind};
@@ -33,6 +34,7 @@ pub use predicate::{Condition, Predicate, PredicateFields, SET_PLACE, condition,
 pub use prune::{Prune, PruneFields};
 pub use rule::{Rule, RuleFields, pack_range, target};
 pub use table::{Bucket, HashKey, Table, TableFields};
+pub use translation::{Translation, TranslationFields};
 
 use super::Family;
 use super::pod::pod;
@@ -66,7 +68,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 20;
+pub const ABI_VERSION: u32 = 21;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].

@@ -26,6 +26,14 @@ pub mod target {
     pub const EFFECT: u32 = 8;
     /// REJECT: the argument is [`super::super::RESET`], or the code of "destination unreachable".
     pub const REJECT: u32 = 9;
+    /// DNAT: the argument is the place of a [`super::TranslationFields`] cell, as for the next three.
+    pub const DNAT: u32 = 10;
+    /// SNAT.
+    pub const SNAT: u32 = 11;
+    /// REDIRECT.
+    pub const REDIRECT: u32 = 12;
+    /// NETMAP.
+    pub const NETMAP: u32 = 13;
 }
 
 /// A compiled rule: one cell, and a second for IPv6's further address words. What does not fit the

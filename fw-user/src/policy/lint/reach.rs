@@ -98,7 +98,11 @@ fn leaves_chain(target: &Target) -> bool {
         | Target::Reject(_)
         | Target::Return
         | Target::Goto(_)
-        | Target::Masquerade(_) => true,
+        | Target::Masquerade(_)
+        | Target::Dnat(_)
+        | Target::Snat(_)
+        | Target::Redirect(_)
+        | Target::Netmap(_) => true,
         Target::Continue
         | Target::Jump(_)
         | Target::Log(_)

@@ -132,7 +132,11 @@ fn walk(table: &Table, chain: &Chain, packet: &Packet<'_>, budget: &mut Budget) 
             | Target::Log(_)
             | Target::Nflog(_)
             | Target::Set(_)
-            | Target::Change(_) => {}
+            | Target::Change(_)
+            | Target::Dnat(_)
+            | Target::Snat(_)
+            | Target::Redirect(_)
+            | Target::Netmap(_) => {}
             Target::Jump(_) | Target::Goto(_) => {
                 let callee = called(rule).and_then(|name| table.chain(name));
                 if let Some(callee) = callee.filter(|_| budget.depth > 0 && budget.calls > 0) {

@@ -6,6 +6,7 @@ mod flow_mark;
 mod foreign;
 mod log;
 mod matches;
+mod nat;
 mod reject;
 mod segment_size;
 mod set_target;
@@ -154,5 +155,5 @@ pub(crate) fn all_targets() -> impl Iterator<Item = &'static TargetRow> {
     let known = TARGETS.iter().chain(log::TARGETS).chain(change::TARGETS);
     let known = known.chain(flow_mark::TARGETS).chain(segment_size::TARGETS);
     let known = known.chain(set_target::TARGETS).chain(reject::TARGETS);
-    known.chain(foreign::TARGETS)
+    known.chain(nat::TARGETS).chain(foreign::TARGETS)
 }

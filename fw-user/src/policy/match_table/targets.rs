@@ -4,7 +4,9 @@ use super::change::ChangeDraft;
 use super::flow_mark::FlowMarkDraft;
 use super::{BOTH, OptionRow, ReadOption, Support, TargetRow};
 use crate::policy::ids::TableName;
-use crate::policy::model::{Log, Masquerade, Nflog, Reject, SetChange};
+use crate::policy::model::{
+    Log, Masquerade, Nflog, Prefix, Redirect, Reject, SetChange, Translation,
+};
 use crate::policy::save::values;
 
 /// A target while its options are being read.
@@ -21,6 +23,10 @@ pub(crate) enum TargetDraft {
     FlowMark(FlowMarkDraft),
     Nflog(Nflog),
     Set(SetChange),
+    Dnat(Translation),
+    Snat(Translation),
+    Redirect(Redirect),
+    Netmap(Option<Prefix>),
 }
 
 pub(crate) const TARGETS: &[TargetRow] = &[

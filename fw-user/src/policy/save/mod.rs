@@ -5,7 +5,9 @@
 mod chains;
 mod commands;
 mod lexer;
+pub(crate) mod nat_values;
 mod options;
+mod outgoing;
 pub(crate) mod packet_values;
 mod rule;
 mod slips;

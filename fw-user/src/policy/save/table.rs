@@ -3,6 +3,7 @@
 use indexmap::IndexMap;
 use rustc_hash::FxBuildHasher;
 
+use super::outgoing::Outgoing;
 use super::rule::RuleDraft;
 use crate::policy::error::{Problem, Report};
 use crate::policy::ids::TableName;
@@ -183,11 +184,12 @@ impl TableBuilder {
     }
 
     /// Walks from each built-in chain to whatever it can reach, as mark_source_chains in
-    /// net/ipv4/netfilter/ip_tables.c does: no chain may reach itself, and MASQUERADE may be
-    /// reached from POSTROUTING only. What lies behind a rule that always ends the chain is not
+    /// net/ipv4/netfilter/ip_tables.c does: no chain may reach itself, and the targets of nat may be
+    /// reached from their own hooks only. What lies behind a rule that always ends the chain is not
     /// looked at.
     fn check_calls(&self, report: &mut Report<'_>) {
         let mut reported = Vec::new();
+        let mut outgoing = Outgoing::default();
         let built_in = |(_, (_, chain)): &(usize, (&String, &ChainBuilder))| chain.policy.is_some();
         for (index, (start, _)) in self.chains.iter().enumerate().filter(built_in) {
             let mut visited = vec![false; self.chains.len()];
@@ -202,13 +204,23 @@ impl TableBuilder {
                     continue;
                 };
                 *next += 1;
-                let misplaced =
-                    matches!(rule.target, Target::Masquerade(_)) && start != "POSTROUTING";
-                if misplaced && !reported.contains(target) {
-                    reported.push(*target);
-                    report.error(Problem::wrong("wrong-chain", *target, format!("MASQUERADE can be reached from {start}"))
-                        .expected("a place that only POSTROUTING reaches")
-                        .help("put the rule into POSTROUTING, or into a chain that only POSTROUTING calls"));
+                if let Some((name, hooks)) = rule.target.nat_chains() {
+                    if !hooks.contains(&start.as_str()) && !reported.contains(target) {
+                        reported.push(*target);
+                        let hooks = hooks.join(" or ");
+                        report.error(
+                            Problem::wrong(
+                                "wrong-chain",
+                                *target,
+                                format!("{name} can be reached from {start}"),
+                            )
+                            .expected(format!("a place that only {hooks} reaches"))
+                            .help(format!(
+                                "put the rule into {hooks}, or into a chain that only {hooks} calls"
+                            )),
+                        );
+                    }
+                    outgoing.visit(start, rule, *target);
                 }
                 let misplaced = rule.matches.iter().find_map(|each| match each {
                     Match::Packet(packet) => {
@@ -270,6 +282,7 @@ impl TableBuilder {
                 }
             }
         }
+        outgoing.report(report);
     }
 
     fn name(&self, index: usize) -> Option<&str> {
@@ -291,7 +304,11 @@ pub(crate) fn called(rule: &Rule) -> Option<&str> {
         | Target::Log(_)
         | Target::Change(_)
         | Target::Nflog(_)
-        | Target::Set(_) => None,
+        | Target::Set(_)
+        | Target::Dnat(_)
+        | Target::Snat(_)
+        | Target::Redirect(_)
+        | Target::Netmap(_) => None,
     }
 }
 

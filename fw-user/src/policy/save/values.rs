@@ -82,7 +82,7 @@ fn small_number(text: &str) -> Option<u8> {
     number(text, u8::MAX.into()).and_then(|value| u8::try_from(value).ok())
 }
 
-fn port_number(text: &str) -> Option<u16> {
+pub(crate) fn port_number(text: &str) -> Option<u16> {
     number(text, u16::MAX.into()).and_then(|value| u16::try_from(value).ok())
 }
 
@@ -168,7 +168,7 @@ pub(crate) fn prefix(text: &str, span: Span, family: Family) -> Value<Prefix> {
     }
 }
 
-fn bad_address(host: &str, span: Span, family: Family) -> Problem {
+pub(crate) fn bad_address(host: &str, span: Span, family: Family) -> Problem {
     let title = family.title();
     if read_address(host, family.other()).is_some() && (host.contains(':') || host.contains('.')) {
         let other = family.other().title();

@@ -225,10 +225,7 @@ impl Trial {
         if verdict == Verdict::Drop(Stat::Rewrite) {
             return;
         }
-        // Only a reply's destination is translated before the chains see it.
-        if self.scratch.tracked.direction == 1 {
-            walk.seen.destination = self.judged_destination(&packet, verdict);
-        }
+        walk.seen.destination = self.judged_destination(&packet, verdict);
         let chain = if made_here { "OUTPUT" } else { "FORWARD" };
         walk.chain(TableName::Filter, chain);
         walk.chain(TableName::Nat, "POSTROUTING");

@@ -4,6 +4,7 @@ mod lists;
 mod log;
 mod marks;
 mod matches;
+mod nat;
 mod reject;
 mod sets;
 mod tables;
@@ -15,6 +16,7 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::traffic::{Carried, Endpoint, Flow};
+pub use nat::neighbours;
 pub use sets::Sets;
 
 /// A rule set as text, in parts that the minimiser can leave out.
@@ -86,11 +88,23 @@ impl Rules {
         text
     }
 
+    /// Whether rules translate destinations.
+    pub fn translate_destinations(&self) -> bool {
+        let mut rules = self.tables.iter().flat_map(|table| &table.rules);
+        rules.any(|rule| {
+            let words = ["-j DNAT", "-j REDIRECT", "-j NETMAP"];
+            words.iter().any(|word| rule.contains(word))
+        })
+    }
+
     /// Whether what the rules do depends on how long datagrams are or what is in them, which their
-    /// first fragments do not tell.
+    /// first fragments do not tell; or on a set that the first fragment changes.
     pub fn ask_for_lengths(&self) -> bool {
         let mut rules = self.tables.iter().flat_map(|table| &table.rules);
-        rules.any(|rule| rule.contains("-m length") || rule.contains("-j REJECT"))
+        rules.any(|rule| {
+            let words = ["-m length", "-j REJECT", "-j SET"];
+            words.iter().any(|word| rule.contains(word))
+        })
     }
 
     /// How many rules there are in all.
@@ -98,14 +112,14 @@ impl Rules {
         self.tables.iter().map(|table| table.rules.len()).sum()
     }
 
-    /// Only the rules whose running number is listed.
+    /// Only the rules whose running number is listed, and the one that has connections tracked.
     pub fn only(&self, keep: &[usize]) -> Self {
         let mut number = 0;
         let mut rules = self.clone();
         for table in &mut rules.tables {
-            table.rules.retain(|_| {
+            table.rules.retain(|rule| {
                 number += 1;
-                keep.contains(&(number - 1))
+                keep.contains(&(number - 1)) || rule == tables::TRACKS
             });
         }
         rules
@@ -190,11 +204,23 @@ impl<R: Rng> Writer<'_, R> {
             ("OUTPUT", Spot::Output),
         ] {
             for _ in 0..self.upto(3) {
+                if self.chance(0.5) {
+                    rules.push(match spot {
+                        Spot::Prerouting => self.destination_rule(name),
+                        Spot::Input => self.source_rule(name, spot),
+                        _ => self.output_rule(),
+                    });
+                    continue;
+                }
                 let target = self.plain_target(&users);
                 rules.push(self.rule(name, spot, &target));
             }
         }
         for _ in 0..self.upto(4) {
+            if self.chance(0.3) {
+                rules.push(self.source_rule("POSTROUTING", Spot::Postrouting));
+                continue;
+            }
             let rule = self.postrouting_rule("POSTROUTING", Spot::Postrouting, &masquerading);
             rules.push(rule);
         }

@@ -6,6 +6,9 @@ use rand::seq::IndexedRandom;
 
 use super::{Spot, TableText, Writer, marks};
 
+/// The rule of mangle that has the reference track connections, as fwbpf always does (difference 9).
+pub(super) const TRACKS: &str = "-A PREROUTING -m conntrack --ctstate NEW";
+
 impl<R: Rng> Writer<'_, R> {
     pub(super) fn raw(&mut self) -> TableText {
         let mut rules = Vec::new();
@@ -30,7 +33,7 @@ impl<R: Rng> Writer<'_, R> {
 
     pub(super) fn mangle(&mut self) -> TableText {
         // Difference 9.
-        let mut rules = vec!["-A PREROUTING -m conntrack --ctstate NEW".to_owned()];
+        let mut rules = vec![TRACKS.to_owned()];
         let chains = [
             ("PREROUTING", Spot::Prerouting),
             ("INPUT", Spot::Input),

@@ -48,7 +48,7 @@ impl<'a> Reader<'a, '_, '_> {
                     word.span,
                     format!("`-j {}` is not supported", row.name),
                 )
-                .expected("ACCEPT, DROP, RETURN, MASQUERADE or a chain")
+                .expected("ACCEPT, DROP, RETURN, another target that works, or a chain")
                 .help(row.note),
             );
         };
@@ -125,7 +125,7 @@ impl<'a> Reader<'a, '_, '_> {
         .expected(if self.goto {
             "a chain of the same table"
         } else {
-            "ACCEPT, DROP, RETURN, MASQUERADE or a chain"
+            "ACCEPT, DROP, RETURN, another target that works, or a chain"
         });
         let targets = all_targets()
             .filter(|row| row.support != Support::No && !self.goto)
@@ -189,7 +189,40 @@ impl<'a> Reader<'a, '_, '_> {
                 protocol: None,
             };
             let result = read(draft, &argument);
+            let draft = draft.clone();
             self.ok(result);
+            self.check_ports(&draft, row.names[0], word, fits);
+        }
+    }
+
+    /// Ports that a target translates to need a protocol that has some.
+    fn check_ports(&mut self, draft: &TargetDraft, option: &str, word: &Word<'_>, fits: bool) {
+        let has_ports = match draft {
+            TargetDraft::Dnat(translation) => {
+                option == "to-destination" && translation.ports.is_some()
+            }
+            TargetDraft::Snat(translation) => option == "to-source" && translation.ports.is_some(),
+            TargetDraft::Redirect(redirect) => option == "to-ports" && redirect.ports.is_some(),
+            _ => false,
+        };
+        let of_destination = matches!(draft, TargetDraft::Dnat(_) | TargetDraft::Redirect(_));
+        let is_icmp = self
+            .rule
+            .protocol
+            .is_some_and(|protocol| protocol.value == ICMP);
+        if has_ports && !fits && option != "to-ports" {
+            let message = format!("ports in `{}` need a protocol that has some", word.text);
+            self.error(
+                Problem::wrong("needs-protocol", word.span, message)
+                    .expected("`-p tcp`, `-p udp`, `-p sctp` or `-p dccp` before it"),
+            );
+        } else if has_ports && is_icmp && of_destination {
+            let message = "a destination's ports stand for identifiers of ICMP queries here";
+            self.error(
+                Problem::unsupported("icmp-identifiers", word.span, message)
+                    .expected("an address without ports")
+                    .help("identifiers belong to the source: leave the ports out"),
+            );
         }
     }
 }

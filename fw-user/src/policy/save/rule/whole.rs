@@ -6,7 +6,9 @@ use crate::policy::error::Problem;
 use crate::policy::match_table::{
     Argument, OptionRow, ReadOption, TargetDraft, Unfinished, find_match,
 };
-use crate::policy::model::{Match, Negatable, PortRange, Ports, Reject, SetChange, Target};
+use crate::policy::model::{
+    Match, Negatable, PortRange, Ports, Reject, SetChange, Target, Translation,
+};
 use crate::policy::names::{TCP, UDP, protocol_name};
 use crate::policy::packet_match::PacketMatch;
 use crate::policy::source::Span;
@@ -33,6 +35,7 @@ impl<'a> Reader<'a, '_, '_> {
             }
         }
         if let Some((_, draft, span)) = self.target.take() {
+            self.check_translation(&draft, span);
             let target = match draft {
                 TargetDraft::Accept => Target::Accept,
                 TargetDraft::Drop => Target::Drop,
@@ -67,6 +70,11 @@ impl<'a> Reader<'a, '_, '_> {
                     self.check_change(&change, span);
                     Target::Set(change)
                 }
+                TargetDraft::Dnat(translation) => Target::Dnat(translation),
+                TargetDraft::Snat(translation) => Target::Snat(translation),
+                TargetDraft::Redirect(redirect) => Target::Redirect(redirect),
+                TargetDraft::Netmap(Some(network)) => Target::Netmap(network),
+                TargetDraft::Netmap(None) => Target::Continue,
             };
             self.rule.target = Some((target, span));
         }
@@ -140,6 +148,23 @@ impl<'a> Reader<'a, '_, '_> {
         self.error(
             Problem::wrong("missing-option", span, "`-j SET` is not complete").expected(missing),
         );
+    }
+
+    /// A translation must say to what.
+    fn check_translation(&mut self, draft: &TargetDraft, span: Span) {
+        let says_nothing = |translation: &Translation| {
+            translation.addresses.is_none() && translation.ports.is_none()
+        };
+        let missing = match draft {
+            TargetDraft::Dnat(translation) if says_nothing(translation) => "--to-destination",
+            TargetDraft::Snat(translation) if says_nothing(translation) => "--to-source",
+            TargetDraft::Netmap(None) => "--to",
+            _ => return,
+        };
+        if self.errors_before == self.report.errors.len() {
+            let message = "the target does not say what it translates to";
+            self.error(Problem::wrong("missing-option", span, message).expected(missing));
+        }
     }
 
     /// Gives ports that stood before or without `-p` their protocol.

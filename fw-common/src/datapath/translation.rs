@@ -1,0 +1,361 @@
+//! What a rule of the nat table makes of a packet: DNAT, SNAT, REDIRECT and NETMAP.
+//!
+//! A destination is translated before routing, and must be settled at once; a source is chosen when
+//! the flow is stored (`datapath::nat`), from what is wished for here. The choice follows netfilter's
+//! `find_best_ips_proto` and `nf_nat_l4proto_unique_tuple` (net/netfilter/nf_nat_core.c); its hash is
+//! seeded when the machine starts, so that no one can tell which of several addresses it takes.
+
+use core::ops::ControlFlow;
+
+use super::fragment::note_destination;
+use super::header::{Headers, protocol};
+use super::nat::{Wish, is_translatable};
+use super::packet::Packet;
+use super::scratch::Scratch;
+use super::stage::{Name, Stage};
+use super::tables::{Step, Tables};
+use super::transit::is_alive;
+use super::tuple::Lookup;
+use crate::abi::blob::{Translation, target};
+use crate::abi::device::Device;
+use crate::abi::flow::{Flow, FlowKey};
+use crate::abi::stat::Stat;
+use crate::abi::{Addr, ct};
+
+/// Does what the rule says that a nat chain ended with. Its result is 0 if [`Scratch::reason`] forbids
+/// the packet.
+pub struct Choose;
+
+/// Argument of [`Choose`]: POSTROUTING.
+pub const SOURCE: u32 = 0;
+/// PREROUTING.
+pub const DESTINATION: u32 = 1;
+/// OUTPUT.
+pub const OUTPUT: u32 = 2;
+/// INPUT.
+pub const INPUT: u32 = 3;
+
+impl Stage for Choose {
+    const NAME: Name = Name::Choose;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        _packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        place: u32,
+    ) -> u32 {
+        let Some(generation) = tables.generation(scratch.place()) else {
+            return 0;
+        };
+        let Some(cell) = tables.cell(generation, scratch.walk.argument) else {
+            return 0;
+        };
+        let rule = Translation(cell);
+        let result = if place == INPUT {
+            // Another address would have to be routed to when this host answers, which it does before
+            // any program sees the answer. The source keeps it.
+            if rule.flags() & Translation::ADDRESSES == 0 {
+                wish_for_source(scratch, rule);
+            }
+            Ok(())
+        } else if place == SOURCE {
+            set_range(scratch, rule, SOURCE);
+            if stays_on_loopback(tables, scratch) {
+                let source = &scratch.headers.key.source;
+                scratch.draft.wish.set_address(source);
+            } else {
+                wish_for_source(scratch, rule);
+            }
+            Ok(())
+        } else {
+            set_range(scratch, rule, place);
+            choose_destination(tables, scratch, rule, place)
+        };
+        match result {
+            Ok(()) => 1,
+            Err(reason) => {
+                scratch.reason = reason;
+                0
+            }
+        }
+    }
+}
+
+/// On loopback a source becomes no address that is not this host's: answers would be routed to where
+/// that is, and are on their way there before any program sees them.
+#[inline(never)]
+fn stays_on_loopback<T: Tables>(tables: &T, scratch: &Scratch) -> bool {
+    scratch.device.flags & Device::LOOPBACK != 0
+        && !tables.is_local(scratch.headers.family, &scratch.draft.wish.address)
+}
+
+/// Which addresses the rule allows.
+#[inline(never)]
+fn set_range(scratch: &mut Scratch, rule: Translation<'_>, place: u32) {
+    let key = &scratch.headers.key;
+    let own = if place == SOURCE {
+        &key.source
+    } else {
+        &key.destination
+    };
+    let wish = &mut scratch.draft.wish;
+    match scratch.walk.code {
+        target::NETMAP => {
+            let (network, mask) = (rule.first(), rule.last());
+            for word in 0..4 {
+                wish.first[word] = network[word] | own[word] & !mask[word];
+            }
+            wish.last = wish.first;
+        }
+        target::REDIRECT => {
+            wish.first = if place == OUTPUT {
+                loopback(&scratch.headers)
+            } else {
+                address_of(&scratch.device, &scratch.headers)
+            };
+            wish.last = wish.first;
+        }
+        _ if rule.flags() & Translation::ADDRESSES != 0 => {
+            wish.first = rule.first();
+            wish.last = rule.last();
+        }
+        _ => {
+            wish.first = *own;
+            wish.last = *own;
+        }
+    }
+    pick(wish, key.source, key.destination, rule.flags());
+}
+
+#[inline(always)]
+fn loopback(headers: &Headers) -> Addr {
+    if headers.is_v6() {
+        [0, 0, 0, 1]
+    } else {
+        [0x7f00_0001, 0, 0, 0]
+    }
+}
+
+/// The address that REDIRECT takes: the first one of the input interface; for a packet to a
+/// link-local or a loopback address, one of that scope, of which an interface has one
+/// (net/netfilter/nf_nat_redirect.c).
+#[inline(always)]
+fn address_of(device: &Device, headers: &Headers) -> Addr {
+    if !headers.is_v6() {
+        return [first_of(device.own4[0], device.masquerade4), 0, 0, 0];
+    }
+    let destination = headers.key.destination;
+    if destination[0] >> 22 == 0xfe80 >> 6 || destination == [0, 0, 0, 1] {
+        return destination;
+    }
+    if device.own6[0] == [0; 4] {
+        device.masquerade6
+    } else {
+        device.own6[0]
+    }
+}
+
+#[inline(always)]
+fn first_of(own: u32, other: u32) -> u32 {
+    if own == 0 { other } else { own }
+}
+
+/// Picks one address of the range. All packets of a client to a server get the same, and with
+/// `--persistent` all of a client.
+#[inline(always)]
+fn pick(wish: &mut Wish, source: Addr, destination: Addr, flags: u32) {
+    wish.address = wish.first;
+    if wish.has_one_address() {
+        return;
+    }
+    let mut hash = hash(&source);
+    if flags & Translation::PERSISTENT == 0 {
+        hash = hash.wrapping_add(mix(destination[0] ^ destination[3]));
+    }
+    let mut whole = false;
+    for (word, own) in destination.iter().enumerate() {
+        let (low, count) = if whole {
+            (0, u32::MAX)
+        } else {
+            let low = wish.first[word];
+            (low, wish.last[word].wrapping_sub(low).wrapping_add(1))
+        };
+        let share = (hash as u64).wrapping_mul(count as u64) >> 32;
+        wish.address[word] = low.wrapping_add(share as u32);
+        whole |= wish.address[word] != wish.last[word];
+        if flags & Translation::PERSISTENT == 0 {
+            hash ^= mix(*own);
+        }
+    }
+}
+
+#[inline(always)]
+fn hash(address: &Addr) -> u32 {
+    mix(mix(mix(mix(address[0]) ^ address[1]) ^ address[2]) ^ address[3])
+}
+
+#[inline(always)]
+fn mix(word: u32) -> u32 {
+    let product = (word ^ 0x9e37_79b9) as u64 * 0xd6e8_feb8_6659_fd93;
+    (product >> 32) as u32
+}
+
+/// A source is not chosen before the flow is stored.
+#[inline(always)]
+fn wish_for_source(scratch: &mut Scratch, rule: Translation<'_>) {
+    let wish = &mut scratch.draft.wish;
+    wish.ports = if rule.flags() & Translation::PORTS != 0 {
+        rule.ports()
+    } else {
+        0
+    };
+    wish.random = rule.flags() & Translation::RANDOM != 0;
+    wish.embryo = false;
+}
+
+#[inline(always)]
+fn choose_destination<T: Tables>(
+    tables: &T,
+    scratch: &mut Scratch,
+    rule: Translation<'_>,
+    place: u32,
+) -> Result<(), Stat> {
+    let headers = &scratch.headers;
+    // A later fragment went where its first one did.
+    if scratch.tracked.translates_destination() {
+        scratch.tracked.ct |= ct::DNAT;
+        return Ok(());
+    }
+    let address = scratch.draft.wish.address;
+    let is_redirect = scratch.walk.code == target::REDIRECT;
+    if is_redirect && address == [0; 4] {
+        return Err(Stat::NoRedirectAddress);
+    }
+    if !is_translatable(headers) {
+        return Err(Stat::Rewrite);
+    }
+    let moves = address != headers.key.destination;
+    if place == OUTPUT
+        && moves
+        && (scratch.device.flags & Device::LOOPBACK == 0
+            || !tables.is_local(headers.family, &address))
+    {
+        // The packet is routed already, and would have to go another way: it stays what it is.
+        return Ok(());
+    }
+    let own_port = headers.flow_ports as u16;
+    let mut port = own_port;
+    let has_ports = matches!(headers.key.protocol as u8, protocol::TCP | protocol::UDP);
+    if has_ports && rule.flags() & Translation::PORTS != 0 {
+        let lookup = &mut scratch.lookup;
+        lookup.tuple.set(headers);
+        lookup.tuple.destination = address;
+        port = choose_port(tables, lookup, rule, own_port);
+    }
+    if !moves && port == own_port {
+        return Ok(());
+    }
+    let tracked = &mut scratch.tracked;
+    tracked.original.address = scratch.headers.key.destination;
+    tracked.original.port = own_port;
+    tracked.set_destination(&address, port);
+    tracked.lacks_name = true;
+    tracked.ct |= ct::DNAT;
+    note_destination(tables, scratch);
+    Ok(())
+}
+
+/// How many ports of a range are tried (`nf_nat_l4proto_unique_tuple`).
+const ATTEMPTS: u32 = 128;
+
+#[inline(always)]
+fn choose_port<T: Tables>(
+    tables: &T,
+    lookup: &mut Lookup,
+    rule: Translation<'_>,
+    own_port: u16,
+) -> u16 {
+    let (low, high) = (rule.ports() as u16, (rule.ports() >> 16) as u16);
+    if low == high {
+        return low;
+    }
+    let flags = rule.flags();
+    let keeps = flags & (Translation::OFFSET | Translation::RANDOM) == 0;
+    let count = (high as u32).wrapping_sub(low as u32).wrapping_add(1);
+    let mut search = Search {
+        tables,
+        lookup,
+        low,
+        count,
+        offset: if flags & Translation::OFFSET != 0 {
+            own_port.wrapping_sub(rule.base_port()) as u32
+        } else if flags & Translation::RANDOM != 0 {
+            tables.random() & 0xffff
+        } else {
+            0
+        },
+        port: own_port,
+    };
+    if keeps && own_port >= low && own_port <= high && !search.is_taken(own_port) {
+        return own_port;
+    }
+    let attempts = if count < ATTEMPTS { count } else { ATTEMPTS };
+    tables.run(attempts, &mut search);
+    search.port
+}
+
+struct Search<'a, T: Tables> {
+    tables: &'a T,
+    lookup: &'a mut Lookup,
+    low: u16,
+    count: u32,
+    offset: u32,
+    port: u16,
+}
+
+impl<T: Tables> Step for Search<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, _: u32) -> ControlFlow<()> {
+        if self.count == 0 {
+            return ControlFlow::Break(());
+        }
+        let place = self.offset % self.count;
+        self.offset = place.wrapping_add(1);
+        self.port = self.low.wrapping_add(place as u16);
+        if self.is_taken(self.port) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    }
+}
+
+impl<T: Tables> Search<'_, T> {
+    /// Whether replies from that port would belong to another flow (`nf_nat_used_tuple`).
+    #[inline(always)]
+    fn is_taken(&mut self, port: u16) -> bool {
+        let tuple = &mut self.lookup.tuple;
+        tuple.ports = tuple.ports & 0xffff_0000 | port as u32;
+        let from_low = tuple.write_key(FlowKey::FIRST, &mut self.lookup.key);
+        if self.takes(from_low) {
+            return true;
+        }
+        self.lookup.key.kind = FlowKey::SECOND;
+        self.takes(from_low)
+    }
+
+    #[inline(never)]
+    fn takes(&self, from_low: bool) -> bool {
+        let Some(flow) = self.tables.flow(&self.lookup.key) else {
+            return false;
+        };
+        let status = flow.status.get();
+        let opened_here = (status & Flow::LOW_OPENED != 0) == from_low;
+        if status & Flow::ALIAS != 0 {
+            opened_here && is_alive(self.tables, flow)
+        } else {
+            status & Flow::DYING == 0 && (status & Flow::TRANSLATED == 0 || !opened_here)
+        }
+    }
+}

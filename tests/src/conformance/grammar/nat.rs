@@ -1,0 +1,221 @@
+//! Rules that translate to given addresses.
+//!
+//! One address each, as which of a range is taken depends on a number that the kernel draws when it
+//! starts.
+
+use std::net::IpAddr;
+
+use fw_user::policy::model::Family;
+use rand::Rng;
+use rand::seq::IndexedRandom;
+
+use super::{Spot, Writer};
+use crate::conformance::traffic::{Carried, Flow, SILENT_PORTS};
+use crate::lab::{address, mac};
+
+/// The neighbours that packets to translated addresses go to, if no connection takes them: without
+/// one, netfilter's FORWARD sees them and fwbpf's, which is behind the neighbour's answer, does not.
+/// Device, link-layer address, address.
+pub fn neighbours() -> Vec<(&'static str, [u8; 6], IpAddr)> {
+    let v4 = |network: [u8; 3], last: u8| IpAddr::from([network[0], network[1], network[2], last]);
+    let v6 = |last: u16| IpAddr::from([0x2001, 0xdb8, 1, 0, 0, 0, 0, last]);
+    let mut all = Vec::new();
+    all.extend((16..24).map(|last| ("eth0", mac::OUTSIDE, v4([198, 51, 100], last))));
+    all.extend((0x20..0x22).map(|last| ("eth0", mac::OUTSIDE, v6(last))));
+    all.extend((0x40..0x50).map(|last| ("eth0", mac::OUTSIDE, v6(last))));
+    all.extend((4..8).map(|last| ("docker0", mac::CONTAINER1, v4([172, 17, 0], last))));
+    all
+}
+
+/// Addresses at eth0's wire that nobody has: what sources are translated to.
+const POOL: [[&str; 2]; 3] = [
+    ["198.51.100.20", "2001:db8:1::20"],
+    ["198.51.100.21", "2001:db8:1::21"],
+    address::SERVER,
+];
+
+impl<R: Rng> Writer<'_, R> {
+    /// A rule of PREROUTING, or of a chain that only PREROUTING calls.
+    pub(super) fn destination_rule(&mut self, chain: &str) -> String {
+        let flow = *self.flows.choose(self.random).expect("there are flows");
+        let mut words = self.matches_of(chain, flow, "-d");
+        let ports = matches!(flow.carried, Carried::Tcp | Carried::Udp);
+        match self.upto(10) {
+            0..6 => {
+                let hosts = [
+                    address::CONTAINER1,
+                    address::CONTAINER2,
+                    address::OTHER,
+                    address::BRIDGE,
+                    address::SERVER,
+                    address::INTERNET,
+                ];
+                let host = self.host(&hosts);
+                let to = if !ports || self.chance(0.3) {
+                    host
+                } else {
+                    let ports = self.new_ports(flow);
+                    match (self.upto(5), self.family) {
+                        (0, _) => format!(":{ports}"),
+                        (_, Family::Ipv4) => format!("{host}:{ports}"),
+                        (_, Family::Ipv6) => format!("[{host}]:{ports}"),
+                    }
+                };
+                words.push(format!("-j DNAT --to-destination {to}"));
+                if self.chance(0.1) {
+                    words.push("--persistent".into());
+                }
+            }
+            6..9 => {
+                words.push("-j REDIRECT".into());
+                if ports && self.chance(0.8) {
+                    let ports = self.new_ports(flow);
+                    let ports = ports.split('/').next().unwrap_or_default();
+                    words.push(format!("--to-ports {ports}"));
+                }
+            }
+            _ => {
+                let network = match self.family {
+                    // .10 becomes .2, the first container.
+                    Family::Ipv4 => "172.17.0.0/29",
+                    Family::Ipv6 => "fd17::2/128",
+                };
+                words.push(format!("-j NETMAP --to {network}"));
+            }
+        }
+        words.join(" ")
+    }
+
+    /// A rule of OUTPUT that leaves packets on their way.
+    pub(super) fn output_rule(&mut self) -> String {
+        let flow = *self.flows.choose(self.random).expect("there are flows");
+        let flow = Flow {
+            carried: if self.chance(0.5) {
+                Carried::Tcp
+            } else {
+                Carried::Udp
+            },
+            ..flow
+        };
+        let mut words = vec!["-A OUTPUT".to_owned()];
+        let protocol = if flow.carried == Carried::Tcp {
+            "tcp"
+        } else {
+            "udp"
+        };
+        words.push(format!("-p {protocol}"));
+        if self.chance(0.4) {
+            words.push(format!("--dport {}", flow.b.port));
+        }
+        let port = self.one_silent_port();
+        match self.upto(3) {
+            0 => words.push(format!("-o lo -j REDIRECT --to-ports {port}")),
+            1 => {
+                let to = match self.family {
+                    Family::Ipv4 => format!("127.0.0.1:{port}"),
+                    Family::Ipv6 => format!("[::1]:{port}"),
+                };
+                words.push(format!("-o lo -j DNAT --to-destination {to}"));
+            }
+            _ => words.push(format!("-j DNAT --to-destination :{port}")),
+        }
+        words.join(" ")
+    }
+
+    /// A rule of POSTROUTING, or of INPUT, where the address stays.
+    pub(super) fn source_rule(&mut self, chain: &str, spot: Spot) -> String {
+        let flow = *self.flows.choose(self.random).expect("there are flows");
+        let mut words = self.matches_of(chain, flow, "-s");
+        if spot == Spot::Input {
+            let has_ports = matches!(flow.carried, Carried::Tcp | Carried::Udp);
+            if has_ports {
+                let first = 20_000 + self.upto(1000) as u16;
+                words.push(format!("-j SNAT --to-source :{first}-{}", first + 3000));
+            }
+            return words.join(" ");
+        }
+        // On loopback, nothing becomes an address that is not the server's (docs/conformance.md).
+        let out = if spot == Spot::Postrouting && self.chance(0.5) {
+            "-o eth0"
+        } else {
+            "! -o lo"
+        };
+        words.push(out.into());
+        if self.chance(0.2) {
+            let network = match self.family {
+                Family::Ipv4 => "198.51.100.16/29",
+                Family::Ipv6 => "2001:db8:1::40/124",
+            };
+            words.push(format!("-j NETMAP --to {network}"));
+            return words.join(" ");
+        }
+        let host = self.host(&POOL);
+        let mut to = host.clone();
+        if matches!(flow.carried, Carried::Tcp | Carried::Udp) && self.chance(0.3) {
+            let first = 20_000 + self.upto(1000) as u16;
+            let ports = if self.chance(0.3) {
+                first.to_string()
+            } else {
+                format!("{first}-{}", first + 3000)
+            };
+            to = match self.family {
+                Family::Ipv4 => format!("{host}:{ports}"),
+                Family::Ipv6 => format!("[{host}]:{ports}"),
+            };
+        }
+        words.push(format!("-j SNAT --to-source {to}"));
+        if self.chance(0.15) {
+            words.push("--random".into());
+        }
+        if self.chance(0.1) {
+            words.push("--persistent".into());
+        }
+        words.join(" ")
+    }
+
+    /// Matches that fit the first packets of a flow.
+    fn matches_of(&mut self, chain: &str, flow: Flow, end: &str) -> Vec<String> {
+        let mut words = vec![format!("-A {chain}")];
+        if self.chance(0.6) {
+            let address = if end == "-s" {
+                flow.a.address
+            } else {
+                flow.b.address
+            };
+            words.push(format!("{end} {address}"));
+        }
+        let protocol = match flow.carried {
+            Carried::Tcp => "tcp",
+            Carried::Udp => "udp",
+            _ => return words,
+        };
+        words.push(format!("-p {protocol}"));
+        if self.chance(0.6) {
+            words.push(format!("--dport {}", flow.b.port));
+        }
+        words
+    }
+
+    fn host(&mut self, hosts: &[[&str; 2]]) -> String {
+        let pair = hosts.choose(self.random).expect("not empty");
+        match self.family {
+            Family::Ipv4 => pair[0].to_owned(),
+            Family::Ipv6 => pair[1].to_owned(),
+        }
+    }
+
+    fn one_silent_port(&mut self) -> u16 {
+        *SILENT_PORTS.choose(self.random).expect("not empty")
+    }
+
+    /// A port or a range for a destination.
+    fn new_ports(&mut self, flow: Flow) -> String {
+        let port = self.one_silent_port();
+        match self.upto(6) {
+            0 => format!("{port}-{}", port + 2),
+            1 => format!("{}-{}", flow.b.port.saturating_sub(1), flow.b.port + 1),
+            2 => format!("{port}-{}/{}", port + 5, flow.b.port.max(1)),
+            _ => port.to_string(),
+        }
+    }
+}
