@@ -76,7 +76,9 @@ fn lines_of(text: &str, table: &str) -> Vec<String> {
         .take_while(|line| *line != "COMMIT")
         .map(|line| match line.strip_prefix('[') {
             Some(counted) => counted.split_once(' ').map_or(counted, |(_, rule)| rule),
-            None => line.split(" [").next().unwrap_or(line),
+            // Brackets of a rule are an address's.
+            None if line.starts_with(':') => line.split(" [").next().unwrap_or(line),
+            None => line,
         })
         .map(|line| line.trim_end().to_string())
         .collect()

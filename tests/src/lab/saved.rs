@@ -25,7 +25,9 @@ pub fn rules_only(save: &str) -> String {
         .filter(|line| !line.starts_with('#'))
         .map(|line| match line.split_once("] ") {
             Some((count, rule)) if count.starts_with('[') => rule,
-            _ => line.split(" [").next().unwrap_or(line),
+            // Brackets of a rule are an address's.
+            _ if line.starts_with(':') => line.split(" [").next().unwrap_or(line),
+            _ => line,
         })
         .map(|line| format!("{line}\n"))
         .collect()
