@@ -245,6 +245,11 @@ impl Dump<'_> {
                 "recent {} flags {:#x} seconds {} hits {}",
                 w[SET_PLACE], w[4], w[6], w[8]
             )?,
+            condition::CONNLIMIT => write!(
+                f,
+                "connlimit {} flags {:#x} limit {}",
+                w[SET_PLACE], w[4], w[8]
+            )?,
             condition::HASHLIMIT => write!(f, "hashlimit {} flags {:#x}", w[SET_PLACE], w[4])?,
             other => write!(f, "unknown condition {other}")?,
         }

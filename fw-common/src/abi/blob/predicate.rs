@@ -124,6 +124,15 @@ pub enum Condition {
         /// How many must count.
         hits: u32,
     },
+    /// More connections of an address are open than this.
+    Connlimit {
+        /// The place of the rule's list.
+        place: u32,
+        /// Bits of [`crate::abi::list::connlimit`].
+        flags: u32,
+        /// How many may be.
+        limit: u32,
+    },
     /// The bucket of a packet's like has credit left, which this takes.
     Hashlimit {
         /// The place of its list.
@@ -188,6 +197,8 @@ pub mod condition {
     pub const RECENT: u32 = 41;
     /// [`super::Condition::Hashlimit`].
     pub const HASHLIMIT: u32 = 42;
+    /// [`super::Condition::Connlimit`].
+    pub const CONNLIMIT: u32 = 43;
     /// The last of the conditions that keep lists, of which [`RECENT`] is the first.
     pub const LAST_LIST: u32 = 46;
 }
@@ -323,6 +334,16 @@ impl PredicateFields {
                 cell.w[6] = seconds;
                 cell.w[8] = hits;
                 condition::RECENT
+            }
+            Condition::Connlimit {
+                place,
+                flags,
+                limit,
+            } => {
+                cell.w[SET_PLACE] = place;
+                cell.w[4] = flags;
+                cell.w[8] = limit;
+                condition::CONNLIMIT
             }
             Condition::Hashlimit { place, flags } => {
                 cell.w[SET_PLACE] = place;

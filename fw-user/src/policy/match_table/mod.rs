@@ -140,7 +140,8 @@ pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
         .chain(matches::recent::MATCHES)
         .chain(matches::hashlimit::MATCHES)
         .chain(matches::addrtype::MATCHES)
-        .chain(matches::routing::MATCHES);
+        .chain(matches::routing::MATCHES)
+        .chain(matches::connlimit::MATCHES);
     known.chain(foreign::MATCHES)
 }
 

@@ -1,6 +1,7 @@
 //! The matches that fwbpf knows.
 
 pub(crate) mod addrtype;
+pub(crate) mod connlimit;
 pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod recent;
@@ -33,6 +34,7 @@ pub(crate) enum MatchDraft {
     Set(set::Draft),
     Recent(recent::Draft),
     Hashlimit(hashlimit::Draft),
+    Connlimit(connlimit::Draft),
     Comment(Option<String>),
     Packet(packet::PacketDraft),
 }
@@ -74,6 +76,7 @@ impl MatchDraft {
             Self::Limit(limit) => return limit.finish(),
             Self::Recent(recent) => return recent.finish(family),
             Self::Hashlimit(limit) => return limit.finish(family),
+            Self::Connlimit(limit) => return limit.finish(family),
             Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Packet(packet) => return packet.finish(),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
