@@ -31,7 +31,8 @@ pub fn build<P: Packet, T: Tables>(
         read_numbers(packet, scratch)?;
         make_room(packet, scratch, ip + 20, 0)?;
         write_reset(packet, scratch)?;
-        return write_ip(packet, tables, scratch, hops, protocol::TCP, 20);
+        let time = u16::from_be_bytes([hops, protocol::TCP]);
+        return write_ip(packet, tables, scratch, time, 20);
     }
     let whole = (scratch.headers.l4 as u32)
         .wrapping_sub(scratch.headers.l3 as u32)
@@ -50,7 +51,8 @@ pub fn build<P: Packet, T: Tables>(
     } else {
         protocol::ICMP
     };
-    write_ip(packet, tables, scratch, hops, kind, 8 + quoted)
+    let time = u16::from_be_bytes([hops, kind]);
+    write_ip(packet, tables, scratch, time, 8 + quoted)
 }
 
 /// The frame goes back to who sent it.
@@ -140,14 +142,15 @@ fn write_error<P: Packet, T: Tables>(
     packet.write(at, [high, low, a, b, 0, 0, 0, 0])
 }
 
-/// The IP header of an answer that carries `length` bytes.
+/// The IP header of an answer that carries `length` bytes; `time` is the hop count, and the protocol
+/// in its low half, as IPv4 has them. (A sixth argument would be one on the stack to kernels that know
+/// such, although the tables, which have no size, take no register.)
 #[inline(never)]
 fn write_ip<P: Packet, T: Tables>(
     packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
-    hops: u8,
-    carried: u8,
+    time: u16,
     length: u32,
 ) -> Option<()> {
     const DONT_FRAGMENT: u16 = 0x4000;
@@ -157,6 +160,7 @@ fn write_ip<P: Packet, T: Tables>(
     if headers.is_v6() {
         packet.write(at, [0x60, 0, 0, 0])?;
         let [a, b] = (length as u16).to_be_bytes();
+        let [hops, carried] = time.to_be_bytes();
         packet.write(at + 4, [a, b, carried, hops])?;
         write_address6(packet, at + 8, &source)?;
         return write_address6(packet, at + 24, &destination);
@@ -169,7 +173,6 @@ fn write_ip<P: Packet, T: Tables>(
     let fragment = if reset { DONT_FRAGMENT } else { 0 };
     let first = 0x4500u16 | tos as u16;
     let total = (length + 20) as u16;
-    let time = (hops as u16) << 8 | carried as u16;
     let sum = Difference::default()
         .add_half(first)
         .add_half(total)
