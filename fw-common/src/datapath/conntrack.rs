@@ -1,12 +1,19 @@
 //! Connection tracking: which flow a packet belongs to, and what that makes of it. The labels are
 //! netfilter's (`nf_conntrack_in`, net/netfilter/nf_conntrack_core.c).
 
+mod errors;
+mod tracked;
+
+pub use errors::{about, attach};
+pub(super) use errors::{is_about_transit, mirror};
+pub use tracked::{
+    NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, NOTE_TRANSIT, Tracked, nat_labels,
+};
+
 use super::forward::forward;
 use super::fragment::Borrowed;
 use super::header::{Headers, Icmp, L4_V4, Part, protocol};
 use super::packet::Packet;
-use super::quoted::{opens_flow, read_quoted};
-use super::rewrite::Endpoint;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::Tables;
@@ -14,243 +21,9 @@ use super::tcp::{self, Segment};
 use super::tuple::Lookup;
 use super::window::{option, read_options};
 use crate::abi::blob::{TIMEOUTS, Timeout};
+use crate::abi::ct;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
-use crate::abi::{Addr, ct};
-
-/// A packet's place in its flow.
-///
-/// It holds no reference to the flow: LLVM stores references that pass through memory piecemeal,
-/// which makes them numbers to the verifier ("R0 invalid mem access 'scalar'").
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct Tracked {
-    /// What the source has to become where sources are translated, if [`Tracked::translates`] says
-    /// so.
-    pub source: Endpoint,
-    /// The same for the destination.
-    pub destination: Endpoint,
-    /// The destination as the flow's opener has it: of a packet that opens a flow whose destination
-    /// is translated.
-    pub original: Endpoint,
-    /// [`Tracked::SOURCE`] and [`Tracked::DESTINATION`].
-    pub translates: u8,
-    /// Which of the names of [`FlowKey::TRANSIT`] the packet bears on its way.
-    pub transit: u8,
-    /// An ICMP error about a packet that opens a flow, which may yet be translated.
-    pub unsettled: bool,
-    /// It needs one, as its destination is translated and its flow is not stored.
-    pub lacks_name: bool,
-    /// Connection state: one bit of [`ct`], and the virtual ones.
-    pub ct: u8,
-    /// 0 original, 1 reply, 2 no flow.
-    pub direction: u8,
-    /// The packet opens a flow that is not stored yet.
-    pub opens: bool,
-    /// The packet is an ICMP error about the flow.
-    pub error: bool,
-    /// A later fragment of a datagram that opened its flow: it meets the nat chains again, for
-    /// their counters.
-    pub replayed: bool,
-    /// Packets to count: none for a later fragment.
-    pub packets: u8,
-    /// The flow was found in a table.
-    pub stored: bool,
-    /// If so, its mark ([`super::flow_mark`]).
-    pub mark: u32,
-}
-
-impl Tracked {
-    /// The source is to be translated.
-    pub const SOURCE: u8 = 1;
-    /// The destination is to be translated.
-    pub const DESTINATION: u8 = 2;
-
-    /// Whether the source is to be translated.
-    #[inline(always)]
-    pub fn translates_source(&self) -> bool {
-        self.translates & Self::SOURCE != 0
-    }
-
-    /// Whether the destination is to be translated.
-    #[inline(always)]
-    pub fn translates_destination(&self) -> bool {
-        self.translates & Self::DESTINATION != 0
-    }
-
-    /// The source is to become this.
-    #[inline(always)]
-    pub fn set_source(&mut self, address: &Addr, port: u16) {
-        self.source.set(address, port);
-        self.translates |= Self::SOURCE;
-    }
-
-    /// The destination is to become this.
-    #[inline(always)]
-    pub fn set_destination(&mut self, address: &Addr, port: u16) {
-        self.destination.set(address, port);
-        self.translates |= Self::DESTINATION;
-    }
-
-    /// Whether the note says that something is still to be translated when the packet leaves: the
-    /// source of what goes the original way, if the flow's source is translated; that of a reply,
-    /// if its destination is.
-    #[inline(always)]
-    pub fn has_source_ahead(&self) -> bool {
-        match self.direction {
-            0 => self.ct & ct::SNAT != 0,
-            1 => self.ct & ct::DNAT != 0,
-            _ => false,
-        }
-    }
-
-    /// Starts over: a packet that belongs to no flow.
-    #[inline(always)]
-    pub fn set_without_flow(&mut self, ct: u8) {
-        self.translates = 0;
-        self.transit = 0;
-        self.lacks_name = false;
-        self.unsettled = false;
-        self.ct = ct;
-        self.direction = NO_FLOW;
-        self.opens = false;
-        self.error = false;
-        self.replayed = false;
-        self.packets = 1;
-        self.stored = false;
-        self.mark = 0;
-    }
-
-    /// A packet that opens a flow.
-    #[inline(always)]
-    fn set_opening(&mut self) {
-        self.set_without_flow(ct::NEW);
-        self.direction = 0;
-        self.opens = true;
-    }
-
-    /// A packet of a flow that is found: it becomes the mirror image of what the flow's packets of
-    /// the other direction come as (`nf_nat_packet`, net/netfilter/nf_nat_core.c).
-    #[inline(always)]
-    fn set_in_flow(&mut self, found: &Found<'_>, state: u8) {
-        let flow = found.flow;
-        let status = flow.status.get();
-        self.set_without_flow(state);
-        self.direction = found.direction;
-        self.stored = true;
-        self.mark = flow.mark().get();
-        if status & Flow::TRANSLATED == 0 {
-            return;
-        }
-        self.transit = flow.transit as u8;
-        if let Some(key) = found.alias_of {
-            self.set_reply(status, key);
-            if status & Flow::FOREIGN != 0 {
-                self.translates = 0;
-            }
-        } else if !found.is_reply() {
-            self.set_original(flow, status);
-        } else {
-            self.ct |= nat_labels(status);
-        }
-    }
-
-    /// A reply to a translated flow: both ends are those of its key.
-    #[inline(always)]
-    pub fn set_reply(&mut self, status: u32, key: &FlowKey) {
-        self.ct |= nat_labels(status);
-        let low = status & Flow::LOW_OPENED != 0;
-        if status & Flow::SNAT != 0 {
-            let (address, port) = if low {
-                (&key.low, key.low_port)
-            } else {
-                (&key.high, key.high_port)
-            };
-            self.set_destination(address, port);
-        }
-        if status & Flow::DNAT != 0 {
-            let (address, port) = if low {
-                (&key.high, key.high_port)
-            } else {
-                (&key.low, key.low_port)
-            };
-            self.set_source(address, port);
-        }
-    }
-
-    /// A packet of a translated flow in the original direction: both ends are those of the alias.
-    #[inline(always)]
-    pub fn set_original(&mut self, flow: &Flow, status: u32) {
-        self.ct |= nat_labels(status);
-        if status & Flow::SNAT != 0 {
-            self.set_source(&flow.nat_source, flow.nat_port);
-        }
-        if status & Flow::DNAT != 0 {
-            if status & Flow::OTHER_LOW != 0 {
-                self.set_destination(&flow.other.high, flow.other.high_port);
-            } else {
-                self.set_destination(&flow.other.low, flow.other.low_port);
-            }
-        }
-    }
-
-    /// A packet of a known flow is NEW until something came back (`resolve_normal_ct`).
-    #[inline(always)]
-    fn set_label(&mut self, found: &Found<'_>) {
-        let answered = found.flow.status.get() & Flow::SEEN_REPLY != 0;
-        let state = if found.is_reply() || answered {
-            ct::ESTABLISHED
-        } else {
-            ct::NEW
-        };
-        self.set_in_flow(found, state);
-    }
-
-    /// The label as ingress hands it to egress in the packet's note.
-    #[inline(always)]
-    pub fn note(&self) -> u16 {
-        let opens = if self.opens { NOTE_OPENS } else { 0 };
-        let transit = (self.transit as u16 & 3) << NOTE_TRANSIT;
-        NOTE_SEEN | transit | opens | (self.direction as u16) << 8 | self.ct as u16
-    }
-
-    /// Takes the label from a note.
-    #[inline(always)]
-    pub fn set_note(&mut self, note: u16) {
-        self.set_without_flow(0);
-        self.take_label(note);
-    }
-
-    /// Takes the label from a note and leaves the rest.
-    #[inline(always)]
-    pub fn take_label(&mut self, note: u16) {
-        self.ct = note as u8;
-        self.direction = (note >> 8) as u8 & 3;
-    }
-}
-
-/// [`Tracked::direction`] of a packet without a flow.
-pub const NO_FLOW: u8 = 2;
-
-/// The label's bits for what of a flow is translated.
-#[inline(always)]
-pub fn nat_labels(status: u32) -> u8 {
-    let source = (status / Flow::SNAT) as u8 & 1;
-    let destination = (status / Flow::DNAT) as u8 & 1;
-    (source * ct::SNAT) | (destination * ct::DNAT)
-}
-
-/// Where in a note [`Tracked::transit`] is.
-pub const NOTE_TRANSIT: u16 = 11;
-
-/// In a note: the packet opens a flow.
-pub const NOTE_OPENS: u16 = 1 << 10;
-
-/// Set in every note, to tell it from a packet that no ingress program saw.
-pub const NOTE_SEEN: u16 = 1 << 15;
-
-/// The note of a packet that the fast path sent on: egress has nothing to do.
-pub const NOTE_SENT_ON: u16 = NOTE_SEEN | 1 << 14;
 
 /// What [`find`] found.
 ///
@@ -304,15 +77,21 @@ pub fn find<'t, T: Tables>(
             });
         }
     } else if aliases && goes_back(&lookup.key, flow, from_low) {
-        let translated = tables.flow(&flow.other)?;
-        let direction = direction(tables, &flow.other, translated, true, now);
-        return (direction != NO_FLOW).then_some(Found {
-            flow: translated,
-            alias_of: Some(&flow.other),
-            direction: 1,
-        });
+        return replying(tables, flow, now);
     }
     find_second(tables, lookup, from_low, aliases, now)
+}
+
+/// The flow that an alias leads to, which the packet goes against.
+#[inline(always)]
+fn replying<'t, T: Tables>(tables: &'t T, alias: &'t Flow, now: u64) -> Option<Found<'t>> {
+    let flow = tables.flow(&alias.other)?;
+    let direction = direction(tables, &alias.other, flow, true, now);
+    (direction != NO_FLOW).then_some(Found {
+        flow,
+        alias_of: Some(&alias.other),
+        direction: 1,
+    })
 }
 
 /// Whether a packet under an alias is a reply. One whose two endpoints are the same is: what the
@@ -337,13 +116,7 @@ fn find_second<'t, T: Tables>(
         if !aliases || !goes_back(&lookup.key, flow, from_low) {
             return None;
         }
-        let translated = tables.flow(&flow.other)?;
-        let direction = direction(tables, &flow.other, translated, true, now);
-        return (direction != NO_FLOW).then_some(Found {
-            flow: translated,
-            alias_of: Some(&flow.other),
-            direction: 1,
-        });
+        return replying(tables, flow, now);
     }
     let direction = direction(tables, &lookup.key, flow, from_low, now);
     // As under the first name: replies to a translated flow bear its alias.
@@ -774,118 +547,6 @@ fn settle<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
 #[inline(never)]
 fn end_found<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
     end_flow(tables, found.alias_of.unwrap_or(&lookup.key), found.flow);
-}
-
-/// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's
-/// sender; otherwise it is INVALID (`nf_conntrack_inet_error`). It does not keep the flow alive.
-#[inline(never)]
-pub fn about<P: Packet, T: Tables>(
-    packet: &P,
-    tables: &T,
-    scratch: &mut Scratch,
-    aliases: Aliases,
-) {
-    scratch.tracked.set_without_flow(ct::INVALID);
-    if !mirror(packet, tables, scratch) {
-        return;
-    }
-    if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
-        scratch.tracked.set_in_flow(&found, ct::RELATED);
-        scratch.tracked.error = true;
-    }
-}
-
-/// Prepares the look-up for an ICMP error: the quoted packet went the other way, and its mirror
-/// image is what would come in here. False if there is none, or if the error does not go to its
-/// sender.
-#[inline(always)]
-pub(super) fn mirror<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) -> bool {
-    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
-        return false;
-    }
-    let quoted = &scratch.quoted.tuple;
-    if scratch.headers.key.destination != quoted.source {
-        return false;
-    }
-    let mirror = &mut scratch.lookup.tuple;
-    mirror.source = quoted.destination;
-    mirror.destination = quoted.source;
-    mirror.ports = quoted.ports.rotate_left(16);
-    mirror.protocol = quoted.protocol;
-    mirror.family = quoted.family;
-    true
-}
-
-/// An ICMP error that this host makes itself carries the flow of the packet that it is about, even
-/// if that flow is not stored yet (`nf_ct_attach` in net/ipv4/icmp.c and net/ipv6/icmp.c). Sets the
-/// label right that [`track`] gave it.
-#[inline(never)]
-pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) {
-    // Neighbour discovery's redirect is no ICMP error to the kernel that makes one
-    // (`ndisc_send_redirect`, net/ipv6/ndisc.c).
-    if scratch.headers.is_v6() && scratch.headers.is_redirect() {
-        return;
-    }
-    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted)
-        || scratch.headers.key.destination != scratch.quoted.tuple.source
-    {
-        return;
-    }
-    let unknown = scratch.tracked.ct == ct::INVALID;
-    let mut state = ct::RELATED;
-    let mut unsettled = false;
-    let direction = if is_about_transit(scratch) {
-        // About an INVALID packet: it has no flow to carry, though its like may open one.
-        if scratch.transit_direction == NO_FLOW {
-            return;
-        }
-        // Replies bear names of their own, by which tracking has found their flow, unless both
-        // endpoints are the same. What goes the other way may resemble another flow.
-        let names_itself = scratch.quoted.tuple.is_to_itself()
-            && (scratch.headers.is_v6() || is_the_kernels(&scratch.headers));
-        if scratch.transit_direction != 0 && !unknown && !names_itself {
-            return;
-        }
-        state |= scratch.transit_nat;
-        unsettled = scratch.transit_opens;
-        scratch.transit_direction ^ 1
-    } else if unknown
-        && is_the_kernels(&scratch.headers)
-        && opens_flow(packet, &scratch.quoted, scratch.features)
-    {
-        1
-    } else {
-        return;
-    };
-    scratch.tracked.set_without_flow(state);
-    scratch.tracked.direction = direction;
-    scratch.tracked.unsettled = unsettled || unknown;
-    if scratch.tracked.has_source_ahead() {
-        // The flow is not stored yet, or the packet has ended it: the error comes from where the
-        // packet was sent to, as its sender knows it.
-        let end = scratch.transit_outside;
-        scratch.tracked.set_source(&end.address, end.port);
-        scratch.tracked.error = true;
-    }
-}
-
-/// Whether the ICMP error in hand quotes the packet that this CPU is forwarding, or delivering on
-/// loopback ([`Scratch::note_transit`]).
-#[inline(always)]
-pub(super) fn is_about_transit(scratch: &Scratch) -> bool {
-    let (quoted, transit) = (&scratch.quoted.tuple, &scratch.transit);
-    quoted.ports == transit.ports
-        && quoted.protocol == transit.protocol
-        && quoted.source == transit.source
-        && quoted.destination == transit.destination
-}
-
-/// Whether the kernel made the ICMP error in hand, and not a local process: it gives its IPv4 errors
-/// the precedence "internetwork control" (`__icmp_send` in net/ipv4/icmp.c). This finds those that
-/// it makes later, when a neighbour does not answer. IPv6 has no such mark.
-#[inline(always)]
-fn is_the_kernels(headers: &Headers) -> bool {
-    !headers.is_v6() && headers.tos & 0xe0 == 0xc0
 }
 
 /// Drafts a flow as its first packet makes it.

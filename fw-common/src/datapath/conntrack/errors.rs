@@ -1,0 +1,125 @@
+//! ICMP errors: the flow that they are about.
+
+use super::{Aliases, NO_FLOW, find};
+use crate::abi::ct;
+use crate::datapath::header::Headers;
+use crate::datapath::packet::Packet;
+use crate::datapath::quoted::{opens_flow, read_quoted};
+use crate::datapath::scratch::Scratch;
+use crate::datapath::tables::Tables;
+
+/// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's
+/// sender; otherwise it is INVALID (`nf_conntrack_inet_error`). It does not keep the flow alive.
+#[inline(never)]
+pub fn about<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+    aliases: Aliases,
+) {
+    scratch.tracked.set_without_flow(ct::INVALID);
+    if !mirror(packet, tables, scratch) {
+        return;
+    }
+    if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
+        scratch.tracked.set_in_flow(&found, ct::RELATED);
+        scratch.tracked.error = true;
+    }
+}
+
+/// Prepares the look-up for an ICMP error: the quoted packet went the other way, and its mirror
+/// image is what would come in here. False if there is none, or if the error does not go to its
+/// sender.
+#[inline(always)]
+pub(in crate::datapath) fn mirror<P: Packet, T: Tables>(
+    packet: &P,
+    tables: &T,
+    scratch: &mut Scratch,
+) -> bool {
+    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
+        return false;
+    }
+    let quoted = &scratch.quoted.tuple;
+    if scratch.headers.key.destination != quoted.source {
+        return false;
+    }
+    let mirror = &mut scratch.lookup.tuple;
+    mirror.source = quoted.destination;
+    mirror.destination = quoted.source;
+    mirror.ports = quoted.ports.rotate_left(16);
+    mirror.protocol = quoted.protocol;
+    mirror.family = quoted.family;
+    true
+}
+
+/// An ICMP error that this host makes itself carries the flow of the packet that it is about, even
+/// if that flow is not stored yet (`nf_ct_attach` in net/ipv4/icmp.c and net/ipv6/icmp.c). Sets the
+/// label right that [`track`] gave it.
+#[inline(never)]
+pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) {
+    // Neighbour discovery's redirect is no ICMP error to the kernel that makes one
+    // (`ndisc_send_redirect`, net/ipv6/ndisc.c).
+    if scratch.headers.is_v6() && scratch.headers.is_redirect() {
+        return;
+    }
+    if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted)
+        || scratch.headers.key.destination != scratch.quoted.tuple.source
+    {
+        return;
+    }
+    let unknown = scratch.tracked.ct == ct::INVALID;
+    let mut state = ct::RELATED;
+    let mut unsettled = false;
+    let direction = if is_about_transit(scratch) {
+        // About an INVALID packet: it has no flow to carry, though its like may open one.
+        if scratch.transit_direction == NO_FLOW {
+            return;
+        }
+        // Replies bear names of their own, by which tracking has found their flow, unless both
+        // endpoints are the same. What goes the other way may resemble another flow.
+        let names_itself = scratch.quoted.tuple.is_to_itself()
+            && (scratch.headers.is_v6() || is_the_kernels(&scratch.headers));
+        if scratch.transit_direction != 0 && !unknown && !names_itself {
+            return;
+        }
+        state |= scratch.transit_nat;
+        unsettled = scratch.transit_opens;
+        scratch.transit_direction ^ 1
+    } else if unknown
+        && is_the_kernels(&scratch.headers)
+        && opens_flow(packet, &scratch.quoted, scratch.features)
+    {
+        1
+    } else {
+        return;
+    };
+    scratch.tracked.set_without_flow(state);
+    scratch.tracked.direction = direction;
+    scratch.tracked.unsettled = unsettled || unknown;
+    if scratch.tracked.has_source_ahead() {
+        // The flow is not stored yet, or the packet has ended it: the error comes from where the
+        // packet was sent to, as its sender knows it.
+        let end = scratch.transit_outside;
+        scratch.tracked.set_source(&end.address, end.port);
+        scratch.tracked.error = true;
+    }
+}
+
+/// Whether the ICMP error in hand quotes the packet that this CPU is forwarding, or delivering on
+/// loopback ([`Scratch::note_transit`]).
+#[inline(always)]
+pub(in crate::datapath) fn is_about_transit(scratch: &Scratch) -> bool {
+    let (quoted, transit) = (&scratch.quoted.tuple, &scratch.transit);
+    quoted.ports == transit.ports
+        && quoted.protocol == transit.protocol
+        && quoted.source == transit.source
+        && quoted.destination == transit.destination
+}
+
+/// Whether the kernel made the ICMP error in hand, and not a local process: it gives its IPv4 errors
+/// the precedence "internetwork control" (`__icmp_send` in net/ipv4/icmp.c). This finds those that
+/// it makes later, when a neighbour does not answer. IPv6 has no such mark.
+#[inline(always)]
+fn is_the_kernels(headers: &Headers) -> bool {
+    !headers.is_v6() && headers.tos & 0xe0 == 0xc0
+}
