@@ -13,6 +13,7 @@
 )]
 
 mod answer;
+mod fib;
 mod maps;
 mod packet;
 mod stages;
