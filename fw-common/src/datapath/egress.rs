@@ -356,6 +356,7 @@ fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
         if direction != scratch.tracked.direction {
             scratch.tracked.translates = 0;
         }
+        scratch.tracked.keep_labelled(note as u8);
         recall_outside(scratch);
         scratch.tracked.error = true;
     }
@@ -394,7 +395,11 @@ fn place_noted<P: Packet, T: Tables>(
         // It meets nat's chain, but opens nothing.
         scratch.tracked.opens = false;
         scratch.tracked.replayed = opens;
-        close(tables, scratch);
+        scratch.tracked.keep_labelled(note as u8);
+        // What opens a flow is in none yet: another one would be closed.
+        if !opens {
+            close(tables, scratch);
+        }
         recall_outside(scratch);
     }
     true

@@ -91,6 +91,23 @@ impl Tracked {
         }
     }
 
+    /// Translates only what a label says that the flow translates: what was found may be another flow
+    /// that has one of the packet's names.
+    #[inline(always)]
+    pub fn keep_labelled(&mut self, label: u8) {
+        let (source, destination) = if self.direction == 1 {
+            (ct::DNAT, ct::SNAT)
+        } else {
+            (ct::SNAT, ct::DNAT)
+        };
+        if label & source == 0 {
+            self.translates &= !Self::SOURCE;
+        }
+        if label & destination == 0 {
+            self.translates &= !Self::DESTINATION;
+        }
+    }
+
     /// Starts over: a packet that belongs to no flow.
     #[inline(always)]
     pub fn set_without_flow(&mut self, ct: u8) {
