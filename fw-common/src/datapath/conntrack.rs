@@ -20,7 +20,7 @@ use super::tables::Tables;
 use super::tcp::{self, Segment};
 use super::tuple::Lookup;
 use super::window::{option, read_options};
-use crate::abi::blob::{TIMEOUTS, Timeout};
+use crate::abi::blob::{HeaderFields, TIMEOUTS, Timeout};
 use crate::abi::ct;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
@@ -294,6 +294,16 @@ fn track_tcp<P: Packet, T: Tables>(
                 let status = found.flow.status.get();
                 // What this host gets or sends was translated when it was found; only the source of
                 // a forwarded packet is still ahead.
+                if scratch.features & HeaderFields::CONNECTIONS != 0 {
+                    // Rules may still ask for its record.
+                    let seen = if found.is_reply() {
+                        Flow::SEEN_REPLY
+                    } else {
+                        0
+                    };
+                    found.flow.status.set(status | seen | Flow::DYING);
+                    return false;
+                }
                 if scratch.made_here || !scratch.tracked.has_source_ahead() {
                     end_found(tables, &mut scratch.lookup, &found);
                     return false;
@@ -469,6 +479,10 @@ pub fn advance_untimed(headers: &Headers, flow: &Flow, now: u64) -> u32 {
     {
         flow.status.set(status | Flow::ASSURED);
         return Timeout::UdpStream as u32;
+    }
+    // A tunnel is one as soon as both ends have spoken (`nf_conntrack_gre_packet`).
+    if protocol == protocol::GRE && status & Flow::SEEN_REPLY != 0 {
+        flow.status.set(status | Flow::ASSURED);
     }
     untimed(headers)
 }

@@ -7,6 +7,7 @@
 
 use core::ops::ControlFlow;
 
+use super::connection;
 use super::fragment::link_key;
 use super::header::{Part, protocol};
 use super::packet::{Owner, Packet};
@@ -71,6 +72,7 @@ pub fn gather_anew<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &m
     if scratch.features & HeaderFields::ADDRESS_KINDS != 0 {
         packet.call::<Gather, T>(tables, scratch, TRANSLATED);
     }
+    connection::redirected(scratch);
 }
 
 /// Argument of [`gather`]: the frame is as it arrived.

@@ -6,6 +6,7 @@
 //! waits in between, if another hook stores the flow, in the table of fragments, as senders' link-layer
 //! addresses do.
 
+use super::connection;
 use super::conntrack::{NO_FLOW, about, is_about_transit};
 use super::fragment::mark_key;
 use super::header::{Icmp, Part};
@@ -43,6 +44,12 @@ const NOTE: u32 = 2;
 const DRAFT: u32 = 3;
 
 impl FlowMark {
+    /// The name of the flow's record, or of its alias's, if it is stored.
+    #[inline(always)]
+    pub(super) fn name(&self) -> &FlowKey {
+        &self.key
+    }
+
     /// Gives the mark to the record that is drafted.
     #[inline(always)]
     pub fn draft(&mut self, flow: &Flow) {
@@ -56,7 +63,7 @@ impl FlowMark {
 /// Finds the mark of a packet that is not tracked yet, but has its label from egress, on loopback.
 #[inline(always)]
 pub fn find_early<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) {
-    if scratch.features & HeaderFields::FLOW_MARKS != 0 {
+    if scratch.features & HeaderFields::OF_FLOWS != 0 {
         packet.call::<FindMark, T>(tables, scratch, EARLY);
     }
 }
@@ -69,7 +76,7 @@ pub fn find<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     argument: u32,
 ) {
-    if scratch.features & HeaderFields::FLOW_MARKS != 0 {
+    if scratch.features & HeaderFields::OF_FLOWS != 0 {
         packet.call::<FindMark, T>(tables, scratch, argument);
     }
 }
@@ -142,6 +149,7 @@ impl Stage for FindMark {
         }
         let value = scratch.mark.value;
         scratch.facts.set(fact::FLOW_MARK, value);
+        connection::find(tables, scratch);
         0
     }
 }

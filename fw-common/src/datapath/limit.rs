@@ -10,6 +10,7 @@
 
 use core::ops::ControlFlow;
 
+use super::connection;
 use super::facts;
 use super::fragment::note_outcome;
 use super::header::Part;
@@ -87,6 +88,14 @@ impl<T: Tables> Step for All<'_, T> {
                     }
                     self.scratch.walk.uncacheable = true;
                 }
+                let of_connection = kind == condition::CT_ADDRESS || kind == condition::CT_VALUE;
+                if of_connection {
+                    if self.tables.holds_back() {
+                        self.scratch.walk.hold = LATER;
+                        return ControlFlow::Break(());
+                    }
+                    self.scratch.walk.uncacheable |= !connection::is_lasting(predicate);
+                }
                 if of_lists {
                     let scratch = &mut self.scratch;
                     scratch.list.take(predicate);
@@ -109,6 +118,7 @@ impl<T: Tables> Step for All<'_, T> {
                     }
                     condition::NTH | condition::CHANCE => self.draw(predicate, at),
                     condition::FACT..=condition::TCP_OPTION => self.ask_fact(predicate),
+                    condition::CT_ADDRESS | condition::CT_VALUE => self.ask_connection(predicate),
                     _ => holds(predicate, self.scratch) != predicate.not(),
                 }
             }
@@ -136,6 +146,17 @@ impl<T: Tables> All<'_, T> {
             return self.scratch.outcomes.next();
         }
         let held = facts::holds(predicate, self.scratch);
+        note_outcome(self.tables, self.scratch, held);
+        held
+    }
+
+    /// Asks for the packet's connection. By the time a later fragment comes, it may have gone on.
+    #[inline(always)]
+    fn ask_connection(&mut self, predicate: Predicate<'_>) -> bool {
+        if self.scratch.headers.part as u8 == Part::Later as u8 {
+            return self.scratch.outcomes.next();
+        }
+        let held = connection::holds(self.tables, predicate, self.scratch);
         note_outcome(self.tables, self.scratch, held);
         held
     }

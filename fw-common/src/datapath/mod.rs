@@ -7,6 +7,7 @@
 pub mod change;
 pub mod checksum;
 pub mod classify;
+pub mod connection;
 pub mod conntrack;
 pub mod effect;
 pub mod facts;

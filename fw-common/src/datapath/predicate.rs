@@ -70,8 +70,9 @@ fn within(address: &[u32; 4], w: &[u32; 16]) -> bool {
     !(high == first && low < pair(w[3], w[4]) || high == last && low > pair(w[7], w[8]))
 }
 
+/// Whether an address under the cell's mask is the cell's.
 #[inline(always)]
-fn under_mask(address: &[u32; 4], w: &[u32; 16]) -> bool {
+pub(super) fn under_mask(address: &[u32; 4], w: &[u32; 16]) -> bool {
     ((address[0] & w[5]) ^ w[1])
         | ((address[1] & w[6]) ^ w[2])
         | ((address[2] & w[7]) ^ w[3])

@@ -1,6 +1,7 @@
 //! Room for what a packet's way needs, outside the BPF stack.
 
 use super::classify::{Query, Walk};
+use super::connection::Connection;
 use super::conntrack::{NOTE_SEEN, Tracked};
 use super::facts::Facts;
 use super::flow_mark::FlowMark;
@@ -83,6 +84,8 @@ pub struct Scratch {
     pub transit_outside: Endpoint,
     /// The mark of the packet's flow.
     pub mark: FlowMark,
+    /// The packet's connection, if the policy asks for more of it than its state.
+    pub connection: Connection,
     /// The option that a rule lowers.
     pub segment_size: segment_size::Place,
     /// The search for a routing header.

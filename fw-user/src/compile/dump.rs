@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use fw_common::abi::blob::{
     BASE_CHAINS, Cell, Chain, DIRECTORY, FIRST_USER_CHAIN, Predicate, RESET, Rule, SET_PLACE,
-    chain_kind, condition, target,
+    WITHOUT_FLOW, chain_kind, condition, target,
 };
 
 use super::TableSet;
@@ -255,6 +255,19 @@ impl Dump<'_> {
                 w[SET_PLACE], w[4], w[6], w[8]
             )?,
             condition::HASHLIMIT => write!(f, "hashlimit {} flags {:#x}", w[SET_PLACE], w[4])?,
+            condition::CT_ADDRESS => write!(
+                f,
+                "connection's end {} {}/{}, without flow {}",
+                w[10],
+                quad(1),
+                quad(5),
+                w[WITHOUT_FLOW]
+            )?,
+            condition::CT_VALUE => write!(
+                f,
+                "connection's value {} & {:#x} from {} to {}, without flow {}",
+                w[1], w[2], w[3], w[4], w[WITHOUT_FLOW]
+            )?,
             other => write!(f, "unknown condition {other}")?,
         }
         f.write_char(']')

@@ -12,7 +12,7 @@ use fw_common::datapath::change::{HOPS_LESS, HOPS_MORE, HOPS_SET};
 use fw_common::datapath::{flow_mark, segment_size};
 
 use super::patterns::Patterns;
-use super::{Limits, Place, lists, nat, ports, sets};
+use super::{Limits, Place, connection, lists, nat, ports, sets};
 use crate::addr;
 use crate::policy::change::{Change, FlowMark, HopChange, SegmentSize};
 use crate::policy::model::{
@@ -93,7 +93,15 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
                     })?;
             }
             Match::State(states) => part.states(states.not, states.value.0),
-            Match::Conntrack(conntrack) => part.conntrack(conntrack),
+            Match::Conntrack(conntrack) => {
+                let put_off = part.conntrack(conntrack);
+                if !put_off.is_empty() {
+                    deferred.push(Lowered {
+                        predicates: put_off,
+                        ..Lowered::default()
+                    });
+                }
+            }
             Match::Limit(limit) => {
                 let Some((cost, cap)) = limit.credits() else {
                     return Err(Limits::Rate {
@@ -369,7 +377,8 @@ impl Lowered {
         }
     }
 
-    fn conntrack(&mut self, conntrack: &Conntrack) {
+    /// Returns the predicates that are put off until all else holds.
+    fn conntrack(&mut self, conntrack: &Conntrack) -> Vec<PredicateFields> {
         if let Some(states) = conntrack.states {
             self.states(states.not, states.value.0);
         }
@@ -386,6 +395,10 @@ impl Lowered {
                 },
             );
         }
+        let connection = conntrack.connection.as_deref();
+        connection.map_or_else(Vec::new, |connection| {
+            connection::asked(connection, conntrack.states.is_some())
+        })
     }
 
     fn effect(&mut self, effect: EffectFields) -> (u32, u32) {

@@ -290,6 +290,7 @@ fn a_direction_without_a_flow_holds_only_beside_a_state() {
         Match::Conntrack(Conntrack {
             states,
             direction: Some(CtDirection::Reply),
+            connection: None,
         })
     };
     for (states, without_flow) in [(None, false), (yes(CtStates::INVALID), true)] {

@@ -5,6 +5,7 @@
 //! of many tables a packet has to be looked for in.
 
 mod chains;
+mod connection;
 mod cost;
 mod dump;
 mod limits;

@@ -279,6 +279,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Dccp(..) => HeaderFields::TRANSPORT,
             _ => HeaderFields::FACTS,
         },
+        Match::Conntrack(conntrack) if conntrack.connection.is_some() => HeaderFields::CONNECTIONS,
         Match::List(ListMatch::Recent(recent)) if recent.hops => HeaderFields::FACTS,
         _ => 0,
     };
@@ -290,8 +291,8 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
         Target::Change(Change::FlowMark { .. }) => HeaderFields::FLOW_MARKS,
         _ => 0,
     };
-    if features == 0 {
-        return target;
+    if features & !HeaderFields::CONNECTIONS == 0 {
+        return features | target;
     }
     features | target | HeaderFields::FACTS
 }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::change::{Change, FlowMark, HopChange, MarkShift, SegmentSize, asks_for_syn};
+use super::connection::arbitrary as connection;
 use super::ids::TableName;
 use super::lists::arbitrary as lists;
 use super::model::{
@@ -214,7 +215,7 @@ fn has_ports(protocol: Option<Negatable<u8>>) -> bool {
     protocol.is_some_and(|protocol| [TCP, UDP].contains(&protocol.value))
 }
 
-fn negatable<T: Clone + std::fmt::Debug>(
+pub(super) fn negatable<T: Clone + std::fmt::Debug>(
     value: impl Strategy<Value = T>,
 ) -> impl Strategy<Value = Negatable<T>> {
     (prop::bool::weighted(0.2), value).prop_map(|(not, value)| Negatable { not, value })
@@ -295,12 +296,17 @@ fn general_match(family: Family) -> impl Strategy<Value = Match> {
     let conntrack = (
         option::weighted(0.8, negatable(states(0x7f))),
         option::weighted(0.2, direction),
+        option::weighted(0.3, connection::connection(family).prop_map(Box::new)),
     );
     prop_oneof![
         negatable(states(0x1f)).prop_map(Match::State),
-        conntrack.prop_filter_map("says something", |(states, direction)| {
-            (states.is_some() || direction.is_some())
-                .then_some(Match::Conntrack(Conntrack { states, direction }))
+        conntrack.prop_filter_map("says something", |(states, direction, connection)| {
+            let conntrack = Conntrack {
+                states,
+                direction,
+                connection,
+            };
+            (conntrack != Conntrack::default()).then_some(Match::Conntrack(conntrack))
         }),
         comment().prop_map(Match::Comment),
         limit().prop_map(Match::Limit),
@@ -341,7 +347,7 @@ fn states(of: u8) -> impl Strategy<Value = CtStates> {
     (1..=of).prop_map(CtStates)
 }
 
-fn range() -> impl Strategy<Value = PortRange> {
+pub(super) fn range() -> impl Strategy<Value = PortRange> {
     let any_range = any::<(u16, u16)>().prop_map(|(one, other)| PortRange {
         first: one.min(other),
         last: one.max(other),

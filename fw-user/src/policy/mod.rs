@@ -9,6 +9,7 @@
 #[doc(hidden)]
 pub mod arbitrary;
 pub mod change;
+pub mod connection;
 mod document;
 pub mod error;
 pub mod hosts;

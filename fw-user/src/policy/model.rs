@@ -17,6 +17,7 @@ pub use log::{Log, Nflog};
 pub use reject::Reject;
 
 use super::change::Change;
+use super::connection::Connection;
 use super::lists::{ListDefinition, ListMatch};
 use super::packet_match::PacketMatch;
 use super::set::SetDefinition;
@@ -331,12 +332,14 @@ pub enum WhichPort {
 }
 
 /// `-m conntrack`; at least one part is present.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Conntrack {
     /// `--ctstate`.
     pub states: Option<Negatable<CtStates>>,
     /// `--ctdir`.
     pub direction: Option<CtDirection>,
+    /// What few rules ask.
+    pub connection: Option<Box<Connection>>,
 }
 
 /// `-m limit`.

@@ -211,9 +211,16 @@ impl Words {
                 self.pair("-m", "state");
                 self.option("--state", &Some(*states));
             }
-            Match::Conntrack(Conntrack { states, direction }) => {
+            Match::Conntrack(Conntrack {
+                states,
+                direction,
+                connection,
+            }) => {
                 self.pair("-m", "conntrack");
                 self.option("--ctstate", states);
+                if let Some(connection) = connection {
+                    self.word(connection.text());
+                }
                 match direction {
                     Some(CtDirection::Original) => self.pair("--ctdir", "ORIGINAL"),
                     Some(CtDirection::Reply) => self.pair("--ctdir", "REPLY"),

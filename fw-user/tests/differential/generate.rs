@@ -331,7 +331,13 @@ fn state_match() -> impl Strategy<Value = Match> {
                 Some(_) => of(direction.clone()).boxed(),
                 None => direction.clone().prop_map(Some).boxed(),
             };
-            direction.prop_map(move |direction| Match::Conntrack(Conntrack { states, direction }))
+            direction.prop_map(move |direction| {
+                Match::Conntrack(Conntrack {
+                    states,
+                    direction,
+                    connection: None,
+                })
+            })
         }),
         Just(Match::Comment("a comment".into())),
     ]

@@ -3,6 +3,7 @@
 
 mod adversarial;
 mod classify;
+mod connection;
 mod datapath;
 mod fuzzed;
 mod generate;

@@ -30,7 +30,9 @@ mod translation;
 pub use answers::{AnswerFields, RESET};
 pub use chain::{Chain, ChainFields, Filter, chain_kind};
 pub use effect::{Effect, EffectFields, SetAddition, effect_kind, set_change};
-pub use predicate::{Condition, Predicate, PredicateFields, SET_PLACE, condition, time};
+pub use predicate::{
+    Condition, Predicate, PredicateFields, SET_PLACE, WITHOUT_FLOW, condition, time,
+};
 pub use prune::{Prune, PruneFields};
 pub use rule::{Rule, RuleFields, pack_range, target};
 pub use table::{Bucket, HashKey, Table, TableFields};
@@ -68,7 +70,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 21;
+pub const ABI_VERSION: u32 = 22;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
@@ -116,10 +118,15 @@ impl HeaderFields {
     pub const NAT6: u32 = 1 << 1;
     /// There are tables besides filter and nat: [`gate`] has cells.
     pub const GATES: u32 = 1 << 4;
+    /// A rule asks for the tuples, the status or the age of a packet's connection
+    /// (`datapath::connection`).
+    pub const CONNECTIONS: u32 = 1 << 6;
     /// A rule asks for IPv6's routing header.
     pub const ROUTING: u32 = 1 << 10;
     /// Flows bear marks that rules set or ask for.
     pub const FLOW_MARKS: u32 = 1 << 9;
+    /// What of a packet's flow rules ask for is found once its place is.
+    pub const OF_FLOWS: u32 = Self::FLOW_MARKS | Self::CONNECTIONS;
     /// A rule asks for one of [`fact`], or for the sender's link-layer address.
     pub const FACTS: u32 = 1 << 16;
     /// A rule asks of what kind an address is ([`crate::abi::device::address_kind`]).

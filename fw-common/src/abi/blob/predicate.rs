@@ -131,6 +131,29 @@ pub enum Condition {
         /// Bits of [`crate::abi::list::hashlimit`].
         flags: u32,
     },
+    /// An address of the connection's tuples under a mask.
+    CtAddress {
+        /// Which one: [`crate::abi::ct::end`].
+        end: u32,
+        /// The address, masked.
+        address: Addr,
+        /// The mask.
+        mask: Addr,
+        /// What holds for a packet without a flow, whatever `not` says: see
+        /// [`Condition::CtDirection`].
+        without_flow: bool,
+    },
+    /// A number of the connection's under a mask is from the first to the last.
+    CtValue {
+        /// Which one: [`crate::abi::ct::asked`].
+        number: u32,
+        /// The mask.
+        mask: u32,
+        /// The first and the last value, inclusive.
+        range: (u32, u32),
+        /// As in [`Condition::CtAddress`].
+        without_flow: bool,
+    },
 }
 
 /// [`Condition::Time`]'s flags.
@@ -188,12 +211,19 @@ pub mod condition {
     pub const RECENT: u32 = 41;
     /// [`super::Condition::Hashlimit`].
     pub const HASHLIMIT: u32 = 42;
+    /// [`super::Condition::CtAddress`].
+    pub const CT_ADDRESS: u32 = 50;
+    /// [`super::Condition::CtValue`].
+    pub const CT_VALUE: u32 = 51;
     /// The last of the conditions that keep lists, of which [`RECENT`] is the first.
     pub const LAST_LIST: u32 = 46;
 }
 
 /// The word of a predicate that holds a set's place.
 pub const SET_PLACE: usize = 2;
+
+/// The word of a predicate about a packet's connection that says what holds without one.
+pub const WITHOUT_FLOW: usize = 15;
 
 impl PredicateFields {
     /// Writes the cell: kind, `not` in bit 8, then the condition's words.
@@ -328,6 +358,28 @@ impl PredicateFields {
                 cell.w[SET_PLACE] = place;
                 cell.w[4] = flags;
                 condition::HASHLIMIT
+            }
+            Condition::CtAddress {
+                end,
+                address,
+                mask,
+                without_flow,
+            } => {
+                cell.w[1..5].copy_from_slice(&address);
+                cell.w[5..9].copy_from_slice(&mask);
+                cell.w[10] = end;
+                cell.w[WITHOUT_FLOW] = without_flow as u32;
+                condition::CT_ADDRESS
+            }
+            Condition::CtValue {
+                number,
+                mask,
+                range: (first, last),
+                without_flow,
+            } => {
+                cell.w[1..5].copy_from_slice(&[number, mask, first, last]);
+                cell.w[WITHOUT_FLOW] = without_flow as u32;
+                condition::CT_VALUE
             }
         };
         cell.w[0] = kind | (self.not as u32) << 8;

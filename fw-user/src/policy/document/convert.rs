@@ -158,7 +158,7 @@ fn plain(rule: &Rule) -> Rule {
     let matches = rule.matches.iter().filter_map(|each| match each {
         Match::State(states) => Some(Match::Conntrack(Conntrack {
             states: Some(*states),
-            direction: None,
+            ..Conntrack::default()
         })),
         Match::Tcp(tcp) if *tcp == Default::default() => None,
         Match::Udp(ports) if *ports == Default::default() => None,
@@ -214,6 +214,7 @@ fn try_entry(rule: &Rule, family: Family) -> Option<Entry> {
             Match::State(Negatable { value, .. })
             | Match::Conntrack(Conntrack {
                 states: Some(Negatable { value, .. }),
+                connection: None,
                 ..
             }) => {
                 const REPLIES: u8 = CtStates::RELATED.0 | CtStates::ESTABLISHED.0;

@@ -253,7 +253,7 @@ fn interfaces(list: &[String]) -> Vec<Option<Negatable<InterfacePattern>>> {
 fn conntrack(states: CtStates) -> Match {
     Match::Conntrack(Conntrack {
         states: Some(yes(states)),
-        direction: None,
+        ..Conntrack::default()
     })
 }
 

@@ -141,6 +141,7 @@ pub(super) fn states_of(each: &Match) -> Option<Negatable<CtStates>> {
         Match::Conntrack(Conntrack {
             states,
             direction: None,
+            connection: None,
         }) => *states,
         _ => None,
     }

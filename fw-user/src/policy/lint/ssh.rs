@@ -233,7 +233,11 @@ impl Packet<'_> {
                 found != multiport.ports.not
             }
             Match::State(states) => state(*states),
-            Match::Conntrack(conntrack) => conntrack.states.is_none_or(state),
+            // What an administrator's connection is like besides is not known.
+            Match::Conntrack(conntrack) => {
+                let known = conntrack.connection.is_none() || !rule.target.refuses();
+                conntrack.states.is_none_or(state) && known
+            }
             // Only what the limit lets through matches.
             // Nor is it known what an administrator's packets are like besides.
             Match::Limit(_) | Match::Packet(_) | Match::List(_) => !rule.target.refuses(),

@@ -137,6 +137,7 @@ pub(crate) fn find_match(name: &str, family: Family) -> Option<&'static MatchRow
 pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
     let known = MATCHES.iter().chain(PACKET_MATCHES);
     let known = known
+        .chain(matches::conntrack::MATCHES)
         .chain(matches::set::MATCHES)
         .chain(matches::recent::MATCHES)
         .chain(matches::hashlimit::MATCHES)

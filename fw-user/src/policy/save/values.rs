@@ -127,6 +127,54 @@ pub(crate) fn interface(word: &Word<'_>) -> Value<InterfacePattern> {
     Ok(InterfacePattern(word.text.to_string()))
 }
 
+/// The mask that a word ends with.
+fn mask_at_the_end(mask: &str, span: Span, family: Family) -> Value<u128> {
+    read_mask(mask, family).ok_or_else(|| {
+        let (longest, example) = match family {
+            Family::Ipv4 => (32, "255.255.255.0"),
+            Family::Ipv6 => (128, "ffff:ffff::"),
+        };
+        let message = format!("`{mask}` is not a mask of {}", family.title());
+        let at = Span {
+            start: span.end.saturating_sub(mask.len()),
+            end: span.end,
+        };
+        Problem::wrong("bad-mask", at, message).expected(format!(
+            "a length from 0 to {longest}, or a mask such as {example}"
+        ))
+    })
+}
+
+/// One address with or without a mask, as `--ctorigsrc` takes it: the address stays as it is, and is
+/// read as getaddrinfo reads it. A mask that is not a length is left out by iptables 1.8, which takes it
+/// for an address that it then overwrites (`xtopt_parse_hostmask`, libxtables/xtoptions.c).
+pub(crate) fn host_under_mask(word: &Word<'_>, family: Family) -> Value<Prefix> {
+    let (host, mask) = match word.text.split_once('/') {
+        Some((host, mask)) => (host, Some(mask)),
+        None => (word.text.as_ref(), None),
+    };
+    let bits = match mask {
+        None => all_ones(family),
+        Some(mask) if mask.contains(['.', ':']) => {
+            let at = word.part(host.len() + 1, mask.len());
+            let message = format!("iptables 1.8 leaves the mask `{mask}` out here");
+            return Err(Problem::unsupported("address-mask", at, message)
+                .expected("the length of a prefix")
+                .help(format!("`{host}` alone is what iptables makes of it")));
+        }
+        Some(mask) => mask_at_the_end(mask, word.span, family)?,
+    };
+    let address = match family {
+        Family::Ipv4 => host.parse().ok().map(IpAddr::V4),
+        Family::Ipv6 => host.parse().ok().map(IpAddr::V6),
+    };
+    let span = word.part(0, host.len());
+    Ok(Prefix {
+        address: address.ok_or_else(|| bad_address(host, span, family))?,
+        mask: masked(bits, bits, family).mask,
+    })
+}
+
 /// One address with or without a mask, as `-s` takes it.
 pub(crate) fn prefix(text: &str, span: Span, family: Family) -> Value<Prefix> {
     // iptables skips blanks before each address of a list.
@@ -136,27 +184,8 @@ pub(crate) fn prefix(text: &str, span: Span, family: Family) -> Value<Prefix> {
         None => (text, None),
     };
     let bits = match mask {
-        None => Some(all_ones(family)),
-        Some(mask) => read_mask(mask, family),
-    };
-    let Some(bits) = bits else {
-        let (longest, example) = match family {
-            Family::Ipv4 => (32, "255.255.255.0"),
-            Family::Ipv6 => (128, "ffff:ffff::"),
-        };
-        let message = format!(
-            "`{}` is not a mask of {}",
-            mask.unwrap_or_default(),
-            family.title()
-        );
-        let length = mask.map_or(0, str::len);
-        let at = Span {
-            start: span.end.saturating_sub(length),
-            end: span.end,
-        };
-        return Err(Problem::wrong("bad-mask", at, message).expected(format!(
-            "a length from 0 to {longest}, or a mask such as {example}"
-        )));
+        None => all_ones(family),
+        Some(mask) => mask_at_the_end(mask, span, family)?,
     };
     // As in iptables, a zero mask makes the address irrelevant: `any/0`.
     if bits == 0 {

@@ -1,5 +1,6 @@
 //! Rule sets over the whole supported grammar, biased so that the traffic matches.
 
+mod connection;
 mod lists;
 mod log;
 mod marks;
@@ -343,6 +344,9 @@ impl<R: Rng> Writer<'_, R> {
         }
         if self.chance(0.35) {
             words.push(self.state());
+        }
+        if self.chance(0.12) {
+            words.push(self.connection(flow));
         }
         if self.chance(0.1) {
             // Before or behind the other matches, which decides when it takes from its bucket.

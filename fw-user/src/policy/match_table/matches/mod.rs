@@ -1,6 +1,7 @@
 //! The matches that fwbpf knows.
 
 pub(crate) mod addrtype;
+pub(crate) mod conntrack;
 pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod recent;
@@ -13,8 +14,8 @@ use super::{
     Argument, BOTH, MatchReading, MatchRow, ONLY_V4, ONLY_V6, OptionRow, ReadOption, Support,
 };
 use crate::policy::model::{
-    Conntrack, CtDirection, CtStates, Family, IcmpType, Limit, Match, Multiport, Negatable,
-    PortRange, Ports, Tcp, TcpFlags, WhichPort,
+    Conntrack, CtStates, Family, IcmpType, Limit, Match, Multiport, Negatable, PortRange, Ports,
+    Tcp, TcpFlags, WhichPort,
 };
 use crate::policy::names::{DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
 use crate::policy::save::{Value, packet_values, values};
@@ -66,10 +67,9 @@ impl MatchDraft {
                 .map(Match::Multiport)
                 .ok_or("--sports, --dports or --ports"),
             Self::State(states) => states.map(Match::State).ok_or("--state"),
-            Self::Conntrack(Conntrack {
-                states: None,
-                direction: None,
-            }) => Err("--ctstate or --ctdir"),
+            Self::Conntrack(conntrack) if conntrack == Conntrack::default() => {
+                Err("--ctstate, --ctdir or another of its options")
+            }
             Self::Conntrack(conntrack) => Ok(Match::Conntrack(conntrack)),
             Self::Limit(limit) => return limit.finish(),
             Self::Recent(recent) => return recent.finish(family),
@@ -102,10 +102,6 @@ impl LimitDraft {
         Err(Unfinished::Wrong(Box::new(problem)))
     }
 }
-
-/// What to do instead of the rarer parts of `-m conntrack`.
-const CT_ADDRESSES: &str =
-    "match the packet's own addresses and ports with -s, -d, --sport, --dport";
 
 pub(crate) const MATCHES: &[MatchRow] = &[
     MatchRow {
@@ -305,47 +301,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[
         }),
     },
     MatchRow {
-        name: "conntrack",
-        aliases: &[],
-        families: BOTH,
-        support: Support::Partly,
-        note: "`--ctstate` (with SNAT and DNAT) and `--ctdir`; not the original and reply tuples, `--ctstatus` and `--ctexpire`.",
-        reading: Some(MatchReading {
-            start: || MatchDraft::Conntrack(Conntrack::default()),
-            protocols: &[],
-            options: &[
-                OptionRow {
-                    names: &["ctstate"],
-                    arguments: 1,
-                    negatable: true,
-                    read: ReadOption::Into(|draft, argument| {
-                        let MatchDraft::Conntrack(conntrack) = draft else {
-                            return Ok(());
-                        };
-                        ct_states(&mut conntrack.states, argument, true)
-                    }),
-                },
-                OptionRow {
-                    names: &["ctdir"],
-                    arguments: 1,
-                    negatable: false,
-                    read: ReadOption::Into(ct_direction),
-                },
-                ct_unsupported(&["ctproto"], "match the protocol with -p"),
-                ct_unsupported(&["ctorigsrc"], CT_ADDRESSES),
-                ct_unsupported(&["ctorigdst"], CT_ADDRESSES),
-                ct_unsupported(&["ctreplsrc"], CT_ADDRESSES),
-                ct_unsupported(&["ctrepldst"], CT_ADDRESSES),
-                ct_unsupported(&["ctorigsrcport"], CT_ADDRESSES),
-                ct_unsupported(&["ctorigdstport"], CT_ADDRESSES),
-                ct_unsupported(&["ctreplsrcport"], CT_ADDRESSES),
-                ct_unsupported(&["ctrepldstport"], CT_ADDRESSES),
-                ct_unsupported(&["ctstatus"], "match the state with --ctstate"),
-                ct_unsupported(&["ctexpire"], "match the state with --ctstate"),
-            ],
-        }),
-    },
-    MatchRow {
         name: "limit",
         aliases: &[],
         families: BOTH,
@@ -400,18 +355,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[
         }),
     },
 ];
-
-const fn ct_unsupported(
-    names: &'static [&'static str],
-    instead: &'static str,
-) -> OptionRow<MatchDraft> {
-    OptionRow {
-        names,
-        arguments: 1,
-        negatable: true,
-        read: ReadOption::Unsupported(instead),
-    }
-}
 
 fn port(
     place: &mut Option<Negatable<PortRange>>,
@@ -504,22 +447,6 @@ fn ct_states(
             value,
         },
     )
-}
-
-fn ct_direction(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
-    let (MatchDraft::Conntrack(conntrack), [word]) = (draft, argument.words) else {
-        return Ok(());
-    };
-    let direction = match word.text.to_ascii_uppercase().as_str() {
-        "ORIGINAL" => CtDirection::Original,
-        "REPLY" => CtDirection::Reply,
-        _ => {
-            let message = format!("`{}` is not a direction", word.text);
-            let problem = super::Problem::wrong("bad-direction", word.span, message);
-            return Err(problem.expected("ORIGINAL or REPLY"));
-        }
-    };
-    argument.once(&mut conntrack.direction, direction)
 }
 
 fn comment(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
