@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 
 use anyhow::{Context, Result, ensure};
-use fwbpf_tests::guide::{GuideLab, under_both};
+use fwbpf_tests::guide::{GuideLab, under_both, with_fwbpf};
 use fwbpf_tests::lab::Namespace;
 use fwbpf_tests::lab::address::{BRIDGE, CONTAINER1, CONTAINER2, INTERNET, SERVER};
 use fwbpf_tests::lab::sockets::{
@@ -108,6 +108,43 @@ fn a_redirected_port_leads_to_another_one_of_the_host() {
                 SocketAddr::new(server, REDIRECTED),
                 client,
             )?;
+        }
+        Ok(())
+    });
+}
+
+/// What policy.toml publishes is open without a further line, and nothing else is.
+#[test]
+fn policy_toml_publishes_in_both_ip_versions() {
+    with_fwbpf("published_toml", &[], |lab, fwbpf| {
+        let publish = |at: &str| {
+            format!(
+                "[[publish]]\nprotocol = [\"tcp\", \"udp\"]\nports = [{PUBLISHED}]\nat = \"{at}\"\n\
+                 in = \"eth0\"\n"
+            )
+        };
+        let mut text = publish(&format!("{}:{INNER}", CONTAINER1[0]));
+        text += &publish(&format!("[{}]:{INNER}", CONTAINER1[1]));
+        text += &format!(
+            "[[publish]]\nprotocol = [\"tcp\", \"udp\"]\nports = [{REDIRECTED}]\nat = \":{SERVICE}\"\n"
+        );
+        let policy = fwbpf.write_policy("policy.toml", &text)?;
+        fwbpf.load_files(&[&policy])?;
+        for version in 0..2 {
+            let (client, server) = (ip(INTERNET[version]), ip(SERVER[version]));
+            let (there, here): (&Namespace, &Namespace) = (&lab.container1, &lab.server);
+            let container = (there, ip(CONTAINER1[version]), INNER);
+            let outside: (&Namespace, IpAddr) = (&lab.outside, client);
+            let published = SocketAddr::new(server, PUBLISHED);
+            talk(outside, container, published, client)?;
+            let redirected = SocketAddr::new(server, REDIRECTED);
+            talk(outside, (here, server, SERVICE), redirected, client)?;
+            for (to, port) in [(server, SERVICE), (container.1, INNER)] {
+                ensure!(
+                    reach(&lab.outside, None, to, port)? == Reach::Silent,
+                    "{to} port {port} is open"
+                );
+            }
         }
         Ok(())
     });

@@ -1,5 +1,6 @@
 //! [`Document`] -> model: the iptables rules that each line of policy.toml stands for.
 
+use super::publish::{acceptance, translations};
 use super::{Document, Entry, Masquerading, Section, Verdict, What};
 use crate::policy::ids::TableName;
 use crate::policy::model::{
@@ -22,10 +23,8 @@ pub(super) fn lower(document: &Document, policy: &mut Policy) {
     policy.tracking = document.tracking.clone();
     for family in [Family::Ipv4, Family::Ipv6] {
         let filter = filter(document, family);
-        let nat = document
-            .masquerade
-            .as_ref()
-            .map(|masquerade| nat(masquerade, family));
+        let translates = document.masquerade.is_some() || !document.publish.is_empty();
+        let nat = translates.then(|| nat(document, family));
         *policy.ruleset_mut(family) = Some(Ruleset {
             filter: Some(filter),
             nat,
@@ -140,6 +139,7 @@ fn chain_rules(document: &Document, section: &Section, chain: &str, family: Fami
         rule.matches.insert(0, conntrack(REPLIES));
         rules.push(rule);
     }
+    rules.extend(acceptance(document, family, chain));
     rules.extend(
         section
             .rules
@@ -155,7 +155,7 @@ const ESSENTIAL_ICMPV6: &[u8] = &[130, 131, 132, 133, 134, 135, 136, 143];
 
 const REPLIES: CtStates = CtStates(CtStates::RELATED.0 | CtStates::ESTABLISHED.0);
 
-fn default_rule(comment: &str) -> Rule {
+pub(super) fn default_rule(comment: &str) -> Rule {
     Rule {
         source: None,
         destination: None,
@@ -169,7 +169,7 @@ fn default_rule(comment: &str) -> Rule {
     }
 }
 
-fn nat(masquerade: &Masquerading, family: Family) -> Table {
+fn nat(document: &Document, family: Family) -> Table {
     let chain = |name: &&str| Chain {
         name: (*name).to_owned(),
         policy: Some(ChainPolicy {
@@ -177,10 +177,10 @@ fn nat(masquerade: &Masquerading, family: Family) -> Table {
             counters: None,
             origin: None,
         }),
-        rules: if *name == "POSTROUTING" {
-            masquerade_rules(masquerade, family)
-        } else {
-            Vec::new()
+        rules: match (*name, &document.masquerade) {
+            ("PREROUTING", _) => translations(document, family),
+            ("POSTROUTING", Some(masquerade)) => masquerade_rules(masquerade, family),
+            _ => Vec::new(),
         },
     };
     Table {
@@ -225,7 +225,7 @@ fn in_set(name: &Option<String>, side: Side) -> Option<Match> {
     }))
 }
 
-fn yes<T>(value: T) -> Negatable<T> {
+pub(super) fn yes<T>(value: T) -> Negatable<T> {
     Negatable { not: false, value }
 }
 
@@ -250,7 +250,7 @@ fn interfaces(list: &[String]) -> Vec<Option<Negatable<InterfacePattern>>> {
     list.iter().map(pattern).collect()
 }
 
-fn conntrack(states: CtStates) -> Match {
+pub(super) fn conntrack(states: CtStates) -> Match {
     Match::Conntrack(Conntrack {
         states: Some(yes(states)),
         ..Conntrack::default()

@@ -5,12 +5,14 @@
 
 mod convert;
 mod lower;
+mod publish;
 mod read;
 mod sets;
 mod write;
 
 pub use convert::NotExpressible;
 use convert::from_policy;
+use publish::Publication;
 
 use super::error::Report;
 use super::model::{Family, Origin, Policy, PortRange, Prefix, Reject};
@@ -44,6 +46,7 @@ pub(crate) struct Document {
     pub outgoing: Section,
     pub forward: Section,
     pub masquerade: Option<Masquerading>,
+    pub publish: Vec<Publication>,
     pub sets: Vec<SetDefinition>,
     pub tracking: Tracking,
 }
@@ -183,6 +186,7 @@ impl Default for Document {
             outgoing: section(true),
             forward: section(false),
             masquerade: None,
+            publish: Vec::new(),
             sets: Vec::new(),
             tracking: Tracking::default(),
         }

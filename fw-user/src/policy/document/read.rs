@@ -54,6 +54,7 @@ impl Reader<'_, '_> {
             "outgoing",
             "forward",
             "masquerade",
+            "publish",
             "sets",
             "conntrack",
         ];
@@ -65,6 +66,7 @@ impl Reader<'_, '_> {
                 "outgoing" => self.section(value, "outgoing", &mut document.outgoing),
                 "forward" => self.section(value, "forward", &mut document.forward),
                 "masquerade" => document.masquerade = self.masquerade(value, at),
+                "publish" => document.publish = self.publications(value),
                 // They have been read.
                 "sets" => {}
                 "conntrack" => self.conntrack(value, &mut document.tracking),
@@ -360,7 +362,7 @@ impl Reader<'_, '_> {
     }
 
     /// A value or a list of values. An empty list is refused: it would match nothing or anything.
-    fn list<T>(
+    pub(super) fn list<T>(
         &mut self,
         value: &Value<'_>,
         expected: &str,
@@ -425,7 +427,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn ports(&mut self, value: &Value<'_>, expected: &str) -> Option<PortRange> {
+    pub(super) fn ports(&mut self, value: &Value<'_>, expected: &str) -> Option<PortRange> {
         if let Some(number) = integer(value) {
             return match u16::try_from(number) {
                 Ok(port) => Some(PortRange {
@@ -457,7 +459,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn prefix(&mut self, value: &Value<'_>, expected: &str) -> Option<Prefix> {
+    pub(super) fn prefix(&mut self, value: &Value<'_>, expected: &str) -> Option<Prefix> {
         let Some(text) = value.get_ref().as_str() else {
             return self.mistyped(value, expected);
         };
@@ -478,7 +480,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn interface(&mut self, value: &Value<'_>, expected: &str) -> Option<String> {
+    pub(super) fn interface(&mut self, value: &Value<'_>, expected: &str) -> Option<String> {
         let Some(text) = value.get_ref().as_str() else {
             return self.mistyped(value, expected);
         };
@@ -514,7 +516,7 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn comment(&mut self, value: &Value<'_>) -> Option<String> {
+    pub(super) fn comment(&mut self, value: &Value<'_>) -> Option<String> {
         match value.get_ref().as_str() {
             Some(text) if text.len() <= 255 && !text.chars().any(char::is_control) => {
                 Some(text.to_owned())
@@ -568,9 +570,9 @@ impl Reader<'_, '_> {
     }
 }
 
-const PORTS: &str = "a port such as 22, or a range such as \"8000-8100\"";
-const ADDRESSES: &str = "an address such as \"192.0.2.2\" or \"2001:db8::/32\"";
-const INTERFACES: &str = "an interface such as \"eth0\"";
+pub(super) const PORTS: &str = "a port such as 22, or a range such as \"8000-8100\"";
+pub(super) const ADDRESSES: &str = "an address such as \"192.0.2.2\" or \"2001:db8::/32\"";
+pub(super) const INTERFACES: &str = "an interface such as \"eth0\"";
 
 pub(super) fn integer(value: &Value<'_>) -> Option<i64> {
     let integer = value.get_ref().as_integer()?;

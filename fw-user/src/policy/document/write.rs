@@ -2,6 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
+use super::publish::push_publications;
 use super::sets::push_sets;
 use super::{Answer, Document, Entry, Section, Verdict, What};
 use crate::policy::model::{PortRange, Prefix};
@@ -42,6 +43,7 @@ pub(super) fn write(document: &Document) -> String {
         }
         text.push('\n');
     }
+    push_publications(&mut text, document);
     push_sets(&mut text, &document.sets);
     push_tracking(&mut text, &document.tracking);
     text.truncate(text.trim_end().len());
@@ -127,18 +129,18 @@ impl fmt::Display for Entry {
     }
 }
 
-fn one_or_list(items: Vec<String>) -> String {
+pub(super) fn one_or_list(items: Vec<String>) -> String {
     match items.as_slice() {
         [only] => only.clone(),
         _ => format!("[{}]", items.join(", ")),
     }
 }
 
-fn join(items: impl Iterator<Item = String>) -> String {
+pub(super) fn join(items: impl Iterator<Item = String>) -> String {
     items.collect::<Vec<_>>().join(", ")
 }
 
-fn what(what: &What) -> String {
+pub(super) fn what(what: &What) -> String {
     match what {
         What::Any => quoted("any"),
         What::Icmp => quoted("icmp"),
@@ -152,14 +154,14 @@ fn what(what: &What) -> String {
     }
 }
 
-fn port(range: &PortRange) -> String {
+pub(super) fn port(range: &PortRange) -> String {
     match range {
         PortRange { first, last } if first == last => first.to_string(),
         PortRange { first, last } => format!("\"{first}-{last}\""),
     }
 }
 
-fn address(prefix: &Prefix) -> String {
+pub(super) fn address(prefix: &Prefix) -> String {
     let text = prefix.to_string();
     let whole = if prefix.address.is_ipv4() {
         "/32"

@@ -29,7 +29,8 @@ impl AddressType {
         "NAT",
         "XRESOLVE",
     ];
-    const LOCAL: u16 = 1 << 2;
+    /// One of this host's own.
+    pub(crate) const LOCAL: u16 = 1 << 2;
     const ANYCAST: u16 = 1 << 4;
 
     /// The types as a list with commas.
