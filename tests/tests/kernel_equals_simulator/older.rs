@@ -1,11 +1,13 @@
-//! What older kernels ask of the programs and the running one does not, found in the object itself:
-//! a violation would show in a virtual machine only (`cargo xtask vmtest`).
+//! What older and newer kernels ask of the programs and the running one does not, found in the object
+//! itself: a violation would show in a virtual machine only (`cargo xtask vmtest`).
 //!
 //! * Kernels before 6.8 round the stack of every function up to 32 bytes before they add up the
 //!   chain of calls, and refuse more than 512 bytes (`check_max_stack_depth`, kernel/bpf/verifier.c).
 //! * The kernel 6.1 takes memory that a global function got as an argument neither for a map's key nor
 //!   for its value (`map_key_value_types`, ibid.). Memory that was looked up in a map, or is on
 //!   the function's own stack, can be both.
+//! * Linux 7.2 looks on the stack for what BTF calls a sixth argument, even if it is a value of no size
+//!   and takes no register.
 
 use std::fmt::Write as _;
 
@@ -18,6 +20,9 @@ const STACK: u32 = 512;
 const ROUNDED_TO: u32 = 32;
 /// `MAX_CALL_FRAMES`.
 const FRAMES: usize = 8;
+
+/// The arguments that there are registers for.
+const ARGUMENTS: usize = 5;
 
 /// Global functions whose arguments point to memory, beside the context. They only read and write it:
 /// none of them, nor what they call, gives it to a map as a key or a value. Another function finds
@@ -63,6 +68,25 @@ fn global_functions_take_no_memory_that_becomes_a_key() -> Result<()> {
                 "{} takes memory as an argument, which Linux 6.1 does not take for a key or value of \
                  a map. Find it in its map again, or on the function's own stack; if it is only read \
                  and written, add the function to TAKE_MEMORY",
+                function.name
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn no_function_has_a_sixth_argument() -> Result<()> {
+    let Some(object) = crate::object("no_function_has_a_sixth_argument")? else {
+        return Ok(());
+    };
+    for program in Linked::all(&object)? {
+        for function in &program.functions {
+            let count = function.parameters.len();
+            ensure!(
+                count <= ARGUMENTS,
+                "{} has {count} arguments, values of no size counted; Linux 7.2 expects those after \
+                 {ARGUMENTS} on the stack. Put two into one, or into the scratch space",
                 function.name
             );
         }
