@@ -197,7 +197,7 @@ fn hash(address: &Addr) -> u32 {
 
 #[inline(always)]
 fn mix(word: u32) -> u32 {
-    let product = (word ^ 0x9e37_79b9) as u64 * 0xd6e8_feb8_6659_fd93;
+    let product = ((word ^ 0x9e37_79b9) as u64).wrapping_mul(0xd6e8_feb8_6659_fd93);
     (product >> 32) as u32
 }
 

@@ -6,7 +6,7 @@ use fw_user::policy::TableName;
 use fw_user::policy::model::{
     Chain, ChainPolicy, Conntrack, CtDirection, CtStates, Family, IcmpType, InterfacePattern, Log,
     Masquerade, Match, Multiport, Negatable, Nflog, Origin, Policy, PortRange, Ports, Prefix,
-    Redirect, Reject, Rule, Ruleset, Table, Target, Tcp, TcpFlags, WhichPort,
+    Redirect, Reject, Rule, Ruleset, Table, Target, Tcp, TcpFlags, Translation, WhichPort,
 };
 use proptest::collection::vec;
 use proptest::option::{self, of};
@@ -85,16 +85,45 @@ fn table(family: Family, name: TableName) -> impl Strategy<Value = Table> {
         });
         let chains: Vec<_> = base.chain(user).collect();
         chains.prop_map(move |mut chains| {
-            // The nat table takes no REJECT.
-            let rules = chains.iter_mut().flat_map(|chain| &mut chain.rules);
-            for rule in rules.filter(|_| name == TableName::Nat) {
-                if matches!(rule.target, Target::Reject(_)) {
-                    rule.target = Target::Drop;
-                }
+            if name == TableName::Nat {
+                chains.iter_mut().for_each(fit_into_nat);
             }
             Table { chains }
         })
     })
+}
+
+/// The nat table takes no REJECT, each of its chains translates one end only, and ports are for protocols
+/// that have them.
+fn fit_into_nat(chain: &mut Chain) {
+    for rule in &mut chain.rules {
+        let own = rule.target.nat_chains();
+        let fits = own.is_none_or(|(_, chains)| chains.contains(&chain.name.as_str()));
+        let has_ports = matches!(
+            &rule.protocol,
+            Some(Negatable {
+                not: false,
+                value: 6 | 17
+            })
+        );
+        match &mut rule.target {
+            Target::Reject(_) => rule.target = Target::Drop,
+            target if !fits => {
+                let destination = matches!(chain.name.as_str(), "PREROUTING" | "OUTPUT");
+                *target = match target {
+                    Target::Snat(to) if destination => Target::Dnat(*to),
+                    Target::Dnat(to) if chain.policy.is_some() => Target::Snat(*to),
+                    _ => Target::Accept,
+                };
+            }
+            _ => {}
+        }
+        match &mut rule.target {
+            Target::Dnat(to) | Target::Snat(to) if !has_ports => to.ports = None,
+            Target::Redirect(to) if !has_ports => to.ports = None,
+            _ => {}
+        }
+    }
 }
 
 fn chain_name(number: usize) -> String {
@@ -109,7 +138,7 @@ fn rules(family: Family, callees: Callees) -> impl Strategy<Value = Vec<Rule>> {
         3 => vec(rule(family, callees.clone()), 0..6),
         2 => vec(rule(family, callees.clone()), 15..40),
         // Alike in every hashed field: one long list.
-        1 => vec(unhashed_rule(callees), 17..30),
+        1 => vec(unhashed_rule(family, callees), 17..30),
     ]
 }
 
@@ -127,7 +156,7 @@ fn rule(family: Family, callees: Callees) -> impl Strategy<Value = Rule> {
         interfaces,
         protocol_and_matches(family),
         vec(state_match(), 0..2),
-        target(callees),
+        target(family, callees),
     )
         .prop_map(
             |(
@@ -153,11 +182,11 @@ fn rule(family: Family, callees: Callees) -> impl Strategy<Value = Rule> {
         )
 }
 
-fn unhashed_rule(callees: Callees) -> impl Strategy<Value = Rule> {
+fn unhashed_rule(family: Family, callees: Callees) -> impl Strategy<Value = Rule> {
     (
         option::weighted(0.4, negatable(pattern())),
         vec(state_match(), 0..3),
-        target(callees),
+        target(family, callees),
     )
         .prop_map(|(in_interface, matches, target)| Rule {
             source: None,
@@ -343,7 +372,33 @@ fn state_match() -> impl Strategy<Value = Match> {
     ]
 }
 
-fn target(callees: Callees) -> BoxedStrategy<Target> {
+/// An address, several, or a network mapped onto another; ports as well, or alone.
+fn translation(family: Family) -> impl Strategy<Value = Target> {
+    let addresses = (address(family), address(family)).prop_map(|(a, b)| (a.min(b), a.max(b)));
+    let one = address(family).prop_map(|address| (address, address));
+    let to = (
+        option::weighted(0.9, prop_oneof![3 => one, 1 => addresses]),
+        of(port_range()),
+        any::<bool>(),
+    )
+        .prop_map(|(addresses, ports, random)| Translation {
+            addresses,
+            ports: ports.filter(|range| range.first != 0),
+            random,
+            ..Translation::default()
+        });
+    let redirect = (of(port_range()), any::<bool>()).prop_map(|(ports, random)| Redirect {
+        ports: ports.filter(|range| range.first != 0),
+        random,
+    });
+    prop_oneof![
+        3 => to.prop_map(Target::Dnat),
+        2 => redirect.prop_map(Target::Redirect),
+        1 => prefix(family).prop_map(Target::Netmap),
+    ]
+}
+
+fn target(family: Family, callees: Callees) -> BoxedStrategy<Target> {
     let masquerade = (of(port_range()), any::<bool>(), any::<bool>()).prop_map(
         |(ports, random, random_fully)| {
             Target::Masquerade(Masquerade {
@@ -363,7 +418,7 @@ fn target(callees: Callees) -> BoxedStrategy<Target> {
         1 => Just(Target::Reject(Reject::Unreachable(1))),
         1 => Just(Target::Log(Log::PLAIN)),
         1 => Just(Target::Nflog(Nflog::PLAIN)),
-        1 => Just(Target::Redirect(Redirect::default())),
+        2 => translation(family),
     ];
     if callees.is_empty() {
         return simple.boxed();

@@ -5,7 +5,6 @@
 //! it is what the model says ([`crate::model`]); and the datapath must do that and count that.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 
 use fw_common::abi::stat::Stat;
 use fw_common::datapath::scratch::Scratch;
@@ -176,10 +175,11 @@ impl Trial {
         seen.in_interface = name_of(packet.device);
         let mut walk = Walk::new(&self.policy, seen, self.meets_nat(&told), told.bytes);
         walk.chain(TableName::Nat, "PREROUTING");
-        if verdict == Verdict::Drop(Stat::Rewrite) {
+        // Where it cannot be translated, no chain comes after this one.
+        if let Verdict::Drop(Stat::Rewrite | Stat::NoRedirectAddress) = verdict {
             return None;
         }
-        walk.seen.destination = self.judged_destination(&packet, verdict);
+        self.see_translated(&mut walk, &packet, verdict);
         if !self.tables.host().is_local(walk.seen.destination) {
             walk.compare(verdict, &before, &self.counts(), &told);
             return (verdict == Verdict::Pass).then_some(packet);
@@ -222,10 +222,11 @@ impl Trial {
         if made_here {
             walk.chain(TableName::Nat, "OUTPUT");
         }
-        if verdict == Verdict::Drop(Stat::Rewrite) {
+        if let Verdict::Drop(Stat::Rewrite | Stat::NoRedirectAddress | Stat::NoFlowEntry) = verdict
+        {
             return;
         }
-        walk.seen.destination = self.judged_destination(&packet, verdict);
+        self.see_translated(&mut walk, &packet, verdict);
         let chain = if made_here { "OUTPUT" } else { "FORWARD" };
         walk.chain(TableName::Filter, chain);
         walk.chain(TableName::Nat, "POSTROUTING");
@@ -290,12 +291,26 @@ impl Trial {
         }
     }
 
-    /// The destination that the filter table's rules saw, of which an answer has nothing left.
-    fn judged_destination(&self, packet: &SlicePacket, verdict: Verdict) -> IpAddr {
+    /// The destination as the filter table's rules saw it, of which an answer has nothing left.
+    fn see_translated(&self, walk: &mut Walk<'_>, packet: &SlicePacket, verdict: Verdict) {
         let headers = &self.scratch.headers;
-        match verdict {
-            Verdict::Answer => addr::from_abi(headers.family, headers.key.destination),
-            _ => destination_of(packet),
+        let seen = &mut walk.seen;
+        if verdict == Verdict::Answer {
+            seen.destination = addr::from_abi(headers.family, headers.key.destination);
+            if !is_icmp(seen.protocol) {
+                seen.ports.1 = headers.flow_ports as u16;
+            }
+            return;
+        }
+        match wire::read(&packet.bytes, packet.ethertype, L2) {
+            Wire::Packet(told) => {
+                seen.destination = told.destination;
+                seen.ports.1 = told.ports.1;
+                if self.scratch.tracked.ct & CtStates::DNAT.0 != 0 {
+                    seen.states.0 |= CtStates::DNAT.0;
+                }
+            }
+            other => panic!("{other:?} after a translation"),
         }
     }
 
@@ -336,11 +351,8 @@ fn name_of(device: u32) -> Option<String> {
     found.map(|(_, name)| (*name).to_owned())
 }
 
-fn destination_of(packet: &SlicePacket) -> IpAddr {
-    match wire::read(&packet.bytes, packet.ethertype, L2) {
-        Wire::Packet(told) => told.destination,
-        other => panic!("{other:?} after a translation"),
-    }
+fn is_icmp(protocol: u8) -> bool {
+    matches!(protocol, 1 | 58)
 }
 
 /// A packet's way through the chains, as the model has it.
@@ -385,7 +397,12 @@ impl<'p> Walk<'p> {
             Verdict::Answer | Verdict::Drop(Stat::Policy | Stat::Rejected) => self.dropped,
             // The rules would have let it pass; its translation is impossible.
             Verdict::Drop(
-                Stat::Rewrite | Stat::NoFreePort | Stat::NoFlowEntry | Stat::NoMasqueradeAddress,
+                Stat::Rewrite
+                | Stat::NoFreePort
+                | Stat::NoFlowEntry
+                | Stat::NoMasqueradeAddress
+                | Stat::NoRedirectAddress
+                | Stat::NoTransitName,
             )
             | Verdict::Pass => !self.dropped,
             Verdict::Drop(_) | Verdict::Redirect => false,
