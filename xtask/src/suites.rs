@@ -21,7 +21,7 @@ pub enum Suite {
     Conformance(Way),
 }
 
-/// Which way established flows take in the comparison with iptables.
+/// What is compared with iptables: which way established flows take, and of which seed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Way {
     /// As fwbpf has it by default, in the comparison's default size.
@@ -30,10 +30,12 @@ pub enum Way {
     Slow,
     /// XDP's where it can.
     Xdp,
+    /// As by default, with another seed each time, which is printed.
+    Random,
 }
 
 impl Way {
-    const ALL: [Self; 3] = [Self::Default, Self::Slow, Self::Xdp];
+    const ALL: [Self; 4] = [Self::Default, Self::Slow, Self::Xdp, Self::Random];
 
     /// Options of the comparison.
     pub fn options(self) -> &'static [&'static str] {
@@ -46,6 +48,7 @@ impl Way {
                 "--load-option=--xdp=native",
                 "--load-option=--fast-path=on",
             ],
+            Self::Random => &["--rulesets=50", "--seed=random"],
         }
     }
 }
@@ -61,6 +64,7 @@ impl Suite {
             Self::Conformance(Way::Default) => "conformance",
             Self::Conformance(Way::Slow) => "conformance_slow_way",
             Self::Conformance(Way::Xdp) => "conformance_xdp",
+            Self::Conformance(Way::Random) => "conformance_random",
         }
     }
 }

@@ -428,23 +428,25 @@ fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     let lookup = &mut scratch.lookup;
     let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
     let opened = if from_low { Flow::LOW_OPENED } else { 0 };
-    let Some(mut flow) = tables.flow(&lookup.key) else {
-        return false;
-    };
-    if flow.is_alias() && flow.status.get() & Flow::LOW_OPENED == opened {
+    let mut found = tables.flow(&lookup.key);
+    let alias = found.filter(|flow| flow.is_alias());
+    if found.is_none_or(|flow| !goes_so(flow, opened)) {
+        lookup.key.kind = FlowKey::SECOND;
+        found = tables
+            .flow(&lookup.key)
+            .filter(|flow| goes_so(flow, opened));
+    }
+    let Some(flow) = found else {
+        let Some(alias) = alias.filter(|alias| alias.status.get() & Flow::LOW_OPENED == opened)
+        else {
+            return false;
+        };
         // It bears its translation already: netfilter knows the connection, too, and was first.
-        if let Some(flow) = tables.flow(&flow.other) {
+        if let Some(flow) = tables.flow(&alias.other) {
             flow.status.set(flow.status.get() | Flow::FOREIGN);
         }
         return true;
-    }
-    if flow.is_alias() || flow.status.get() & Flow::LOW_OPENED != opened {
-        lookup.key.kind = FlowKey::SECOND;
-        flow = match tables.flow(&lookup.key) {
-            Some(flow) => flow,
-            None => return false,
-        };
-    }
+    };
     let status = flow.status.get();
     if status & Flow::SNAT == 0 {
         return false;
@@ -454,4 +456,10 @@ fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
         end_flow(tables, &lookup.key, flow);
     }
     true
+}
+
+/// Whether a flow, and no alias, was opened from that end: [`Flow::LOW_OPENED`] or 0.
+#[inline(always)]
+fn goes_so(flow: &Flow, opened: u32) -> bool {
+    flow.status.get() & (Flow::ALIAS | Flow::LOW_OPENED) == opened
 }

@@ -25,14 +25,14 @@ struct Machine {
 }
 
 impl Machine {
-    /// One that accepts everything, and has these rules in POSTROUTING.
-    fn with(family: Family, postrouting: &str) -> Self {
-        let nat = if postrouting.is_empty() {
+    /// One that accepts everything, and has these rules in nat.
+    fn with(family: Family, rules: &str) -> Self {
+        let nat = if rules.is_empty() {
             String::new()
         } else {
             format!(
                 "*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n\
-                 {postrouting}\nCOMMIT\n"
+                 {rules}\nCOMMIT\n"
             )
         };
         let text =
@@ -313,6 +313,26 @@ fn a_reset_leaves_under_the_port_that_its_flow_drew() {
             assert_eq!(port, drawn, "from {client}, after {data} bytes");
         }
     }
+}
+
+/// As above, where the name that the packet comes under is that of a connection whose destination is
+/// translated: the reset is none of that one's.
+#[test]
+fn a_reset_under_the_name_of_a_redirected_connection_leaves_under_its_drawn_port() {
+    const HERE: &str = "10.0.0.2";
+    const THERE: &str = "10.0.1.2";
+    let rule = format!("-A PREROUTING -d 203.0.113.7 -j DNAT --to-destination {THERE}");
+    let mut machine = Machine::with(Family::Ipv4, &rule);
+    let open = tcp([HERE, "203.0.113.7"], [1023, 80], flag::SYN, [1000, 0], 0);
+    machine.forward(ETH0, ETH1, open);
+    let way = [HERE, THERE];
+    let open = tcp(way, [1023, 80], flag::SYN, [5000, 0], 0);
+    let drawn = source_port(&machine.forward(ETH0, ETH1, open));
+    assert_ne!(drawn, 1023, "two connections bear one name");
+    let reset = tcp(way, [1023, 80], flag::RST | flag::ACK, [5001, 0], 0);
+    assert_eq!(source_port(&machine.forward(ETH0, ETH1, reset)), drawn);
+    // It has ended, and the other one lives.
+    assert_eq!(machine.tables.state().flows.len(), 2);
 }
 
 fn source_port(packet: &SlicePacket) -> u16 {

@@ -20,8 +20,8 @@ struct Arguments {
     /// Packets for each rule set.
     #[arg(long, default_value_t = 200)]
     packets: usize,
-    /// The same seed makes the same rules and packets.
-    #[arg(long, default_value_t = 1)]
+    /// The same seed makes the same rules and packets; `random` draws one, and says which.
+    #[arg(long, default_value = "1", value_parser = seed)]
     seed: u64,
     /// One IP version only.
     #[arg(long)]
@@ -64,6 +64,15 @@ enum SabotageName {
     Rule,
     /// The policies are turned around on one side.
     Policy,
+}
+
+/// A seed in decimal, or a drawn one of as many digits as a person cares to type.
+fn seed(text: &str) -> Result<u64, String> {
+    if text == "random" {
+        return Ok(rand::random_range(0..1_000_000_000));
+    }
+    text.parse()
+        .map_err(|_| "expected a number of 64 bits, or `random`".into())
 }
 
 /// Set by Ctrl-C, a closed terminal and `kill`.
@@ -111,6 +120,7 @@ fn compare(arguments: &Arguments) -> Result<bool> {
         let binary = arguments.fwbpf.clone().or_else(fwbpf_binary);
         Tested::Fwbpf(binary.context("there is no fwbpf binary")?)
     };
+    println!("seed {}", arguments.seed);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let outcome = run(&Options {
         rulesets: arguments.rulesets,

@@ -64,10 +64,6 @@
 //!     without a connection may resemble one about another connection, whose destination is
 //!     translated; it is translated like that, and netfilter routes it anew in OUTPUT. In fwbpf it stays
 //!     on its way. By which interface errors of the kernel's leave is not compared.
-//! 19. **Resets of unanswered connections with a drawn port.** A fault that is not found yet: where a
-//!     destination is translated, and the source's port had to be drawn since another connection bore
-//!     its name, a reset of the opener leaves under its own port, and the flow lives on. Openers do not
-//!     reset where rules translate destinations.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -201,15 +197,6 @@ pub fn blank_source(bytes: &mut [u8]) {
     };
     if let Some(source) = bytes.get_mut(source) {
         source.fill(0);
-    }
-}
-
-/// Makes the port that a packet comes from equal.
-pub fn blank_source_port(bytes: &mut [u8]) {
-    if let Some(layers) = Layers::read(bytes)
-        && let Some(port) = bytes.get_mut(layers.body..layers.body + 2)
-    {
-        port.fill(0);
     }
 }
 

@@ -185,10 +185,6 @@ fn trial(options: &Options, number: usize) -> Trial {
         // Difference 2.
         traffic.send_whole();
     }
-    if rules.translate_destinations() {
-        // Difference 19.
-        traffic.reset_from_there_only();
-    }
     Trial {
         family,
         rules,

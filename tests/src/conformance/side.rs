@@ -11,7 +11,7 @@ use fw_user::policy::model::Family;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 
-use super::differences::{RandomPorts, blank_source, blank_source_port, canonical, is_the_same};
+use super::differences::{RandomPorts, blank_source, canonical, is_the_same};
 use super::grammar::neighbours;
 use super::simulated::Simulated;
 use super::traffic::{
@@ -223,7 +223,6 @@ impl Side {
         patience: Duration,
     ) -> Result<Vec<Seen>> {
         let raw = self.collect(family, patience)?;
-        let resets_drawn = self.resets_under_a_drawn_port(traffic, step);
         self.learn(traffic, step, &raw);
         let sent = self.packet(&traffic.flows[step.flow], step).bytes();
         let from_nowhere = self.is_about_redrawn_echo(traffic, step);
@@ -232,9 +231,6 @@ impl Side {
             .map(|(place, bytes)| {
                 let sound = checksum_is_sound(&bytes);
                 let mut bytes = canonical(bytes, &sent, &self.random_ports);
-                if resets_drawn && is_the_same(&bytes, &sent) {
-                    blank_source_port(&mut bytes);
-                }
                 if from_nowhere && place == Place::Server {
                     blank_source(&mut bytes);
                 }
@@ -320,15 +316,6 @@ impl Side {
             && matches!(flow.carried, Carried::Echo)
             && own.place == Place::Server
             && seen_as.is_some_and(|(_, id)| *id != own.port)
-    }
-
-    /// The divergence that is known (docs/conformance.md): whether the step is a reset whose sender was
-    /// last seen under a drawn port.
-    fn resets_under_a_drawn_port(&self, traffic: &Traffic, step: &Step) -> bool {
-        let own = sender(&traffic.flows[step.flow], step.way);
-        let seen_as = self.translated.get(&(step.flow, step.way));
-        matches!(step.what, What::Segment { flags, .. } if flags & 4 != 0)
-            && seen_as.is_some_and(|(_, port)| *port != own.port)
     }
 
     /// Learns under which address and port the step's sender is seen at the other end.

@@ -11,7 +11,6 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use crate::lab::address;
-use crate::packet::flags::{ACK, RST};
 use crate::packet::{Dressing, protocol};
 
 /// Where a packet is put in and where it can come out.
@@ -210,17 +209,6 @@ impl Traffic {
             steps.push(dress(random, index, &flows[index], next, steps.len()));
         }
         Self { flows, steps }
-    }
-
-    /// Has no end that opens reset its connection.
-    pub fn reset_from_there_only(&mut self) {
-        for step in &mut self.steps {
-            if let (Way::Forth, What::Segment { flags, .. }) = (step.way, &mut step.what)
-                && *flags & RST != 0
-            {
-                *flags = *flags & !RST | ACK;
-            }
-        }
     }
 
     /// Sends no fragments.
