@@ -15,6 +15,7 @@
 mod answer;
 mod fib;
 mod maps;
+mod owner;
 mod packet;
 mod stages;
 mod sweep;

@@ -12,9 +12,8 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, xdp_md,
 };
 use aya_ebpf::helpers::{
-    bpf_get_socket_uid, bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_sk_fullsock,
-    bpf_skb_load_bytes, bpf_skb_store_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
-    bpf_xdp_store_bytes,
+    bpf_l3_csum_replace, bpf_l4_csum_replace, bpf_redirect, bpf_skb_load_bytes,
+    bpf_skb_store_bytes, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes,
 };
 use aya_ebpf::programs::{TcContext, XdpContext};
 use aya_ebpf::{EbpfContext, Global};
@@ -33,6 +32,7 @@ use fw_common::datapath::tables::Tables;
 use crate::answer;
 use crate::fib::{WITH_SOURCE, fib_forwards, next_hop, path_mtu, way_to};
 use crate::maps::XDP_DEVICES;
+use crate::owner::owner_of;
 use crate::stages::{call_skb, call_xdp, fwbpf_forward, fwbpf_xdp_forward};
 
 /// `BPF_F_IPV6`, newer than the bindings: the packet is IPv6, whose header has no checksum that
@@ -296,8 +296,8 @@ impl Packet for SkbPacket {
         unsafe { (&raw const (*self.0).pkt_type).read_volatile() }
     }
 
-    fn owner(&self) -> Owner {
-        owner_of(self.0)
+    fn owner(&self, owner: &mut Owner) {
+        owner_of(self.0, owner)
     }
 
     #[inline(always)]
@@ -583,8 +583,8 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn owner(&self) -> Owner {
-        Owner::default()
+    fn owner(&self, owner: &mut Owner) {
+        owner.exists = false;
     }
 
     /// Nothing is answered here.
@@ -627,40 +627,6 @@ impl Packet for XdpPacket {
     fn way_to(&self, _: &Addr, _: Family, _: u32, _: &mut WayBack) -> bool {
         false
     }
-}
-
-/// Whose socket an skb belongs to. A connection that is being opened belongs to the one that listens
-/// (`skb_to_full_sk`, include/net/inet_sock.h), as `bpf_get_socket_uid` knows.
-#[inline(never)]
-fn owner_of(skb: *mut __sk_buff) -> Owner {
-    const NEW_SYN_RECV: u32 = 12;
-    const SOCK_RAW: u32 = 3;
-    const IPPROTO_RAW: u32 = 255;
-    let mut owner = Owner::default();
-    // SAFETY: the verifier allows these loads once the pointers are known not to be null.
-    unsafe {
-        let socket = (&raw const (*skb).__bindgen_anon_2.sk).read_volatile();
-        if socket.is_null() {
-            return owner;
-        }
-        if (&raw const (*socket).state).read_volatile() == NEW_SYN_RECV {
-            owner.exists = true;
-            owner.known = true;
-            owner.user = bpf_get_socket_uid(skb);
-            return owner;
-        }
-        let full = bpf_sk_fullsock(socket);
-        if full.is_null() {
-            return owner;
-        }
-        owner.exists = true;
-        owner.known = true;
-        // What is sent with a header of its own is a user's, whatever it is.
-        owner.raw = (&raw const (*full).type_).read_volatile() == SOCK_RAW
-            && (&raw const (*full).protocol).read_volatile() != IPPROTO_RAW;
-        owner.user = bpf_get_socket_uid(skb);
-    }
-    owner
 }
 
 /// Sends the packet out of an interface, as the action of a tc program.

@@ -24,6 +24,7 @@ use fw_common::datapath::nat::Open;
 use fw_common::datapath::packet::Packet;
 use fw_common::datapath::reject::Respond;
 use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::search::Find;
 use fw_common::datapath::sources;
 use fw_common::datapath::stage::{Name, Stage};
 use fw_common::datapath::start::Begin;
@@ -77,6 +78,7 @@ stages! {
     fwbpf_translate: Translate, SkbPacket(__sk_buff), BpfTables;
     fwbpf_gather: Gather, SkbPacket(__sk_buff), BpfTables;
     fwbpf_meet: Meet, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_find: Find, SkbPacket(__sk_buff), BpfTables;
     fwbpf_find_mark: FindMark, SkbPacket(__sk_buff), BpfTables;
     fwbpf_keep_mark: KeepMark, SkbPacket(__sk_buff), BpfTables;
     fwbpf_options: ReadOptions, SkbPacket(__sk_buff), BpfTables;
@@ -225,6 +227,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::ReadOptions => fwbpf_options(skb, argument),
         Name::Respond => fwbpf_respond(skb, argument),
         Name::Meet => fwbpf_meet(skb, argument),
+        Name::Find => fwbpf_find(skb, argument),
         Name::FindMark => fwbpf_find_mark(skb, argument),
         Name::KeepMark => fwbpf_keep_mark(skb, argument),
         Name::Choose => fwbpf_choose(skb, argument),
@@ -246,6 +249,8 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         // Whether the packet ends here is not certain yet.
         Name::Act => Some(effect::LATER),
         Name::ReadOptions => Some(fwbpf_xdp_options(xdp, argument)),
+        // The tc programs search.
+        Name::Find => Some(limit::LATER),
         // The tc programs answer.
         Name::Respond => Some(0),
         Name::PlaceIn

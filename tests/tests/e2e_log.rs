@@ -6,8 +6,8 @@ use fw_user::policy::model::Family;
 use fwbpf_tests::guide::with_fwbpf;
 use fwbpf_tests::lab::address::{ADMIN, CONTAINER1, INTERNET, SERVER};
 use fwbpf_tests::lab::saved::count;
-use fwbpf_tests::lab::sockets::{datagram, ip, send, udp};
-use fwbpf_tests::lab::{Daemon, Firewall as _};
+use fwbpf_tests::lab::sockets::{datagram, ip, ping, send, udp};
+use fwbpf_tests::lab::{Daemon, Firewall as _, run};
 
 const OPEN: &str = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n";
 
@@ -57,6 +57,40 @@ fn lines_are_the_kernels() {
             DST=2001:0db8:0007:0000:0000:0000:0000:0007 LEN=53 TC=0 HOPLIMIT=64 FLOWLBL=";
         let ends = " PROTO=UDP SPT=3999 DPT=4000 LEN=13 NFLOG=7 ";
         ensure!(line.starts_with(begins) && line.ends_with(ends), "{line}");
+        Ok(())
+    });
+}
+
+/// What the kernel sends by itself has a socket without a file: nobody is named.
+#[test]
+fn lines_name_who_sends_where_that_is_asked() {
+    with_fwbpf("log_owner", &["setpriv", "bash"], |lab, fwbpf| {
+        let rules = format!(
+            "{OPEN}-A OUTPUT -p udp --dport 4000 -j LOG --log-prefix \"whose: \" --log-uid\n\
+             -A OUTPUT -p ICMP -j LOG --log-prefix \"icmp: \" --log-uid\n\
+             -A FORWARD -j LOG --log-prefix \"through: \" --log-uid\nCOMMIT\n"
+        );
+        let of = |icmp: &str| rules.replace("ICMP", icmp);
+        fwbpf.load(&[
+            (Family::Ipv4, &of("icmp")),
+            (Family::Ipv6, &of("ipv6-icmp")),
+        ])?;
+        let mut daemon = Daemon::start(fwbpf, &["--log", "stdout"])?;
+        for version in 0..2 {
+            let script = format!("echo hello > /dev/udp/{}/4000", INTERNET[version]);
+            let mut command = lab.server.command("setpriv");
+            command.args(["--reuid", "33", "--regid", "34", "--clear-groups"]);
+            run(command.args(["bash", "-c", &script]))?;
+            let line = daemon.line_with("whose: ")?;
+            ensure!(line.ends_with(" LEN=14 UID=33 GID=34 "), "{line}");
+            let from = udp(&lab.container1, ip(CONTAINER1[version]), 3999)?;
+            send(&from, ip(INTERNET[version]), 4000, b"hello")?;
+            let line = daemon.line_with("through: ")?;
+            ensure!(!line.contains("UID="), "{line}");
+            ensure!(ping(&lab.outside, ip(SERVER[version]))?, "no answer");
+            let line = daemon.line_with("icmp: ")?;
+            ensure!(!line.contains("UID="), "{line}");
+        }
         Ok(())
     });
 }

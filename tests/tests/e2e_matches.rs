@@ -68,10 +68,43 @@ fn packets_belong_to_the_users_whose_sockets_send_them() {
     });
 }
 
+#[test]
+fn packets_belong_to_the_groups_whose_sockets_send_them() {
+    with_fwbpf("groups", &["setpriv", "bash"], |lab, fwbpf| {
+        load(
+            fwbpf,
+            "-A OUTPUT -p udp --dport 5000 -m owner --gid-owner 2000 -j ACCEPT\n\
+             -A OUTPUT -p udp --dport 5000 -m owner --uid-owner 2001 ! --gid-owner 0-1999 -j ACCEPT\n\
+             -A OUTPUT -p udp --dport 5000 -j DROP\n",
+        )?;
+        for far in INTERNET {
+            let peer = udp(&lab.outside, ip(far), 5000)?;
+            for (user, group, arrives) in [
+                ("1000", "1000", false),
+                ("1000", "2000", true),
+                ("2001", "1000", false),
+                ("2001", "2002", true),
+            ] {
+                send_as_member(&lab.server, (user, group), far)?;
+                ensure!(
+                    datagram(&peer)?.is_some() == arrives,
+                    "a datagram of {user} in group {group} to {far}: expected {arrives}"
+                );
+            }
+        }
+        Ok(())
+    });
+}
+
 fn send_as(server: &Namespace, user: &str, to: &str) -> Result<()> {
+    send_as_member(server, (user, "0"), to)
+}
+
+fn send_as_member(server: &Namespace, (user, group): (&str, &str), to: &str) -> Result<()> {
     let script = format!("echo hello > /dev/udp/{to}/5000");
     let mut command = server.command("setpriv");
-    command.args(["--reuid", user, "--clear-groups", "bash", "-c", &script]);
+    command.args(["--reuid", user, "--regid", group, "--clear-groups"]);
+    command.args(["bash", "-c", &script]);
     run(&mut command).map(drop)
 }
 

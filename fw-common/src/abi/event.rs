@@ -24,6 +24,14 @@ pub struct Event {
     pub bytes: u32,
     /// Bytes of it that are in [`Event::packet`].
     pub taken: u32,
+    /// 1 if it is known who sends the packet.
+    pub owned: u32,
+    /// The user who does.
+    pub user: u32,
+    /// And the group.
+    pub group: u32,
+    /// Nothing.
+    pub reserved: u32,
     /// The link-layer header that the packet came in with, and its length in the last two bytes: 0 if
     /// it has none, or it is not known any more.
     pub link: [u8; 16],
@@ -59,6 +67,10 @@ impl Default for Event {
             base: 0,
             bytes: 0,
             taken: 0,
+            owned: 0,
+            user: 0,
+            group: 0,
+            reserved: 0,
             link: [0; 16],
             packet: [0; Self::PACKET],
         }
@@ -68,9 +80,9 @@ impl Default for Event {
 pod_words! {
     Event {
         words: EVENT_WORDS,
-        fields: [u64, u32, u32, u32, u32, u32, u32, u32, u32, [u8; 16], [u8; 256]],
+        fields: [u64, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, [u8; 16], [u8; 256]],
     }
 }
 
 /// [`Event`] as plain words: what user space reads from the ring buffer.
-pub const EVENT_WORDS: usize = 39;
+pub const EVENT_WORDS: usize = 41;

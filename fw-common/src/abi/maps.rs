@@ -123,3 +123,77 @@ pub const SWEEP_LISTS: u32 = 1;
 /// Constant of the programs, u64: the flag that says to `bpf_l4_csum_replace` that a packet is
 /// IPv6, or zero for kernels without it. The loader sets it.
 pub const GLOBAL_FLAG_IPV6_SUM: &str = "FLAG_IPV6_SUM";
+
+/// Constant of the programs, u64: [`SocketPlaces::word`]. The loader sets it.
+pub const GLOBAL_SOCKET_PLACES: &str = "SOCKET_PLACES";
+/// Constant of the programs, u64: [`CredentialPlaces::word`]. The loader sets it.
+pub const GLOBAL_CREDENTIAL_PLACES: &str = "CREDENTIAL_PLACES";
+
+/// What leads from a socket to the credentials of whoever opened it: places in the kernel's records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SocketPlaces {
+    /// In a request for a connection, the socket that listens.
+    pub listener: u16,
+    /// In `struct sock`, the `struct socket`.
+    pub socket: u16,
+    /// In that, the file.
+    pub file: u16,
+    /// In that, the credentials.
+    pub credentials: u16,
+}
+
+impl SocketPlaces {
+    /// All of them.
+    pub const fn word(&self) -> u64 {
+        self.listener as u64
+            | (self.socket as u64) << 16
+            | (self.file as u64) << 32
+            | (self.credentials as u64) << 48
+    }
+    /// See [`Self::listener`].
+    #[inline(always)]
+    pub const fn listener(word: u64) -> u64 {
+        word & 0xffff
+    }
+    /// See [`Self::socket`].
+    #[inline(always)]
+    pub const fn socket(word: u64) -> u64 {
+        word >> 16 & 0xffff
+    }
+    /// See [`Self::file`].
+    #[inline(always)]
+    pub const fn file(word: u64) -> u64 {
+        word >> 32 & 0xffff
+    }
+    /// See [`Self::credentials`].
+    #[inline(always)]
+    pub const fn credentials(word: u64) -> u64 {
+        word >> 48
+    }
+}
+
+/// What is in credentials: places in `struct cred`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CredentialPlaces {
+    /// The user (`fsuid`).
+    pub user: u16,
+    /// The group (`fsgid`).
+    pub group: u16,
+}
+
+impl CredentialPlaces {
+    /// Both of them.
+    pub const fn word(&self) -> u64 {
+        self.user as u64 | (self.group as u64) << 16
+    }
+    /// See [`Self::user`].
+    #[inline(always)]
+    pub const fn user(word: u64) -> u64 {
+        word & 0xffff
+    }
+    /// See [`Self::group`].
+    #[inline(always)]
+    pub const fn group(word: u64) -> u64 {
+        word >> 16 & 0xffff
+    }
+}

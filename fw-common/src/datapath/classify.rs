@@ -10,6 +10,7 @@ use super::lists;
 use super::packet::Packet;
 use super::predicate::holds;
 use super::scratch::Scratch;
+use super::search::Find;
 use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
 use crate::abi::Family;
@@ -316,12 +317,17 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
         hold
     }
 
-    /// Asks the list that a predicate names. The next turn finds the same rule again, and goes on behind
+    /// Asks the list that a predicate names, or looks for its text. The next turn finds the same rule again, and goes on behind
     /// that predicate.
     #[inline(never)]
     fn ask_list(&mut self, rule: Rule<'_>) -> ControlFlow<()> {
         let index = rule.index();
-        match self.tables.ask_list(self.scratch) {
+        let answer = if self.scratch.list.is_text() {
+            self.packet.call::<Find, T>(self.tables, self.scratch, 0)
+        } else {
+            self.tables.ask_list(self.scratch)
+        };
+        match answer {
             limit::HOLD => {
                 self.scratch.walk.cursor = index;
                 ControlFlow::Continue(())

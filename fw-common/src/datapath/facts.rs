@@ -10,7 +10,7 @@ use core::ops::ControlFlow;
 use super::connection;
 use super::fragment::link_key;
 use super::header::{Part, protocol};
-use super::packet::{Owner, Packet};
+use super::packet::Packet;
 use super::routing;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
@@ -33,6 +33,8 @@ pub struct Facts {
     pub has_link: u32,
     /// That address, four bytes and two.
     pub link: [u32; 2],
+    /// Whether LOG may tell who sends: user and group are known, and the socket is no mere request.
+    pub owner_is_told: u32,
     /// The kinds of TCP options that it has, a bit each.
     options: [u32; 8],
     /// Where the options' walk is, and where it ends.
@@ -105,6 +107,7 @@ impl Stage for Gather {
         let (headers, facts) = (&scratch.headers, &mut scratch.facts);
         facts.known &= KINDS;
         facts.has_link = 0;
+        facts.owner_is_told = 0;
         facts.set(fact::LENGTH, headers.bytes);
         facts.set(fact::TOS, headers.tos as u32);
         let hops = headers.l3 as u32 + if headers.is_v6() { 7 } else { 8 };
@@ -121,22 +124,13 @@ impl Stage for Gather {
         }
         if features & HeaderFields::OWNER != 0 && side == LEAVING && scratch.made_here {
             // Resets have no socket, errors one of the kernel's.
-            let owner = if scratch.answer.in_hand {
-                Owner {
-                    exists: scratch.headers.key.protocol as u8 != protocol::TCP,
-                    ..Owner::default()
-                }
+            if scratch.answer.in_hand {
+                scratch.owner.exists = scratch.headers.key.protocol as u8 != protocol::TCP;
+                scratch.owner.known = false;
             } else {
-                packet.owner()
-            };
-            let kernels = is_the_kernels(owner.raw, scratch);
-            let facts = &mut scratch.facts;
-            if owner.exists {
-                facts.set(fact::SOCKET, 1);
-                if owner.known && !kernels {
-                    facts.set(fact::USER, owner.user);
-                }
+                packet.owner(&mut scratch.owner);
             }
+            note_owner(scratch);
         }
         if features & HeaderFields::TRANSPORT != 0
             && scratch.headers.part as u8 != Part::Later as u8
@@ -150,6 +144,24 @@ impl Stage for Gather {
             read_clock(tables, scratch);
         }
         0
+    }
+}
+
+/// Notes who sends.
+#[inline(always)]
+fn note_owner(scratch: &mut Scratch) {
+    if !scratch.owner.exists {
+        return;
+    }
+    let kernels = is_the_kernels(scratch.owner.raw, scratch);
+    let (owner, facts) = (&scratch.owner, &mut scratch.facts);
+    facts.set(fact::SOCKET, 1);
+    if owner.known && (owner.certain || !kernels) {
+        facts.set(fact::USER, owner.user);
+        if owner.certain {
+            facts.set(fact::GROUP, owner.group);
+            facts.owner_is_told = owner.full as u32;
+        }
     }
 }
 
@@ -208,7 +220,7 @@ fn kinds<T: Tables>(tables: &T, family: Family, address: &Addr) -> u32 {
 /// resets and ICMP are raw ones without an owner (`inet_ctl_sock_create`, net/ipv4/af_inet.c). What
 /// users send by raw sockets of these protocols are requests, as ping's.
 #[inline(always)]
-pub(super) fn is_the_kernels(raw: bool, scratch: &Scratch) -> bool {
+fn is_the_kernels(raw: bool, scratch: &Scratch) -> bool {
     use super::header::Icmp;
     let headers = &scratch.headers;
     raw && match headers.key.protocol as u8 {
@@ -216,6 +228,13 @@ pub(super) fn is_the_kernels(raw: bool, scratch: &Scratch) -> bool {
         protocol::ICMP | protocol::ICMPV6 => headers.icmp as u8 != Icmp::Request as u8,
         _ => false,
     }
+}
+
+/// Whether the kernel sends a packet by a socket of its own.
+#[inline(always)]
+pub(super) fn is_sent_by_the_kernel<P: Packet>(packet: &P, scratch: &mut Scratch) -> bool {
+    packet.owner(&mut scratch.owner);
+    is_the_kernels(scratch.owner.raw, scratch)
 }
 
 /// The sender's link-layer address, on Ethernet (`mac_mt`, net/netfilter/xt_mac.c).

@@ -5,7 +5,7 @@
 use super::packet::Packet;
 use super::scratch::Scratch;
 use super::tables::Tables;
-use crate::abi::blob::{BaseChain, HEADER, Header};
+use crate::abi::blob::{BaseChain, HEADER, Header, HeaderFields, fact};
 use crate::abi::stat::Stat;
 
 /// Sends an event about the packet, of which at most `size` bytes are asked for.
@@ -33,6 +33,14 @@ pub fn log<P: Packet, T: Tables>(
     event.base = scratch.walk.base;
     event.mark = packet.mark();
     event.bytes = headers.bytes;
+    // Only of what this host made is it gathered, where it leaves.
+    let facts = &scratch.facts;
+    event.owned = 0;
+    if scratch.features & HeaderFields::OWNER != 0 {
+        event.owned = facts.owner_is_told;
+        event.user = facts.values[fact::USER as usize];
+        event.group = facts.values[fact::GROUP as usize];
+    }
     let family = headers.family;
     let comes_in = event.base == BaseChain::FilterInput.id(family)
         || event.base == BaseChain::NatPrerouting.id(family)

@@ -27,6 +27,7 @@ pub mod reject;
 pub mod rewrite;
 pub mod routing;
 pub mod scratch;
+pub mod search;
 pub mod segment_size;
 pub mod sets;
 pub mod sources;

@@ -67,8 +67,16 @@ pub struct Owner {
     pub known: bool,
     /// It is a raw socket for one protocol.
     pub raw: bool,
+    /// It is more than a request for a connection.
+    pub full: bool,
+    /// Who opened its file is certain, and with it the group.
+    pub certain: bool,
     /// The user.
     pub user: u32,
+    /// The group.
+    pub group: u32,
+    /// Where its trail leads.
+    pub place: u64,
 }
 
 /// A packet at a hook. The BPF programs implement it over an skb or an XDP frame, user space over
@@ -161,7 +169,7 @@ pub trait Packet {
     fn packet_type(&self) -> u32;
 
     /// Who sends a packet that this host made.
-    fn owner(&self) -> Owner;
+    fn owner(&self, owner: &mut Owner);
 
     /// Whether the transport checksum is known to be right: checked by the card, or left to one. Two
     /// bytes at `spare` that no such sum covers serve to find out.

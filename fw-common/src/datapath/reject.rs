@@ -12,7 +12,7 @@ mod sum;
 
 use super::Verdict;
 use super::conntrack::{NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, NOTE_TRANSIT, refresh};
-use super::facts::is_the_kernels;
+use super::facts::is_sent_by_the_kernel;
 use super::header::{Headers, Icmp, Part, protocol};
 use super::packet::Packet;
 use super::scratch::Scratch;
@@ -164,7 +164,13 @@ fn note_of(scratch: &Scratch) -> u16 {
 
 /// Whether the kernel answers such a packet at all.
 #[inline(never)]
-fn may_be_answered<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &Scratch) -> bool {
+fn may_be_answered<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch) -> bool {
+    // The kernel's own ICMP messages leave while their socket is locked, which the answer would need
+    // (`icmp_xmit_lock`, net/ipv4/icmp.c).
+    let icmp = scratch.headers.icmp as u8 != Icmp::No as u8;
+    if icmp && scratch.made_here && is_sent_by_the_kernel(packet, scratch) {
+        return false;
+    }
     let headers = &scratch.headers;
     let (source, destination) = (&headers.key.source, &headers.key.destination);
     if headers.part as u8 == Part::Later as u8 || is_nobody(headers, source) {
@@ -176,12 +182,6 @@ fn may_be_answered<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &Scrat
             && !is_for_many(tables, headers, destination);
     }
     if packet.packet_type() != 0 || is_for_many(tables, headers, destination) {
-        return false;
-    }
-    // The kernel's own ICMP messages leave while their socket is locked, which the answer would need
-    // (`icmp_xmit_lock`, net/ipv4/icmp.c).
-    let icmp = headers.icmp as u8 != Icmp::No as u8;
-    if icmp && scratch.made_here && is_the_kernels(packet.owner().raw, scratch) {
         return false;
     }
     let message = (headers.key.ports >> 16) as u8;

@@ -11,10 +11,12 @@ use super::header::Headers;
 use super::limit::Asked;
 use super::lists;
 use super::nat::Draft;
+use super::packet::Owner;
 use super::quoted::Quoted;
 use super::reject::Answer;
 use super::rewrite::Endpoint;
 use super::routing;
+use super::search::Search;
 use super::segment_size;
 use super::sets::Question;
 use super::sources::Sources;
@@ -106,6 +108,8 @@ pub struct Scratch {
     pub query: Query,
     /// What rules ask besides, if the policy has such rules.
     pub facts: Facts,
+    /// Who sends the packet, if the policy asks.
+    pub owner: Owner,
     /// Where the walk through the chains is.
     pub walk: Walk,
     /// What limits said to the datagram.
@@ -114,6 +118,8 @@ pub struct Scratch {
     pub limit: Asked,
     /// The list that a rule asks.
     pub list: lists::Asked,
+    /// The text that a rule looks for.
+    pub search: Search,
     /// The set that a rule asks.
     pub question: Question,
     /// The flow that the packet opens.

@@ -50,6 +50,8 @@ pub enum Name {
     ReadOptions,
     /// [`super::gates::Meet`].
     Meet,
+    /// [`super::search::Find`].
+    Find,
     /// [`super::flow_mark::FindMark`].
     FindMark,
     /// [`super::flow_mark::KeepMark`].

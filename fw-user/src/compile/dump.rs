@@ -254,6 +254,11 @@ impl Dump<'_> {
                 "recent {} flags {:#x} seconds {} hits {}",
                 w[SET_PLACE], w[4], w[6], w[8]
             )?,
+            condition::TEXT => write!(
+                f,
+                "text in cell {} flags {:#x} from {} to {}",
+                w[SET_PLACE], w[4], w[6], w[8]
+            )?,
             condition::HASHLIMIT => write!(f, "hashlimit {} flags {:#x}", w[SET_PLACE], w[4])?,
             condition::CT_ADDRESS => write!(
                 f,

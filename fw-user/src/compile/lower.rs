@@ -4,8 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fw_common::abi::blob::{
-    Condition, EffectFields, PredicateFields, RESET, RuleFields, TranslationFields, pack_range,
-    target,
+    Condition, EffectFields, PredicateFields, RESET, RuleFields, TextFields, TranslationFields,
+    pack_range, target,
 };
 use fw_common::abi::{Addr, ct};
 use fw_common::datapath::change::{HOPS_LESS, HOPS_MORE, HOPS_SET};
@@ -19,6 +19,7 @@ use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
     Policy, PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
 };
+use crate::policy::packet_match::PacketMatch;
 
 /// What a rule's words refer to.
 pub(super) struct Scope<'a> {
@@ -40,6 +41,8 @@ pub(super) struct Lowered {
     pub effects: Vec<EffectFields>,
     /// What the target's argument is to be the place of.
     pub translation: Option<TranslationFields>,
+    /// The texts that [`Condition::Text`] looks for, in the order of the predicates.
+    pub texts: Vec<TextFields>,
 }
 
 /// Lowers a rule. Its index, its slot and the places of its predicates are filled in by the caller.
@@ -126,6 +129,9 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
             }
             Match::Packet(packet) => {
                 let put_off = part.packet(packet, scope.family);
+                if let PacketMatch::Text(text) = packet {
+                    out.texts.push(text.fields());
+                }
                 if !put_off.is_empty() {
                     deferred.push(Lowered {
                         predicates: put_off,

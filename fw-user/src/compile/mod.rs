@@ -32,9 +32,9 @@ pub use table_set::{BlobError, TableSet, decode_meta};
 
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{
-    ANSWERS, AnswerFields, BaseChain, Cell, Chain as ChainView, ChainFields, DIRECTORY, EMPTY_NAT,
-    EffectFields, Filter, GATES, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields,
-    Rule as RuleView, RuleFields, TIMEOUTS, chain_kind, gate,
+    ANSWERS, AnswerFields, BaseChain, Cell, Chain as ChainView, ChainFields, Condition, DIRECTORY,
+    EMPTY_NAT, EffectFields, Filter, GATES, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields,
+    Rule as RuleView, RuleFields, TIMEOUTS, TextFields, chain_kind, gate,
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
@@ -293,9 +293,10 @@ fn lower_chains(
         for (index, rule) in chain.rules.iter().enumerate() {
             let Lowered {
                 mut fields,
-                predicates,
+                mut predicates,
                 effects,
                 translation,
+                texts,
             } = lower::lower(rule, &scope)?;
             if !effects.is_empty() {
                 fields.argument = cells.len() as u32;
@@ -305,6 +306,7 @@ fn lower_chains(
                 fields.argument = cells.len() as u32;
                 cells.push(translation.encode());
             }
+            place_texts(&mut predicates, &texts, cells);
             rules.push(RuleFields {
                 index: index as u32,
                 predicates: cells.len() as u32,
@@ -331,6 +333,19 @@ fn lower_chains(
         });
     }
     Ok(lowered)
+}
+
+/// Puts the texts that a rule looks for behind the cells, and has its predicates know where.
+fn place_texts(predicates: &mut [PredicateFields], texts: &[TextFields], cells: &mut Vec<Cell>) {
+    let mut texts = texts.iter();
+    for predicate in predicates {
+        if let Condition::Text { first, .. } = &mut predicate.condition
+            && let Some(text) = texts.next()
+        {
+            *first = cells.len() as u32;
+            cells.extend(text.encode());
+        }
+    }
 }
 
 fn place_rules(chain: &ReadyChain, cells: &mut Vec<Cell>) -> ChainFields {

@@ -121,6 +121,15 @@ impl Lowered {
                 });
                 return asked.collect();
             }
+            PacketMatch::Text(text) => {
+                let fields = text.fields();
+                let condition = Condition::Text {
+                    first: 0,
+                    flags: fields.flags(),
+                    range: (text.from.into(), text.to.into()),
+                };
+                return put_off(text.not, condition);
+            }
             PacketMatch::Statistic(Negatable { not, value }) => {
                 let condition = match *value {
                     Statistic::Random(probability) => Condition::Chance(probability),
@@ -173,7 +182,7 @@ fn asks(fact: u32, mask: u32, range: (u32, u32), absent: bool) -> Condition {
     }
 }
 
-/// A packet without a socket, or with one of the kernel's own, has no user: then only negations
+/// A packet without a socket, or with one of the kernel's own, has neither user nor group: then only negations
 /// hold (`owner_mt`, net/netfilter/xt_owner.c).
 fn owned(owner: &Owner) -> Vec<PredicateFields> {
     let socket = owner.socket.map(|not| PredicateFields {
@@ -184,7 +193,11 @@ fn owned(owner: &Owner) -> Vec<PredicateFields> {
         not,
         condition: asks(fact::USER, u32::MAX, value, not),
     });
-    socket.into_iter().chain(user).collect()
+    let group = owner.group.map(|Negatable { not, value }| PredicateFields {
+        not,
+        condition: asks(fact::GROUP, u32::MAX, value, not),
+    });
+    socket.into_iter().chain(user).chain(group).collect()
 }
 
 /// Without a routing header, nothing holds (`rt_mt6`, net/ipv6/netfilter/ip6t_rt.c).
@@ -266,6 +279,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Dccp(_, None)
             | PacketMatch::Esp(None)
             | PacketMatch::Ah(None)
+            | PacketMatch::Text(_)
             | PacketMatch::Statistic(_) => 0,
             PacketMatch::AddressType(_) => HeaderFields::ADDRESS_KINDS,
             PacketMatch::FlowMark(_) => HeaderFields::FLOW_MARKS,
@@ -287,8 +301,9 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
         .matches
         .iter()
         .fold(0, |all, each| all | of_match(each));
-    let target = match rule.target {
+    let target = match &rule.target {
         Target::Change(Change::FlowMark { .. }) => HeaderFields::FLOW_MARKS,
+        Target::Log(log) if log.owner => HeaderFields::OWNER | HeaderFields::FACTS,
         _ => 0,
     };
     if features & !HeaderFields::CONNECTIONS == 0 {

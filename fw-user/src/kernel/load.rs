@@ -277,6 +277,9 @@ fn load_object(state: &StateDir, counters: u32) -> Result<()> {
     if !probe::has_ipv6_sum() {
         loader.override_global(maps::GLOBAL_FLAG_IPV6_SUM, &0u64, true);
     }
+    let (sockets, credentials) = probe::credentials().unwrap_or_default();
+    loader.override_global(maps::GLOBAL_SOCKET_PLACES, &sockets, true);
+    loader.override_global(maps::GLOBAL_CREDENTIAL_PLACES, &credentials, true);
     let mut object = loader
         .load(OBJECT)
         .context("cannot load the BPF object into the kernel")?;

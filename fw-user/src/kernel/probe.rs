@@ -9,7 +9,7 @@ use aya::sys::{BpfHelper, is_helper_supported, is_program_supported};
 use aya::util::KernelVersion;
 use serde::Serialize;
 
-use super::sys;
+use super::{btf, sys};
 
 /// One ability of the kernel.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -57,6 +57,21 @@ pub fn has_ipv6_sum() -> bool {
         returned.is_ok_and(|returned| returned == -libc::EFAULT)
     });
     *KNOWN
+}
+
+/// [`SocketPlaces::word`] and [`CredentialPlaces::word`] of this kernel; nothing where it has no BTF, or
+/// locks its memory up before programs (`lockdown=confidentiality`).
+///
+/// [`SocketPlaces::word`]: fw_common::abi::maps::SocketPlaces::word
+/// [`CredentialPlaces::word`]: fw_common::abi::maps::CredentialPlaces::word
+pub fn credentials() -> Option<(u64, u64)> {
+    static PLACES: LazyLock<Option<(u64, u64)>> = LazyLock::new(|| {
+        let helper = BpfHelper::BPF_FUNC_probe_read_kernel;
+        let reads = is_helper_supported(ProgramType::SchedClassifier, helper).unwrap_or(false);
+        let places = reads.then(btf::credential_places)??;
+        Some((places.0.word(), places.1.word()))
+    });
+    *PLACES
 }
 
 /// `BPF_ALU64 | BPF_MOV | BPF_K`.
@@ -108,6 +123,13 @@ pub fn all() -> Vec<Finding> {
             without: "the flag is left out; where a network card sums whole packets up \
                       (CHECKSUM_COMPLETE), the kernel may log faults about translated IPv6 packets \
                       (Linux 6.16, and newer stable releases, know it)",
+        },
+        Finding {
+            feature: "BTF that says who opened a socket",
+            present: credentials().is_some(),
+            required: false,
+            without: "rules with `--gid-owner` or `--log-uid` are refused; it needs \
+                      CONFIG_DEBUG_INFO_BTF, and no lockdown of confidentiality",
         },
     ]);
     findings

@@ -426,14 +426,15 @@ fn icmp(family: Family) -> impl Strategy<Value = Match> {
 }
 
 fn log() -> impl Strategy<Value = Log> {
-    (0..=7_u8, text(Log::PREFIX), any::<[bool; 4]>()).prop_map(|(level, prefix, flags)| {
-        let [tcp_sequence, tcp_options, ip_options, mac_decode] = flags;
+    (0..=7_u8, text(Log::PREFIX), any::<[bool; 5]>()).prop_map(|(level, prefix, flags)| {
+        let [tcp_sequence, tcp_options, ip_options, owner, mac_decode] = flags;
         Log {
             level,
             prefix,
             tcp_sequence,
             tcp_options,
             ip_options,
+            owner,
             mac_decode,
         }
     })

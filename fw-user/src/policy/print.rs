@@ -281,6 +281,7 @@ impl Words {
             (log.tcp_sequence, "--log-tcp-sequence"),
             (log.tcp_options, "--log-tcp-options"),
             (log.ip_options, "--log-ip-options"),
+            (log.owner, "--log-uid"),
             (log.mac_decode, "--log-macdecode"),
         ];
         for (_, name) in flags.into_iter().filter(|(set, _)| *set) {

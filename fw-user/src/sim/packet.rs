@@ -230,8 +230,8 @@ impl Packet for SlicePacket {
         self.packet_type
     }
 
-    fn owner(&self) -> Owner {
-        self.owner
+    fn owner(&self, owner: &mut Owner) {
+        *owner = self.owner;
     }
 
     fn is_sum_known(&mut self, _spare: u32) -> bool {

@@ -11,4 +11,5 @@ mod hashlimit;
 mod limit;
 mod model;
 mod recent;
+mod text;
 mod tracking;

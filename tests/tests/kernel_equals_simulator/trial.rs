@@ -285,7 +285,8 @@ impl<'k> Trial<'k> {
                 exists: true,
                 known: true,
                 raw: false,
-                user: 0,
+                full: true,
+                ..Owner::default()
             },
             forwardable: self.forwards && may_be_forwarded(frame),
             back: real.answer.then(|| way_back(frame, real)).flatten(),

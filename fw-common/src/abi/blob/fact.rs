@@ -27,6 +27,8 @@ pub const DCCP: u32 = 10;
 pub const FLOW_MARK: u32 = 11;
 /// IPv6's routing header: type, segments left, and length, a byte each from the lowest.
 pub const ROUTING: u32 = 12;
+/// The group whose socket sends.
+pub const GROUP: u32 = 13;
 /// A bit for each [`address_kind`](crate::abi::device::address_kind) that the source is of.
 pub const SOURCE_KIND: u32 = 14;
 /// The same for the destination.

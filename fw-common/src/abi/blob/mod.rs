@@ -7,7 +7,7 @@
 //! cell 2            how refused packets are answered
 //! cells 3 and 4     what the chains of raw, mangle and security need ([`gate`])
 //! cell 5..          directory: one chain cell per chain; base chains at fixed places
-//! then              predicate cells, those of one rule next to each other, and effect cells
+//! then              predicate cells, those of one rule next to each other, effect cells and [`text`]s
 //! then, per chain   linear: its rules, in order
 //!                   tables: table cells; per table its buckets and its rules, list by list; if
 //!                   there are many tables, bitmaps over them ([`prune`])
@@ -25,6 +25,7 @@ mod predicate;
 pub mod prune;
 mod rule;
 mod table;
+pub mod text;
 mod translation;
 
 pub use answers::{AnswerFields, RESET};
@@ -36,6 +37,7 @@ pub use predicate::{
 pub use prune::{Prune, PruneFields};
 pub use rule::{Rule, RuleFields, pack_range, target};
 pub use table::{Bucket, HashKey, Table, TableFields};
+pub use text::TextFields;
 pub use translation::{Translation, TranslationFields};
 
 use super::Family;
@@ -70,7 +72,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 22;
+pub const ABI_VERSION: u32 = 23;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].

@@ -124,6 +124,15 @@ pub enum Condition {
         /// How many must count.
         hits: u32,
     },
+    /// The packet holds a text ([`crate::datapath::search`]).
+    Text {
+        /// Its first cell.
+        first: u32,
+        /// Its length and whether letters may be of either case ([`super::text`]).
+        flags: u32,
+        /// Where it may begin, from the IP header, and before what it must end.
+        range: (u32, u32),
+    },
     /// The bucket of a packet's like has credit left, which this takes.
     Hashlimit {
         /// The place of its list.
@@ -215,7 +224,9 @@ pub mod condition {
     pub const CT_ADDRESS: u32 = 50;
     /// [`super::Condition::CtValue`].
     pub const CT_VALUE: u32 = 51;
-    /// The last of the conditions that keep lists, of which [`RECENT`] is the first.
+    /// [`super::Condition::Text`].
+    pub const TEXT: u32 = 44;
+    /// The last of the conditions that are asked between two turns, of which [`RECENT`] is the first.
     pub const LAST_LIST: u32 = 46;
 }
 
@@ -353,6 +364,18 @@ impl PredicateFields {
                 cell.w[6] = seconds;
                 cell.w[8] = hits;
                 condition::RECENT
+            }
+            Condition::Text {
+                first,
+                flags,
+                range: (from, to),
+            } => {
+                // Where a list has its place, flags, seconds and hits.
+                cell.w[SET_PLACE] = first;
+                cell.w[4] = flags;
+                cell.w[6] = from;
+                cell.w[8] = to;
+                condition::TEXT
             }
             Condition::Hashlimit { place, flags } => {
                 cell.w[SET_PLACE] = place;

@@ -65,6 +65,24 @@ impl Asked {
         self.seconds = w[6];
         self.hits = w[8];
     }
+
+    /// Whether it is a text that is asked for, and no list.
+    #[inline(always)]
+    pub fn is_text(&self) -> bool {
+        self.kind == condition::TEXT
+    }
+
+    /// Whether the answer is inverted.
+    #[inline(always)]
+    pub fn is_not(&self) -> bool {
+        self.not
+    }
+
+    /// The text that is asked for: its first cell, its flags, and from where to where.
+    #[inline(always)]
+    pub fn text(&self) -> (u32, u32, u32, u32) {
+        (self.place, self.flags, self.seconds, self.hits)
+    }
 }
 
 /// Asks the list that a rule names: [`HOLD`], [`FAIL`] or [`DROP`].

@@ -92,6 +92,8 @@ fn json(said: &Said<'_>) -> String {
         crate::policy::model::Target::Nflog(nflog) => Some(nflog.group),
         _ => None,
     };
+    let asked = matches!(said.target, crate::policy::model::Target::Log(log) if log.owner);
+    let owner = asked && event.owned != 0;
     serde_json::json!({
         "monotonic_ns": event.time,
         "generation": event.generation,
@@ -101,6 +103,8 @@ fn json(said: &Said<'_>) -> String {
         "in": said.in_name,
         "out": said.out_name,
         "mark": event.mark,
+        "uid": owner.then_some(event.user),
+        "gid": owner.then_some(event.group),
         "bytes": event.bytes,
         "message": line(said),
         "packet": bytes,

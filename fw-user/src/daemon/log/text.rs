@@ -67,6 +67,9 @@ pub fn line(said: &Said<'_>) -> String {
         Family::Ipv4 => text.ipv4(0),
         Family::Ipv6 => text.ipv6(0, true),
     };
+    if complete.is_some() && options.owner && event.owned != 0 {
+        text.add(format_args!("UID={} GID={} ", event.user, event.group));
+    }
     if complete.is_some() && event.mark != 0 {
         text.add(format_args!("MARK=0x{:x} ", event.mark));
     }
@@ -538,6 +541,26 @@ mod tests {
         let line = line(&said(&target, Family::Ipv4, &event));
         assert!(line.contains(" SEQ=7 ACK=0 WINDOW="), "{line}");
         assert!(line.ends_with("URGP=0 OPT (020405B4) MARK=0x2a "), "{line}");
+    }
+
+    #[test]
+    fn who_sends_is_told_where_that_is_asked_and_known() {
+        let asked = Target::Log(Log {
+            owner: true,
+            ..Log::PLAIN
+        });
+        let mut event = event(&syn());
+        (event.mark, event.user, event.group) = (0x2a, 33, 34);
+        let end = |target, event: &Event| {
+            let line = line(&said(target, Family::Ipv4, event));
+            line.split_once("URGP=0 ").map(|(_, end)| end.to_owned())
+        };
+        assert_eq!(end(&asked, &event).as_deref(), Some("MARK=0x2a "));
+        event.owned = 1;
+        let told = "UID=33 GID=34 MARK=0x2a ";
+        assert_eq!(end(&asked, &event).as_deref(), Some(told));
+        let plain = Target::Log(Log::PLAIN);
+        assert_eq!(end(&plain, &event).as_deref(), Some("MARK=0x2a "));
     }
 
     #[test]

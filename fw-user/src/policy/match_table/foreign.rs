@@ -43,7 +43,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[
     no("rpfilter", BOTH, "The kernel tells programs the way back only on hosts that forward. IPv4: let the kernel do it, `sysctl net.ipv4.conf.all.rp_filter=1` (2 for `--loose`); IPv6: name the interface of each network, as in `-s 2001:db8::/32 ! -i eth1 -j DROP`."),
     no("socket", BOTH, "Sockets are not looked up: match ports."),
     no("srh", ONLY_V6, "Segment routing headers are not looked at: match addresses."),
-    no("string", BOTH, "Payloads are not searched: match ports or addresses."),
     no("u32", BOTH, "Bytes are not picked from packets: express the rule with `-s`, `-d`, `-p` and ports."),
     no("udplite", BOTH, "For UDP-Lite's ports write `-p udplite -m multiport --dports`."),
 ];

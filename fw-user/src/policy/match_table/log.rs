@@ -11,7 +11,7 @@ pub(crate) const TARGETS: &[TargetRow] = &[
         name: "LOG",
         families: BOTH,
         support: Support::Partly,
-        note: "`fwbpf daemon` writes to the kernel's log what the kernel would have written, or to the journal, or as JSON (`--log`, [logging.md](logging.md)). Of a packet's beginning it knows 256 bytes. Not: `--log-uid`.",
+        note: "`fwbpf daemon` writes to the kernel's log what the kernel would have written, or to the journal, or as JSON (`--log`, [logging.md](logging.md)). Of a packet's beginning it knows 256 bytes. `--log-uid` tells who sends, not who gets a packet.",
         start: Some(TargetDraft::Log(Log::PLAIN)),
         tables: &[],
         options: &[
@@ -78,9 +78,10 @@ pub(crate) const TARGETS: &[TargetRow] = &[
                 names: &["log-uid"],
                 arguments: 0,
                 negatable: false,
-                read: ReadOption::Unsupported(
-                    "The programs are not told which user and group opened a socket's file: leave it out, or count by user with `-m owner`.",
-                ),
+                read: ReadOption::Into(|draft, argument| match draft {
+                    TargetDraft::Log(log) => flag(&mut log.owner, argument),
+                    _ => Ok(()),
+                }),
             },
         ],
     },

@@ -142,7 +142,8 @@ pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
         .chain(matches::recent::MATCHES)
         .chain(matches::hashlimit::MATCHES)
         .chain(matches::addrtype::MATCHES)
-        .chain(matches::routing::MATCHES);
+        .chain(matches::routing::MATCHES)
+        .chain(matches::string::MATCHES);
     known.chain(foreign::MATCHES)
 }
 

@@ -15,6 +15,8 @@ pub struct Log {
     pub tcp_options: bool,
     /// `--log-ip-options`.
     pub ip_options: bool,
+    /// `--log-uid`.
+    pub owner: bool,
     /// `--log-macdecode`.
     pub mac_decode: bool,
 }
@@ -43,6 +45,7 @@ impl Log {
         tcp_sequence: false,
         tcp_options: false,
         ip_options: false,
+        owner: false,
         mac_decode: false,
     };
 }

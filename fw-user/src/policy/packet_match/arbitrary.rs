@@ -7,13 +7,16 @@ use proptest::option;
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::{AddressType, Ecn, Hops, Owner, PacketMatch, Routing, Statistic, Time};
+use super::{
+    AddressType, Algorithm, Ecn, Hops, Owner, PacketMatch, Routing, Statistic, Text, Time,
+};
 use crate::policy::model::{Family, Match, Negatable};
 
 /// A match for packets of any protocol, where no hook is asked for.
 pub(crate) fn packet_match(family: Family) -> impl Strategy<Value = Match> {
     let plain = prop_oneof![
         2 => ranges(family),
+        1 => text().prop_map(PacketMatch::Text),
         1 => negatable(ordered(any::<u16>())).prop_map(PacketMatch::Length),
         1 => hops().prop_map(PacketMatch::Hops),
         1 => negatable(0..=0x3f_u8).prop_map(PacketMatch::Dscp),
@@ -134,14 +137,37 @@ fn marked() -> impl Strategy<Value = (u32, u32)> {
     (any::<u32>(), prop_oneof![Just(u32::MAX), any::<u32>()])
 }
 
+/// Texts that can be printed, and others.
+fn text() -> impl Strategy<Value = Text> {
+    let bytes = prop_oneof![
+        "[ -~]{1,128}".prop_map(String::into_bytes),
+        proptest::collection::vec(any::<u8>(), 1..=Text::LONGEST),
+    ];
+    (any::<[bool; 3]>(), bytes, ordered(any::<u16>())).prop_map(
+        |([not, any_case, bm], bytes, (from, to))| Text {
+            not,
+            bytes,
+            algorithm: if bm { Algorithm::Bm } else { Algorithm::Kmp },
+            from,
+            to,
+            any_case,
+        },
+    )
+}
+
 fn owner() -> impl Strategy<Value = Owner> {
-    let user = || negatable(ordered(0..u32::MAX));
-    prop_oneof![
-        any::<bool>().prop_map(|not| (Some(not), None)),
-        user().prop_map(|user| (None, Some(user))),
-        (any::<bool>(), user()).prop_map(|(not, user)| (Some(not), Some(user))),
-    ]
-    .prop_map(|(socket, user)| Owner { socket, user })
+    let id = || option::of(negatable(ordered(0..u32::MAX)));
+    (option::of(any::<bool>()), id(), id()).prop_map(|(socket, user, group)| {
+        let socket = match (user, group) {
+            (None, None) => socket.or(Some(false)),
+            _ => socket,
+        };
+        Owner {
+            socket,
+            user,
+            group,
+        }
+    })
 }
 
 fn routing() -> impl Strategy<Value = PacketMatch> {

@@ -4,8 +4,11 @@ mod address_type;
 #[cfg(feature = "testing")]
 pub(crate) mod arbitrary;
 mod print;
+mod text;
 
 pub use address_type::AddressType;
+pub use text::{Algorithm, Text};
+
 pub(crate) use print::{DCCP_TYPES, PACKET_TYPES, WEEKDAYS, day_of};
 
 use std::net::IpAddr;
@@ -55,6 +58,8 @@ pub enum PacketMatch {
     AddressType(AddressType),
     /// `-m owner`.
     Owner(Owner),
+    /// `-m string`.
+    Text(Text),
     /// `-m statistic`.
     Statistic(Negatable<Statistic>),
     /// `-m time`.
@@ -100,6 +105,8 @@ pub struct Owner {
     pub socket: Option<bool>,
     /// `--uid-owner`, inclusive.
     pub user: Option<Negatable<(u32, u32)>>,
+    /// `--gid-owner`, inclusive.
+    pub group: Option<Negatable<(u32, u32)>>,
 }
 
 /// `-m rt`: of IPv6's routing header, whatever is said.
@@ -187,6 +194,7 @@ impl PacketMatch {
             Self::Cpu(_) => "cpu",
             Self::AddressType(_) => "addrtype",
             Self::Owner(_) => "owner",
+            Self::Text(_) => "string",
             Self::Statistic(_) => "statistic",
             Self::Time(_) => "time",
             Self::Segment(_) => "tcpmss",

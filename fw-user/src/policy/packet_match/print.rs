@@ -107,6 +107,7 @@ impl PacketMatch {
                     bang(*not)
                 ),
             },
+            Self::Text(text) => text.write(f),
             Self::Time(time) => write_time(f, time),
             Self::Segment(Negatable { not, value }) => {
                 write!(f, " {}--mss {}", bang(*not), Range(*value))
@@ -190,12 +191,16 @@ fn write_owner(f: &mut String, owner: &Owner) -> fmt::Result {
     if let Some(not) = owner.socket {
         write!(f, " {}--socket-exists", bang(not))?;
     }
-    if let Some(Negatable {
-        not,
-        value: (first, last),
-    }) = owner.user
-    {
-        write!(f, " {}--uid-owner {first}", bang(not))?;
+    let parts = [("uid", owner.user), ("gid", owner.group)];
+    for (id, part) in parts {
+        let Some(Negatable {
+            not,
+            value: (first, last),
+        }) = part
+        else {
+            continue;
+        };
+        write!(f, " {}--{id}-owner {first}", bang(not))?;
         if first != last {
             write!(f, "-{last}")?;
         }

@@ -221,10 +221,19 @@ pub(crate) fn mark(word: &Word<'_>) -> Value<(u32, u32)> {
 
 /// `--uid-owner`: a user by name or number, or two numbers with a dash between.
 pub(crate) fn users(word: &Word<'_>) -> Value<(u32, u32)> {
+    ids(word, "/etc/passwd", "a user")
+}
+
+/// `--gid-owner`: the same of a group.
+pub(crate) fn groups(word: &Word<'_>) -> Value<(u32, u32)> {
+    ids(word, "/etc/group", "a group")
+}
+
+fn ids(word: &Word<'_>, file: &str, what: &str) -> Value<(u32, u32)> {
     // -1 means "nobody in particular" to the kernel.
     const MOST: u32 = u32::MAX - 1;
-    if let Some(user) = user_named(&word.text) {
-        return Ok((user, user));
+    if let Some(id) = named(&word.text, file) {
+        return Ok((id, id));
     }
     let (first, last) = match word.text.split_once('-') {
         None => (word.text.as_ref(), word.text.as_ref()),
@@ -238,16 +247,16 @@ pub(crate) fn users(word: &Word<'_>) -> Value<(u32, u32)> {
         }
         _ => Err(bad(
             word,
-            "a user",
-            "the name of a user of this machine, a number, or two with a dash between",
+            what,
+            format!("the name of {what} of this machine, a number, or two with a dash between"),
         )),
     }
 }
 
-/// The number of a user of this machine.
-fn user_named(name: &str) -> Option<u32> {
-    let users = std::fs::read_to_string("/etc/passwd").ok()?;
-    users.lines().find_map(|line| {
+/// The number of a user or group of this machine: it is the third field of the file, after the name.
+fn named(name: &str, file: &str) -> Option<u32> {
+    let lines = std::fs::read_to_string(file).ok()?;
+    lines.lines().find_map(|line| {
         let mut fields = line.split(':');
         (fields.next() == Some(name))
             .then(|| fields.nth(1))??

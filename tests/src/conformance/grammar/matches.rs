@@ -18,8 +18,9 @@ pub fn packet(
     (from, to): (Endpoint, Endpoint),
 ) -> String {
     let not = if random.random_bool(0.25) { "! " } else { "" };
-    match random.random_range(0..14) {
+    match random.random_range(0..15) {
         0 | 1 => range(random, not, from, to),
+        14 => text(random, not),
         2 if has_sender(spot) => link_source(random, not, from),
         2 | 3 => format!("-m length {not}--length {}", length(random)),
         4 => hops(random, not, family),
@@ -40,6 +41,35 @@ pub fn packet(
         11 => address_type(random, not, family),
         _ => time(random, not),
     }
+}
+
+/// Texts of more bytes than headers have by chance; payloads are made of the first of these.
+fn text(random: &mut impl Rng, not: &str) -> String {
+    let texts = [
+        "--string FMT[bipw",
+        "--string bip",
+        "--string fmt[ --icase",
+        "--string BIPW --icase",
+        "--string fmt[",
+        "--hex-string \"|0e151c23|\"",
+        "--hex-string \"|1c 23|*18?F\"",
+        "--hex-string \"|85 8c 93 9a a1 a8 af b6 bd c4|\"",
+        "--hex-string \"|e5ecf3fa0108|\"",
+        "--hex-string \"|e5ecf3fa0109|\"",
+    ];
+    let mut asked = format!("-m string {not}{}", one_of(random, &texts));
+    asked += if random.random_bool(0.5) {
+        " --algo bm"
+    } else {
+        " --algo kmp"
+    };
+    if random.random_bool(0.4) {
+        asked += &format!(" --from {}", random.random_range(0..70));
+    }
+    if random.random_bool(0.4) {
+        asked += &format!(" --to {}", random.random_range(70..300));
+    }
+    asked
 }
 
 fn routing(random: &mut impl Rng, not: &str) -> String {
@@ -236,6 +266,7 @@ fn owner(random: &mut impl Rng, not: &str) -> String {
     match random.random_range(0..4) {
         0 => format!("-m owner {not}--socket-exists"),
         1 => format!("-m owner --socket-exists {not}--uid-owner {user}"),
+        2 => format!("-m owner --uid-owner 0-70000 {not}--gid-owner {user}"),
         _ => format!("-m owner {not}--uid-owner {user}"),
     }
 }

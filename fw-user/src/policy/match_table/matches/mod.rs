@@ -7,6 +7,7 @@ mod packet;
 pub(crate) mod recent;
 pub(crate) mod routing;
 pub(crate) mod set;
+pub(crate) mod string;
 
 pub(crate) use packet::MATCHES as PACKET_MATCHES;
 
@@ -36,6 +37,7 @@ pub(crate) enum MatchDraft {
     Hashlimit(hashlimit::Draft),
     Comment(Option<String>),
     Packet(packet::PacketDraft),
+    Text(string::Draft),
 }
 
 /// `-m limit` while its options are being read.
@@ -76,6 +78,7 @@ impl MatchDraft {
             Self::Hashlimit(limit) => return limit.finish(family),
             Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Packet(packet) => return packet.finish(),
+            Self::Text(text) => return text.finish(),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
         };
         whole.map_err(Unfinished::Says)

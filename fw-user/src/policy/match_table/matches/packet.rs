@@ -50,7 +50,7 @@ const fn one(missing: &'static str) -> PacketDraft {
 }
 
 /// A match of several options.
-const fn many(built: PacketMatch, missing: &'static str) -> PacketDraft {
+fn many(built: PacketMatch, missing: &'static str) -> PacketDraft {
     PacketDraft {
         built: Some(built),
         ..one(missing)
@@ -59,7 +59,7 @@ const fn many(built: PacketMatch, missing: &'static str) -> PacketDraft {
 
 impl PacketDraft {
     /// A match of several options, of which it cannot be without one.
-    pub const fn of(built: PacketMatch, missing: &'static str) -> Self {
+    pub fn of(built: PacketMatch, missing: &'static str) -> Self {
         many(built, missing)
     }
 
@@ -437,16 +437,19 @@ pub(crate) const MATCHES: &[MatchRow] = &[
         aliases: &[],
         families: BOTH,
         support: Support::Partly,
-        note: "`--uid-owner`, with ranges, and `--socket-exists`. The last packets of a connection \
-               that its program has closed still count as the program's; iptables has no owner for \
-               them.",
+        note: "`--uid-owner` and `--gid-owner`, with ranges, and `--socket-exists`. \
+               Where the kernel has no BTF (Debian's has), `--gid-owner` is \
+               refused when it is loaded, and the last packets of a connection that its program \
+               has closed still count as the program's; iptables has no owner for them.",
         reading: Some(MatchReading {
             start: || {
                 let none = PacketMatch::Owner(Owner {
                     socket: None,
                     user: None,
+                    group: None,
                 });
-                MatchDraft::Packet(many(none, "--uid-owner or --socket-exists"))
+                let missing = "--uid-owner, --gid-owner or --socket-exists";
+                MatchDraft::Packet(many(none, missing))
             },
             protocols: &[],
             options: &[
@@ -465,20 +468,19 @@ pub(crate) const MATCHES: &[MatchRow] = &[
                         _ => Ok(()),
                     }
                 }),
-                OptionRow {
-                    names: &["gid-owner"],
-                    arguments: 1,
-                    negatable: true,
-                    read: ReadOption::Unsupported(
-                        "BPF programs are told a socket's user, not its group: give the program a user of its own and match `--uid-owner`",
-                    ),
-                },
+                option!(&["gid-owner"], 1, true, |draft, argument| {
+                    let Some(PacketMatch::Owner(owner)) = &mut draft.built else {
+                        return Ok(());
+                    };
+                    let groups = values::groups(&argument.words[0])?;
+                    argument.once(&mut owner.group, with_not(argument, groups))
+                }),
                 OptionRow {
                     names: &["suppl-groups"],
                     arguments: 0,
                     negatable: false,
                     read: ReadOption::Unsupported(
-                        "BPF programs are told a socket's user, not its groups: match `--uid-owner`",
+                        "Of whoever opened a socket, the user and the first group are looked at: match `--uid-owner`, or start the program in the group that `--gid-owner` names",
                     ),
                 },
             ],
