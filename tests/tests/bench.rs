@@ -51,6 +51,7 @@ fn settings(test: &str) -> Option<Settings> {
         rounds: 1,
         run: Duration::from_millis(2),
         quick: true,
+        only: Vec::new(),
         charts: None,
         interrupted: &INTERRUPTED,
     })

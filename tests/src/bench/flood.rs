@@ -74,7 +74,10 @@ pub fn arenas(settings: &Settings, policy: &Policy) -> Result<Vec<(Contender, Re
     for contender in CONTENDERS {
         settings.check()?;
         settings.step(&format!("setting up {}", contender.name()));
-        arenas.push((contender, Arena::new(contender, &settings.object, policy)));
+        let arena = settings
+            .ask_for(contender)
+            .and_then(|()| Arena::new(contender, &settings.object, policy));
+        arenas.push((contender, arena));
     }
     Ok(arenas)
 }

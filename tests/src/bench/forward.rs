@@ -41,7 +41,9 @@ pub fn run(settings: &Settings) -> Result<CaseReport> {
     for contender in CONTENDERS {
         settings.check()?;
         settings.step(&format!("setting up {}", contender.name()));
-        let arena = Arena::new(contender, &settings.object, &policies::guide());
+        let arena = settings
+            .ask_for(contender)
+            .and_then(|()| Arena::new(contender, &settings.object, &policies::guide()));
         arenas.push((contender, arena));
     }
     let mut tables = Vec::new();

@@ -3,6 +3,7 @@
 pub mod chart;
 pub mod connections;
 pub mod contender;
+pub mod features;
 pub mod flood;
 pub mod forward;
 pub mod lab;
@@ -27,8 +28,9 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 
+use self::contender::Contender;
 use self::report::CaseReport;
 
 /// How much is measured.
@@ -42,6 +44,8 @@ pub struct Settings {
     pub run: Duration,
     /// Fewer settings.
     pub quick: bool,
+    /// Texts one of which has to be in a contender's name, if there are any.
+    pub only: Vec<String>,
     /// Where charts go, if they are wanted.
     pub charts: Option<PathBuf>,
     /// Set by Ctrl-C.
@@ -54,6 +58,13 @@ impl Settings {
         if self.interrupted.load(Ordering::Relaxed) {
             bail!("interrupted");
         }
+        Ok(())
+    }
+
+    /// Fails for a contender that is not asked for.
+    pub fn ask_for(&self, contender: Contender) -> Result<()> {
+        let asked = self.only.iter().any(|text| contender.name().contains(text));
+        ensure!(asked || self.only.is_empty(), "not asked for");
         Ok(())
     }
 

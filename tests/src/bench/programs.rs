@@ -13,6 +13,7 @@ use fw_common::abi::maps;
 
 use super::Settings;
 use super::contender::{Arena, Contender};
+use super::features::FEATURES;
 use super::flood::flood;
 use super::forward::{answers, establish, requests};
 use super::lab::{HOST, HOST6, INNER, MACS};
@@ -65,18 +66,58 @@ pub fn run(settings: &Settings) -> Result<CaseReport> {
     Ok(CaseReport {
         case: 0,
         title: "programs by themselves (BPF_PROG_TEST_RUN), caches hot",
-        tables: vec![Table {
-            title: "fwbpf's programs, the guide's policy".into(),
-            unit: "ns/run",
-            floor: None,
-            rows,
-        }],
+        tables: vec![
+            Table {
+                title: "fwbpf's programs, the guide's policy".into(),
+                unit: "ns/run",
+                floor: None,
+                rows,
+            },
+            features(settings, &arena)?,
+        ],
         bars: Vec::new(),
         notes: vec![
             "one by one: the program changes the packet, so each run is a system call of its own; \
              the two readings of the clock (some 40 ns) are in the figure, and caches are cooler"
                 .into(),
         ],
+    })
+}
+
+/// What rules of each kind cost a packet that the guide drops.
+fn features(settings: &Settings, arena: &Arena) -> Result<Table> {
+    let state = arena.loaded.state_dir().context("fwbpf has one")?;
+    let path = Place {
+        title: "UDP flood, IPv4",
+        program: maps::PROGRAM_INGRESS,
+        device: "eth0",
+        arrival: None,
+        traffic: flood(HOST, false),
+        rewrites: false,
+    };
+    let mut rows = Vec::new();
+    for feature in &FEATURES {
+        settings.check()?;
+        settings.step(feature.title);
+        let loaded = arena.loaded.load(&feature.policy());
+        let measured =
+            loaded.and_then(|_| arena.lab.host.enter(|| measure(settings, state, &path))?);
+        let (outcome, verdict) = match measured {
+            Ok((spread, verdict)) => (Outcome::Measured(spread), verdict),
+            Err(error) => (Outcome::Failed(format!("{error:#}")), String::new()),
+        };
+        rows.push(Row {
+            contender: Contender::FwbpfXdp,
+            label: Some(format!("{} -> {verdict}", feature.title)),
+            outcome,
+            remark: None,
+        });
+    }
+    Ok(Table {
+        title: "fwbpf_ingress, a UDP flood, the guide's policy and one rule more".into(),
+        unit: "ns/run",
+        floor: None,
+        rows,
     })
 }
 

@@ -76,7 +76,10 @@ pub fn arenas(
     for contender in contenders {
         settings.check()?;
         settings.step(&format!("setting up {}", contender.name()));
-        arenas.push((*contender, RealArena::new(case, *contender)));
+        let arena = settings
+            .ask_for(*contender)
+            .and_then(|()| RealArena::new(case, *contender));
+        arenas.push((*contender, arena));
     }
     Ok(arenas)
 }

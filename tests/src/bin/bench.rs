@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use fwbpf_tests::bench::machine::Machine;
 use fwbpf_tests::bench::report::CaseReport;
@@ -26,6 +26,9 @@ struct Arguments {
     /// These cases only.
     #[arg(long, value_name = "N", num_args = 1..)]
     case: Vec<u8>,
+    /// Only contenders whose names have one of these texts in them, where contenders are alternated.
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    contender: Vec<String>,
     /// Runs of each contender.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -77,12 +80,14 @@ fn bench(arguments: &Arguments) -> Result<()> {
         rounds: arguments.rounds.max(1),
         run: Duration::from_millis(if arguments.quick { 60 } else { 200 }),
         quick: arguments.quick,
+        only: arguments.contender.clone(),
         charts: arguments.charts.clone().filter(|_| !arguments.quick),
         interrupted: &INTERRUPTED,
     };
     let machine = Machine::here();
     println!("{}", machine.text());
     let mut cases = Vec::new();
+    let mut failed = Vec::new();
     for (number, case) in CASES {
         if !arguments.case.is_empty() && !arguments.case.contains(&number) {
             continue;
@@ -90,7 +95,16 @@ fn bench(arguments: &Arguments) -> Result<()> {
         settings.check()?;
         settings.begin(&format!("case {number}"));
         let started = Instant::now();
-        let report = case(&settings).with_context(|| format!("case {number}"))?;
+        let report = match case(&settings) {
+            Ok(report) => report,
+            // What the other cases find in an hour is worth having.
+            Err(error) => {
+                settings.check()?;
+                eprintln!("case {number} failed: {error:#}");
+                failed.push(number.to_string());
+                continue;
+            }
+        };
         print!("{}", report.text());
         println!(
             "case {number} took {:.0} s",
@@ -107,5 +121,6 @@ fn bench(arguments: &Arguments) -> Result<()> {
         std::fs::write(path, serde_json::to_string_pretty(&everything)?)
             .with_context(|| format!("write {}", path.display()))?;
     }
+    ensure!(failed.is_empty(), "failed: case {}", failed.join(", "));
     Ok(())
 }
