@@ -69,8 +69,9 @@ pub fn find<'t, T: Tables>(
         // Replies to a translated flow bear its alias. Under the opener's own address they are
         // another flow's, except after the translation, where aliases are not looked up.
         let other = aliases && direction == 1 && flow.status.get() & Flow::TRANSLATED != 0;
-        if !other {
-            return (direction != NO_FLOW).then_some(Found {
+        // The second may outlive the first, which is over but waits for its last packet to leave.
+        if !other && direction != NO_FLOW {
+            return Some(Found {
                 flow,
                 alias_of: None,
                 direction,

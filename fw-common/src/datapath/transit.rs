@@ -302,5 +302,11 @@ pub fn remove<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, room: &mut Sour
     tuple.destination = address;
     tuple.ports = tuple.ports & 0xffff_0000 | port as u32;
     tuple.fill_key(FlowKey::TRANSIT.wrapping_add(flow.transit as u8), name);
-    tables.remove_flow(name);
+    // A flow that has ended, and waited for its last packet to leave, may have lost its name to another.
+    if let Some(record) = tables.flow(name)
+        && record.other.is_between_those_of(key)
+        && record.other.kind == key.kind
+    {
+        tables.remove_flow(name);
+    }
 }

@@ -335,6 +335,55 @@ fn a_reset_under_the_name_of_a_redirected_connection_leaves_under_its_drawn_port
     assert_eq!(machine.tables.state().flows.len(), 2);
 }
 
+/// Two connections of one source to two places, which are translated to one and drew a port each.
+#[test]
+fn connections_to_one_translated_place_live_side_by_side() {
+    const CLIENT: &str = "198.51.100.1";
+    const OTHER: &str = "10.1.2.3";
+    const PUBLIC: &str = "192.168.50.1";
+    let rules = format!(
+        "-A PREROUTING -d {PUBLIC} -p tcp -j DNAT --to-destination 203.0.113.7:39999-40001\n\
+         -A POSTROUTING -o eth1 -j MASQUERADE"
+    );
+    let mut machine = Machine::with(Family::Ipv4, &rules);
+    let first = tcp([OTHER, PUBLIC], [1023, 53], flag::SYN, [1, 0], 0);
+    assert_eq!(source_port(&machine.forward(ETH0, ETH1, first)), 1023);
+    let way = [CLIENT, PUBLIC];
+    let ended = tcp(way, [1023, 81], flag::SYN, [100, 0], 0);
+    let drawn = source_port(&machine.forward(ETH0, ETH1, ended));
+    let reset = tcp(["203.0.113.7", SERVER4], [39_999, drawn], flag::RST | flag::ACK, [9, 101], 0);
+    assert_eq!(machine.arrive(ETH1, frame(reset)).0, Verdict::Pass);
+    let met = tcp(way, [1023, 25], flag::ACK, [500, 900], 20);
+    let drawn = source_port(&machine.forward(ETH0, ETH1, met));
+    let again = tcp(way, [1023, 81], flag::SYN, [7000, 0], 0);
+    assert_ne!(source_port(&machine.forward(ETH0, ETH1, again)), drawn);
+    let more = tcp(way, [1023, 25], flag::ACK, [520, 900], 60);
+    assert_eq!(source_port(&machine.forward(ETH0, ETH1, more)), drawn);
+}
+
+/// Of two connections between the same endpoints, the one that was opened from here goes on when the
+/// other, redirected one has ended and waits for its reset to leave.
+#[test]
+fn a_connection_outlives_another_one_of_the_same_endpoints() {
+    const CLIENT: &str = "203.0.113.7";
+    let rule = "-A PREROUTING -d 192.168.50.1 -j DNAT --to-destination 10.0.0.9";
+    let mut machine = Machine::with(Family::Ipv4, rule);
+    let ports = [40_000, 40_000];
+    let redirected = tcp([CLIENT, "192.168.50.1"], ports, flag::SYN, [100, 0], 0);
+    machine.forward(ETH0, ETH1, redirected);
+    let way = ["192.168.50.1", CLIENT];
+    let own = tcp(way, ports, flag::SYN, [7000, 0], 0);
+    let (verdict, packet) = machine.leave(ETH0, frame(own).made_here());
+    assert_eq!(verdict, Verdict::Pass);
+    let drawn = source_port(&packet);
+    assert_ne!(drawn, 40_000, "answers would be the redirected connection's requests");
+    let reset = tcp(["10.0.0.9", CLIENT], ports, flag::RST | flag::ACK, [9, 101], 0);
+    assert_eq!(machine.arrive(ETH1, frame(reset)).0, Verdict::Pass);
+    let more = tcp(way, ports, flag::SYN, [7000, 0], 0);
+    let (verdict, packet) = machine.leave(ETH0, frame(more).made_here());
+    assert_eq!((verdict, source_port(&packet)), (Verdict::Pass, drawn));
+}
+
 fn source_port(packet: &SlicePacket) -> u16 {
     u16::from_be_bytes([packet.bytes[34], packet.bytes[35]])
 }
