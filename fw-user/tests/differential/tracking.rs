@@ -351,7 +351,13 @@ fn connections_to_one_translated_place_live_side_by_side() {
     let way = [CLIENT, PUBLIC];
     let ended = tcp(way, [1023, 81], flag::SYN, [100, 0], 0);
     let drawn = source_port(&machine.forward(ETH0, ETH1, ended));
-    let reset = tcp(["203.0.113.7", SERVER4], [39_999, drawn], flag::RST | flag::ACK, [9, 101], 0);
+    let reset = tcp(
+        ["203.0.113.7", SERVER4],
+        [39_999, drawn],
+        flag::RST | flag::ACK,
+        [9, 101],
+        0,
+    );
     assert_eq!(machine.arrive(ETH1, frame(reset)).0, Verdict::Pass);
     let met = tcp(way, [1023, 25], flag::ACK, [500, 900], 20);
     let drawn = source_port(&machine.forward(ETH0, ETH1, met));
@@ -376,8 +382,17 @@ fn a_connection_outlives_another_one_of_the_same_endpoints() {
     let (verdict, packet) = machine.leave(ETH0, frame(own).made_here());
     assert_eq!(verdict, Verdict::Pass);
     let drawn = source_port(&packet);
-    assert_ne!(drawn, 40_000, "answers would be the redirected connection's requests");
-    let reset = tcp(["10.0.0.9", CLIENT], ports, flag::RST | flag::ACK, [9, 101], 0);
+    assert_ne!(
+        drawn, 40_000,
+        "answers would be the redirected connection's requests"
+    );
+    let reset = tcp(
+        ["10.0.0.9", CLIENT],
+        ports,
+        flag::RST | flag::ACK,
+        [9, 101],
+        0,
+    );
     assert_eq!(machine.arrive(ETH1, frame(reset)).0, Verdict::Pass);
     let more = tcp(way, ports, flag::SYN, [7000, 0], 0);
     let (verdict, packet) = machine.leave(ETH0, frame(more).made_here());

@@ -144,6 +144,12 @@ fn compare(arguments: &Arguments) -> Result<bool> {
             outcome.draws
         );
     }
+    if outcome.nameless > 0 {
+        println!(
+            "{} rulesets are not compared: a fifth connection of one source was translated to one destination",
+            outcome.nameless
+        );
+    }
     if outcome.fast_path > 0 {
         println!("the fast path sent {} packets on", outcome.fast_path);
     }

@@ -63,7 +63,12 @@
 //! 18. **Errors of this host's that are routed anew.** An ICMP error that the kernel makes about a packet
 //!     without a connection may resemble one about another connection, whose destination is
 //!     translated; it is translated like that, and netfilter routes it anew in OUTPUT. In fwbpf it stays
-//!     on its way. By which interface errors of the kernel's leave is not compared.
+//!     on its way. By which interface errors of the kernel's leave is not compared, and no answer is past
+//!     its time where rules translate destinations.
+//! 19. **Four names.** A packet whose destination is translated goes from ingress to egress under one of
+//!     four names that its two ends can have there; a fifth connection of one source, to a fifth address or
+//!     port that is translated to the same, is dropped and counted. A trial that differs, and in which
+//!     that happened, does not count.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -79,6 +79,8 @@ pub struct Outcome {
     pub divergences: usize,
     /// Rule sets that made one only with one draw of random ports.
     pub draws: usize,
+    /// Rule sets in which a flow found no name for its way.
+    pub nameless: usize,
     /// Packets that took the fast path, minimisation included.
     pub fast_path: u64,
 }
@@ -126,7 +128,11 @@ fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
         let number = shared.next.fetch_add(1, Ordering::Relaxed);
         if number >= shared.total {
             // With `only`, there may be nothing that this worker loaded.
-            let sent_on = if ran { fast_path(options, &pair)? } else { 0 };
+            let sent_on = if ran {
+                count(&pair, Stat::FastPath)?
+            } else {
+                0
+            };
             shared.outcome.lock().expect("no worker panicked").fast_path += sent_on;
             return Ok(());
         }
@@ -144,22 +150,37 @@ fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
     }
 }
 
-/// How many packets fwbpf's fast path has sent on.
-fn fast_path(options: &Options, pair: &Pair) -> Result<u64> {
-    if !matches!(options.tested, Tested::Fwbpf(_)) {
+/// How many packets fwbpf has counted for this reason; nothing is to be known of others.
+fn count(pair: &Pair, stat: Stat) -> Result<u64> {
+    let Ok(status) = pair.tested.firewall.status() else {
         return Ok(0);
-    }
-    let status: serde_json::Value = serde_json::from_str(&pair.tested.firewall.status()?)?;
-    let events = status["events"].as_array().into_iter().flatten();
+    };
+    let status: serde_json::Value = serde_json::from_str(&status)?;
+    let list = if stat.is_drop() { "drops" } else { "events" };
+    let events = status[list].as_array().into_iter().flatten();
     Ok(events
-        .filter(|event| event["name"] == Stat::FastPath.name())
+        .filter(|event| event["name"] == stat.name())
         .filter_map(|event| event["count"].as_u64())
         .sum())
+}
+
+/// Difference 19: whether a flow found no name for its way, when the trial is run again.
+fn runs_out_of_names(pair: &mut Pair, trial: &Trial) -> Result<bool> {
+    if !trial.rules.translate_destinations() {
+        return Ok(false);
+    }
+    let before = count(pair, Stat::NoTransitName)?;
+    pair.run(trial)?;
+    Ok(count(pair, Stat::NoTransitName)? > before)
 }
 
 /// Runs a trial; again with other random ports if a draw may have made the difference.
 fn difference_of(pair: &mut Pair, trial: &Trial, shared: &Shared) -> Result<Option<Difference>> {
     let first = pair.run(trial)?;
+    if first.is_some() && runs_out_of_names(pair, trial)? {
+        shared.outcome.lock().expect("no worker panicked").nameless += 1;
+        return Ok(None);
+    }
     let drew = pair.reference.drew_ports() || pair.tested.drew_ports();
     if first.is_none() || !drew {
         return Ok(first);
@@ -184,6 +205,10 @@ fn trial(options: &Options, number: usize) -> Trial {
     if rules.ask_for_lengths() {
         // Difference 2.
         traffic.send_whole();
+    }
+    if rules.translate_destinations() {
+        // Difference 18.
+        traffic.keep_answers_alive();
     }
     Trial {
         family,

@@ -211,6 +211,14 @@ impl Traffic {
         Self { flows, steps }
     }
 
+    /// Has no answer that is past its time.
+    pub fn keep_answers_alive(&mut self) {
+        let answers = self.steps.iter_mut().filter(|step| step.way == Way::Back);
+        for step in answers {
+            step.ttl = step.ttl.max(2);
+        }
+    }
+
     /// Sends no fragments.
     pub fn send_whole(&mut self) {
         for step in &mut self.steps {
