@@ -293,8 +293,9 @@ impl Stage for SettleName {
     }
 }
 
-/// Removes the name that a flow's packets bear on their way, if both its ends are translated.
-#[inline(always)]
+/// Removes the name that a flow's packets bear on their way, if both its ends are translated. (Not inlined,
+/// so that its stack is not under that of what else unlinks the flow.)
+#[inline(never)]
 pub fn remove<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, room: &mut Sources) {
     let (tuple, name) = room.tuple_and_name();
     tuple.set_key(key, flow.status.get() & Flow::LOW_OPENED != 0);
