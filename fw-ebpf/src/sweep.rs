@@ -8,7 +8,8 @@
 
 use fw_common::abi::Family;
 use fw_common::abi::flow::{Flow, FlowKey};
-use fw_common::datapath::conntrack::end_flow;
+use fw_common::abi::maps::{SWEEP_ANY, SWEEP_EXPIRED, SWEEP_RESTORE, SWEEP_REVOKE};
+use fw_common::datapath::conntrack::{be_liberal, end_flow};
 use fw_common::datapath::lists::{self, Change, change};
 use fw_common::datapath::packet::Packet;
 use fw_common::datapath::sources::leads_to_flow;
@@ -23,21 +24,25 @@ use crate::tables::BpfTables;
 pub enum Swept {
     /// It lives on, or is gone already.
     Kept = 0,
-    /// Deleted.
+    /// Deleted, or changed as was asked.
     Deleted = 1,
 }
 
 /// Deletes the flow whose key (a [`FlowKey`], as it lies in memory) is at the beginning of the
-/// frame, if it is expired. Byte 40 not zero: even if it is not.
+/// frame, if it is expired; byte 40 may ask for something else ([`SWEEP_ANY`] and its siblings).
 #[inline(always)]
 pub fn sweep<P: Packet>(packet: &P, tables: &BpfTables) -> Swept {
     let Some(key) = key(packet) else {
         return Swept::Kept;
     };
-    let forced = packet.load::<1>(40).is_some_and(|byte| byte[0] != 0);
+    let what = packet.load::<1>(40).map_or(SWEEP_EXPIRED, |byte| byte[0]);
+    let forced = what == SWEEP_ANY;
     let Some(flow) = tables.stored_flow(&key) else {
         return Swept::Kept;
     };
+    if what == SWEEP_REVOKE || what == SWEEP_RESTORE {
+        return cut_or_restore(tables, flow, what == SWEEP_REVOKE);
+    }
     if flow.is_alias() {
         // An alias goes with its flow, and a source's record with the last one of its list; alone
         // they are leftovers.
@@ -59,6 +64,23 @@ pub fn sweep<P: Packet>(packet: &P, tables: &BpfTables) -> Swept {
         return Swept::Kept;
     }
     end_flow(tables, &key, flow);
+    Swept::Deleted
+}
+
+/// Cuts a flow, or has it go on. What it missed meanwhile may have moved its windows: they are not held
+/// against anybody.
+#[inline(always)]
+fn cut_or_restore(tables: &BpfTables, flow: &Flow, cut: bool) -> Swept {
+    let status = flow.status.get();
+    let before = if cut { 0 } else { Flow::DYING | Flow::REVOKED };
+    let bits = Flow::DYING | Flow::REVOKED;
+    if status & Flow::ALIAS != 0 || status & bits != before || flow.expires.get() < tables.now() {
+        return Swept::Kept;
+    }
+    if !cut {
+        be_liberal(flow);
+    }
+    flow.status.set(status ^ bits);
     Swept::Deleted
 }
 

@@ -357,6 +357,12 @@ The first load takes over the connections that the kernel's own tracking (nf_con
 their translations. Remove the rules of iptables soon: of a connection that is busy while both
 translate, answers may get lost.
 
+With --drop-revoked the first packet of each connection is judged anew, as the new policy would judge
+it, on the way that it would take now. Connections that are refused are cut: what still comes of them
+is INVALID, and opens nothing. If it depends on what is not known of that packet any more (its length,
+its mark, a limit's credit, and the like), the connection is kept, and counted. Connections that a
+policy on trial has cut go on if it is not confirmed.
+
 Examples:
   fwbpf load /etc/iptables/rules.v4 /etc/iptables/rules.v6
   fwbpf load policy.toml
@@ -381,6 +387,9 @@ pub struct Load {
     /// Do not take over the connections that the kernel's own tracking knows, on a first load
     #[arg(long)]
     pub no_import: bool,
+    /// Cut the connections that the new policy would not let begin
+    #[arg(long)]
+    pub drop_revoked: bool,
     /// Bring back what was before, unless `fwbpf confirm` is run within so many seconds
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=86_400))]
     pub trial: Option<u32>,

@@ -3,11 +3,13 @@
 //! Everything is read through rtnetlink, never from /sys, because a process that entered a network
 //! namespace still sees the /sys of the namespace that mounted it.
 
+use std::collections::{BTreeSet, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 use futures_util::TryStreamExt as _;
 use fw_common::abi::device::address_kind;
+use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::{
     AddressAttribute, AddressFlags, AddressMessage, AddressScope,
@@ -353,6 +355,46 @@ fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
         device: device.unwrap_or_default(),
         kind,
     })
+}
+
+/// By which interface the kernel sends packets to each of these addresses; one that it has no way to
+/// is left out.
+pub fn routes(addresses: impl IntoIterator<Item = IpAddr>) -> Result<HashMap<IpAddr, u32>> {
+    let addresses: BTreeSet<IpAddr> = addresses.into_iter().collect();
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the netlink runtime")?
+        .block_on(async {
+            let (connection, handle, _) =
+                rtnetlink::new_connection().context("cannot open a netlink socket")?;
+            let connection = tokio::spawn(connection);
+            let mut routes = HashMap::new();
+            for address in addresses {
+                let query = match address {
+                    IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
+                        .destination_prefix(address, 32)
+                        .build(),
+                    IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
+                        .destination_prefix(address, 128)
+                        .build(),
+                };
+                let mut answers = Box::pin(handle.route().get(query).execute());
+                // "Unreachable" is an error, too.
+                if let Ok(Some(route)) = answers.try_next().await {
+                    let index = route
+                        .attributes
+                        .iter()
+                        .find_map(|attribute| match attribute {
+                            RouteAttribute::Oif(index) => Some(*index),
+                            _ => None,
+                        });
+                    routes.extend(index.map(|index| (address, index)));
+                }
+            }
+            connection.abort();
+            Ok(routes)
+        })
 }
 
 #[cfg(test)]

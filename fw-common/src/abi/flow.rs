@@ -261,6 +261,10 @@ impl Flow {
     /// An alias of no flow yet: what a packet on its way was translated to
     /// (`datapath::transit`).
     pub const TENTATIVE: u32 = 1 << 10;
+    /// A policy would not let it begin, and has cut it: beside [`Flow::DYING`], so that it is absent; but
+    /// until its time is over, answers that still come belong to no flow and open none, and no segment
+    /// picks it up in the middle.
+    pub const REVOKED: u32 = 1 << 11;
     /// Either end is translated, so that there is an alias.
     pub const TRANSLATED: u32 = Self::SNAT | Self::DNAT;
 

@@ -114,8 +114,18 @@ pub const PROGRAM_INGRESS: &str = "fwbpf_ingress";
 pub const PROGRAM_EGRESS: &str = "fwbpf_egress";
 /// XDP early drop.
 pub const PROGRAM_XDP: &str = "fwbpf_xdp";
-/// Run by user space only: deletes flows that are still expired when it looks, and changes lists.
+/// Run by user space only: deletes flows that are still expired when it looks, cuts flows, and changes
+/// lists.
 pub const PROGRAM_SWEEP: &str = "fwbpf_sweep";
+
+/// What [`PROGRAM_SWEEP`] does with a flow: it deletes one whose time is over.
+pub const SWEEP_EXPIRED: u8 = 0;
+/// It deletes the flow, whatever its time.
+pub const SWEEP_ANY: u8 = 1;
+/// It cuts the flow ([`super::flow::Flow::REVOKED`]).
+pub const SWEEP_REVOKE: u8 = 2;
+/// It has a flow go on that was cut.
+pub const SWEEP_RESTORE: u8 = 3;
 
 /// The mark of a frame with which [`PROGRAM_SWEEP`] changes a list instead of a flow.
 pub const SWEEP_LISTS: u32 = 1;

@@ -2,10 +2,13 @@
 //! netfilter's (`nf_conntrack_in`, net/netfilter/nf_conntrack_core.c).
 
 mod errors;
+mod find;
 mod tracked;
 
 pub use errors::{about, attach};
 pub(super) use errors::{is_about_transit, mirror};
+use find::find_second;
+pub use find::{Aliases, Found, find};
 pub use tracked::{
     NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, NOTE_TRANSIT, Tracked, nat_labels,
 };
@@ -17,144 +20,12 @@ use super::packet::Packet;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::Tables;
-use super::tcp::{self, Segment};
+use super::tcp::{self, Segment, flag};
 use super::tuple::Lookup;
 use super::window::{option, read_options};
 use crate::abi::blob::{HeaderFields, TIMEOUTS, Timeout};
 use crate::abi::ct;
 use crate::abi::flow::{Flow, FlowKey};
-use crate::abi::stat::Stat;
-
-/// What [`find`] found.
-///
-/// Its only niche is the reference at offset 0: the kernel refuses BTF in which the discriminant of
-/// an `Option` lies anywhere else ("Invalid member bits_offset"). So are the other types that
-/// functions of their own pass in an `Option`.
-#[repr(C)]
-pub struct Found<'t> {
-    /// The flow.
-    pub flow: &'t Flow,
-    /// Its own key, if the packet bears its alias.
-    pub alias_of: Option<&'t FlowKey>,
-    direction: u8,
-}
-
-impl Found<'_> {
-    /// Whether the packet goes against the direction of the one that opened the flow.
-    #[inline(always)]
-    pub fn is_reply(&self) -> bool {
-        self.direction != 0
-    }
-}
-
-/// Whether names of translated flows are looked up: only where they can occur, at ingress, and
-/// only if the family has a nat table.
-pub type Aliases = bool;
-
-/// The live flow that a tuple belongs to.
-#[inline(never)]
-pub fn find<'t, T: Tables>(
-    tables: &'t T,
-    lookup: &mut Lookup,
-    aliases: Aliases,
-    now: u64,
-) -> Option<Found<'t>> {
-    let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
-    let Some(flow) = tables.flow(&lookup.key) else {
-        // The second may outlive the first.
-        return find_second(tables, lookup, from_low, aliases, now);
-    };
-    if !flow.is_alias() {
-        let direction = direction(tables, &lookup.key, flow, from_low, now);
-        // Replies to a translated flow bear its alias. Under the opener's own address they are
-        // another flow's, except after the translation, where aliases are not looked up.
-        let other = aliases && direction == 1 && flow.status.get() & Flow::TRANSLATED != 0;
-        // The second may outlive the first, which is over but waits for its last packet to leave.
-        if !other && direction != NO_FLOW {
-            return Some(Found {
-                flow,
-                alias_of: None,
-                direction,
-            });
-        }
-    } else if aliases && goes_back(&lookup.key, flow, from_low) {
-        return replying(tables, flow, now);
-    }
-    find_second(tables, lookup, from_low, aliases, now)
-}
-
-/// The flow that an alias leads to, which the packet goes against.
-#[inline(always)]
-fn replying<'t, T: Tables>(tables: &'t T, alias: &'t Flow, now: u64) -> Option<Found<'t>> {
-    let flow = tables.flow(&alias.other)?;
-    let direction = direction(tables, &alias.other, flow, true, now);
-    (direction != NO_FLOW).then_some(Found {
-        flow,
-        alias_of: Some(&alias.other),
-        direction: 1,
-    })
-}
-
-/// Whether a packet under an alias is a reply. One whose two endpoints are the same is: what the
-/// alias's flow sends gets that name only after it was found.
-#[inline(always)]
-fn goes_back(key: &FlowKey, alias: &Flow, from_low: bool) -> bool {
-    (alias.status.get() & Flow::LOW_OPENED != 0) != from_low || key.is_to_itself()
-}
-
-/// The flow of the second name: the first one's goes the other way, or is over.
-#[inline(never)]
-fn find_second<'t, T: Tables>(
-    tables: &'t T,
-    lookup: &mut Lookup,
-    from_low: bool,
-    aliases: Aliases,
-    now: u64,
-) -> Option<Found<'t>> {
-    lookup.key.kind = FlowKey::SECOND;
-    let flow = tables.flow(&lookup.key)?;
-    if flow.is_alias() {
-        if !aliases || !goes_back(&lookup.key, flow, from_low) {
-            return None;
-        }
-        return replying(tables, flow, now);
-    }
-    let direction = direction(tables, &lookup.key, flow, from_low, now);
-    // As under the first name: replies to a translated flow bear its alias.
-    if aliases && direction == 1 && flow.status.get() & Flow::TRANSLATED != 0 {
-        return None;
-    }
-    (direction != NO_FLOW).then_some(Found {
-        flow,
-        alias_of: None,
-        direction,
-    })
-}
-
-/// 0 or 1: the packet's direction; [`NO_FLOW`] if the flow is past its time, which ends it.
-#[inline(always)]
-fn direction<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, from_low: bool, now: u64) -> u8 {
-    let status = flow.status.get();
-    if status & Flow::DYING != 0 {
-        return NO_FLOW;
-    }
-    if flow.expires.get() < now {
-        tables.count(Stat::Expired);
-        flow.status.set(status | Flow::DYING);
-        // Here is too little stack left to unlink it. Whoever needs its name
-        // does that, or the sweep.
-        if !has_links(status) {
-            remove(tables, key, flow);
-        }
-        return NO_FLOW;
-    }
-    if key.is_to_itself() && status & Flow::TRANSLATED == 0 {
-        // Both directions of a flow from an endpoint to itself look the same; netfilter finds the
-        // reply, which it hashed last.
-        return 1;
-    }
-    ((status & Flow::LOW_OPENED != 0) != from_low) as u8
-}
 
 /// Removes a flow and its alias. (Inlined, as what it calls is at the bottom of the stack.)
 #[inline(always)]
@@ -210,13 +81,15 @@ pub fn track<P: Packet, T: Tables>(
         Icmp::No | Icmp::Request | Icmp::Reply => {}
     }
     scratch.lookup.tuple.set(&scratch.headers);
+    scratch.lookup.revoked = 0;
     if scratch.headers.key.protocol as u8 == protocol::TCP {
         return track_tcp(packet, tables, scratch, aliases);
     }
     let now = tables.now();
     let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
-        // An answer that nobody asked for does not open a flow.
-        if scratch.headers.icmp as u8 == Icmp::Reply as u8 {
+        // An answer that nobody asked for does not open a flow, nor does one in a flow that is cut.
+        if scratch.headers.icmp as u8 == Icmp::Reply as u8 || scratch.lookup.revoked == Lookup::BACK
+        {
             scratch.tracked.set_without_flow(ct::INVALID);
         } else {
             scratch.tracked.set_opening();
@@ -325,7 +198,9 @@ fn track_tcp<P: Packet, T: Tables>(
             }
         }
     }
-    if scratch.segment.opens() {
+    // What is cut is not picked up in the middle.
+    let cut = scratch.lookup.revoked != 0 && scratch.segment.flags & flag::SYN == 0;
+    if scratch.segment.opens() && !cut {
         scratch.tracked.set_opening();
     } else {
         scratch.tracked.set_without_flow(ct::INVALID);
@@ -347,7 +222,7 @@ pub fn sack_permitted(found: &Found<'_>) -> bool {
 /// Windows of a flow with fragmented segments are not held against anybody from now on: how long a
 /// segment is, only its last fragment tells, while netfilter puts it together before it looks.
 #[inline(always)]
-fn be_liberal(flow: &Flow) {
+pub fn be_liberal(flow: &Flow) {
     flow.sent[0].add_flags(option::LIBERAL);
     flow.sent[1].add_flags(option::LIBERAL);
 }

@@ -105,9 +105,12 @@ impl Stage for SendOn {
             return IN_FLOW;
         }
         scratch.lookup.tuple.set(&scratch.headers);
+        scratch.lookup.revoked = 0;
         let now = tables.now();
         let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
-            return STRANGER;
+            // Of one that is cut, the tc programs know what to make.
+            let cut = scratch.lookup.revoked != 0;
+            return if cut { IN_FLOW } else { STRANGER };
         };
         if is_tcp {
             read_options(packet, tables, scratch, sack_permitted(&found));

@@ -115,9 +115,17 @@ pub struct Lookup {
     pub tuple: Tuple,
     /// Its key, of the kind looked up last.
     pub key: FlowKey,
+    /// A flow was met that is cut ([`crate::abi::flow::Flow::REVOKED`]): [`Lookup::FORTH`] or
+    /// [`Lookup::BACK`]. Whoever asks for it makes it 0 before.
+    pub revoked: u32,
 }
 
 impl Lookup {
+    /// The tuple is that of its opener.
+    pub const FORTH: u32 = 1;
+    /// The tuple is that of an answer.
+    pub const BACK: u32 = 2;
+
     /// Whether the tuple's source is the key's lower endpoint.
     #[inline(always)]
     pub fn is_from_low(&self) -> bool {

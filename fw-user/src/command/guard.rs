@@ -1,16 +1,19 @@
 //! `fwbpf guard`, which only `load --trial` starts, while it holds the lock: it brings back what was
 //! before a trial that nobody confirms.
 
+use std::collections::HashSet;
 use std::io::Write as _;
 use std::os::unix::net::UnixDatagram;
 use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow};
+use fw_common::abi::flow::FlowKey;
 use rustix::process::{getpid, setsid};
 
 use super::Failure;
 use super::load::{Starts, Terms, enforce_over};
+use super::revoked;
 use super::running::{Predecessor, Running};
 use super::trial::{ARMED, Trial};
 use crate::compile::{Draft, Known};
@@ -108,8 +111,8 @@ fn generation(state: &StateDir) -> Result<Option<u32>> {
 enum WayBack {
     /// Nothing.
     Unload,
-    /// A policy, with what its rules had counted.
-    Policy(Box<(Policy, Terms)>),
+    /// A policy, with what its rules had counted, and the connections that were cut already.
+    Policy(Box<(Policy, Terms, HashSet<FlowKey>)>),
 }
 
 impl WayBack {
@@ -132,8 +135,10 @@ impl WayBack {
             hook: Hook::Auto,
             trial: None,
             import: false,
+            drop_revoked: false,
         };
-        Ok(Self::Policy(Box::new((running.meta.policy, terms))))
+        let cut = revoked::cut(state)?;
+        Ok(Self::Policy(Box::new((running.meta.policy, terms, cut))))
     }
 
     fn name(&self) -> &'static str {
@@ -150,7 +155,7 @@ impl WayBack {
                 state.remove()
             }
             Self::Policy(before) => {
-                let (policy, terms) = &**before;
+                let (policy, terms, cut) = &**before;
                 let running = Predecessor::find(state)?;
                 let mut policy = policy.clone();
                 let nothing = Known::default();
@@ -158,7 +163,9 @@ impl WayBack {
                 sets::place(&mut policy.sets, &known.sets);
                 lists::place(&mut policy.lists, &known.lists);
                 let draft = Draft::of(&policy).map_err(|limit| anyhow!("{limit}"))?;
-                enforce_over(state, lock, running, &policy, draft, terms).map(drop)
+                enforce_over(state, lock, running, &policy, draft, terms)?;
+                // What the policy on trial has cut goes on.
+                revoked::restore(state, cut)
             }
         }
     }

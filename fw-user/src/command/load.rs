@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::output::Output;
+use super::revoked::{Revoked, cut_revoked};
 use super::running::Predecessor;
 use super::source;
 use super::trial::Trial;
@@ -52,6 +53,8 @@ pub struct Outcome {
     pub missing: Vec<InterfacePattern>,
     /// What was taken over from the kernel's tracking; nothing if it tracked nothing.
     pub import: Option<Import>,
+    /// What became of the connections that the policy would not let begin; nothing if that was not asked.
+    pub revoked: Option<Revoked>,
     /// What did not go as it should, though the policy is in force.
     pub problems: Vec<String>,
     /// If the policy is on trial: for how many seconds.
@@ -73,6 +76,8 @@ pub struct Terms {
     pub trial: Option<Duration>,
     /// A first policy takes over what the kernel tracks.
     pub import: bool,
+    /// Connections that the policy would not let begin are cut.
+    pub drop_revoked: bool,
 }
 
 /// What counters start with. Packets and bytes, in the order of [`Policy::counter_ids`].
@@ -101,6 +106,7 @@ impl Terms {
                 .trial
                 .map(|seconds| Duration::from_secs(seconds.into())),
             import: !arguments.no_import,
+            drop_revoked: arguments.drop_revoked,
         }
     }
 }
@@ -286,6 +292,11 @@ pub fn enforce_over(
     state.set_fact(Fact::Xdp, options.xdp.name())?;
     state.set_fact(Fact::FastPath, options.fast_path.name())?;
     Places::make(state, &host, options.fast_path, via)?.apply(&mut maps)?;
+    let revoked = options
+        .drop_revoked
+        .then(|| cut_revoked(state, &host))
+        .transpose()
+        .context("the new policy is in force, but not all connections were judged by it")?;
 
     let fits = |pattern: &&InterfacePattern| {
         !host
@@ -303,6 +314,7 @@ pub fn enforce_over(
         lacking: probe::lacking(),
         interfaces,
         import,
+        revoked,
         problems,
         trial_seconds: options.trial.map(|period| period.as_secs()),
     })
@@ -449,6 +461,17 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
             "{} connections were taken over from the kernel's tracking.",
             import.taken
         ))?;
+    }
+    if let Some(Revoked { cut, undecided }) = outcome.revoked {
+        output.line(format_args!(
+            "{cut} connections were cut that this policy would not let begin."
+        ))?;
+        if undecided > 0 {
+            output.line(format_args!(
+                "{undecided} connections were kept of which that is not certain: it depends on rules \
+                 that ask what is not known any more."
+            ))?;
+        }
     }
     let Some(seconds) = outcome.trial_seconds else {
         return Ok(());

@@ -5,6 +5,7 @@
 
 mod machine;
 mod packet;
+mod revoked;
 mod text;
 mod walk;
 
@@ -16,6 +17,7 @@ use crate::policy::TableName;
 use crate::policy::model::Family;
 
 pub use machine::Machine;
+pub use revoked::{Judge, Opinion};
 pub use walk::explain;
 
 /// The packet asked about.

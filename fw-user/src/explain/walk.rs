@@ -41,7 +41,7 @@ pub fn explain(machine: &Machine, question: &Question) -> Result<Explanation, Ex
 }
 
 /// The hooks that a packet passes.
-enum Way {
+pub(super) enum Way {
     In {
         by: HostDevice,
         then: Option<HostDevice>,
@@ -52,7 +52,7 @@ enum Way {
 }
 
 impl Way {
-    fn of(tables: &HostTables, question: &Question) -> Result<Self, ExplainError> {
+    pub(super) fn of(tables: &HostTables, question: &Question) -> Result<Self, ExplainError> {
         let device = |name: &Option<String>| match name {
             None => Ok(None),
             Some(name) => match tables.host().device(name) {
@@ -69,7 +69,7 @@ impl Way {
     }
 
     /// The device that the packet meets first.
-    fn first(&self) -> &HostDevice {
+    pub(super) fn first(&self) -> &HostDevice {
         match self {
             Self::In { by, .. } | Self::Out { by } => by,
         }

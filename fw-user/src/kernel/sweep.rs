@@ -28,12 +28,22 @@ impl Sweeper {
 
     /// Deletes a flow if it is past its time; whether it did.
     pub fn sweep(&self, key: &FlowKey) -> Result<bool> {
-        self.run(key, false)
+        self.run(key, maps::SWEEP_EXPIRED)
     }
 
     /// Deletes a flow, whatever its time.
     pub fn end(&self, key: &FlowKey) -> Result<bool> {
-        self.run(key, true)
+        self.run(key, maps::SWEEP_ANY)
+    }
+
+    /// Cuts a flow ([`fw_common::abi::flow::Flow::REVOKED`]); whether it lived.
+    pub fn revoke(&self, key: &FlowKey) -> Result<bool> {
+        self.run(key, maps::SWEEP_REVOKE)
+    }
+
+    /// Has a flow go on that was cut, if nothing has taken its place.
+    pub fn restore(&self, key: &FlowKey) -> Result<bool> {
+        self.run(key, maps::SWEEP_RESTORE)
     }
 
     /// Changes a list of recent addresses: 1 if the address was there, 0 if not, something else if
@@ -52,8 +62,8 @@ impl Sweeper {
         self.test(&frame, maps::SWEEP_LISTS)
     }
 
-    fn run(&self, key: &FlowKey, forced: bool) -> Result<bool> {
-        Ok(self.test(&frame(key, forced), 0)? == 1)
+    fn run(&self, key: &FlowKey, what: u8) -> Result<bool> {
+        Ok(self.test(&frame(key, what), 0)? == 1)
     }
 
     fn test(&self, frame: &[u8], mark: u32) -> Result<u32> {
@@ -74,9 +84,9 @@ impl Sweeper {
     }
 }
 
-/// The frame that `fwbpf_sweep` expects: the key as it lies in memory, then whether to delete the
-/// flow although its time has not come; padded to what the kernel takes for a frame.
-fn frame(key: &FlowKey, forced: bool) -> [u8; 128] {
+/// The frame that `fwbpf_sweep` expects: the key as it lies in memory, then what to do with the flow;
+/// padded to what the kernel takes for a frame.
+fn frame(key: &FlowKey, what: u8) -> [u8; 128] {
     let mut frame = [0; 128];
     let words = key.low.iter().chain(&key.high).copied();
     for (place, word) in frame.chunks_exact_mut(4).zip(words) {
@@ -85,7 +95,7 @@ fn frame(key: &FlowKey, forced: bool) -> [u8; 128] {
     frame[32..34].copy_from_slice(&key.low_port.to_ne_bytes());
     frame[34..36].copy_from_slice(&key.high_port.to_ne_bytes());
     frame[36..40].copy_from_slice(&[key.protocol, key.kind, key.family, 0]);
-    frame[40] = u8::from(forced);
+    frame[40] = what;
     frame
 }
 
@@ -134,7 +144,7 @@ mod tests {
             family: 1,
             reserved: 0,
         };
-        let frame = frame(&key, true);
+        let frame = frame(&key, maps::SWEEP_ANY);
         assert_eq!(frame[28..32], 0x0102_0304_u32.to_ne_bytes());
         assert_eq!(frame[32..34], 0x1122_u16.to_ne_bytes());
         assert_eq!(frame[36..41], [6, 1, 1, 0, 1]);

@@ -304,6 +304,17 @@ impl HostTables {
         }
     }
 
+    /// Forgets what packets left: flows, fragments, what limits counted and what was said.
+    pub fn forget_packets(&self) {
+        for tiers in &self.tiers {
+            tiers.confirmed.borrow_mut().clear();
+            tiers.embryos.borrow_mut().clear();
+        }
+        self.fragments.borrow_mut().clear();
+        self.limits.borrow_mut().clear();
+        self.events.borrow_mut().clear();
+    }
+
     /// The same machine with the same policy and flows, to try something out on.
     #[must_use]
     pub fn fork(&self) -> Self {

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader};
 use fw_common::abi::ct;
+use fw_common::abi::flow::Flow;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tcp::flag;
 use fw_common::datapath::{Verdict, egress, ingress};
@@ -233,6 +234,59 @@ fn resets_of_half_open_connections_are_held_against_the_window() {
         tcp(to, [40000, 80], reset, [101 + 2000, 5901], 0),
     );
     assert_eq!(machine.label().0, ct::INVALID);
+}
+
+/// What a policy has cut is absent: what its opener sends is judged as if it was new, a SYN makes room for
+/// a new connection, and nothing else is taken for the beginning of one.
+#[test]
+fn what_is_cut_is_not_picked_up_again() {
+    for translated in ["", "-A POSTROUTING -o eth1 -j MASQUERADE"] {
+        let mut machine = Machine::with(Family::Ipv4, translated);
+        let outer = if translated.is_empty() {
+            "192.0.2.7"
+        } else {
+            SERVER4
+        };
+        let (to, back) = (["192.0.2.7", "203.0.113.9"], ["203.0.113.9", outer]);
+        machine.forward(ETH0, ETH1, udp(to, [5000, 53]));
+        machine.forward(ETH1, ETH0, udp(back, [53, 5000]));
+        machine.forward(ETH0, ETH1, udp(to, [5000, 53]));
+        let syn = |number| tcp(to, [40000, 80], flag::SYN, [number, 0], 0);
+        machine.forward(ETH0, ETH1, syn(100));
+        let both = flag::SYN | flag::ACK;
+        machine.forward(ETH1, ETH0, tcp(back, [80, 40000], both, [500, 101], 0));
+        machine.forward(ETH0, ETH1, tcp(to, [40000, 80], flag::ACK, [101, 501], 0));
+        for (key, held) in &machine.tables.state().flows {
+            let status = held.flow.status.get();
+            if status & Flow::ALIAS == 0 {
+                held.flow.status.set(status | Flow::DYING | Flow::REVOKED);
+                machine.tables.put_flow(key, &held.flow, held.embryo);
+            }
+        }
+        let mut label = |device, bytes| {
+            machine.arrive(device, frame(bytes));
+            machine.label().0
+        };
+        assert_eq!(label(ETH1, udp(back, [53, 5000])), ct::INVALID);
+        assert_eq!(label(ETH0, udp(to, [5000, 53])), ct::NEW);
+        let later = |way, ports, numbers| tcp(way, ports, flag::ACK, numbers, 9);
+        assert_eq!(
+            label(ETH1, later(back, [80, 40000], [501, 101])),
+            ct::INVALID
+        );
+        assert_eq!(label(ETH0, later(to, [40000, 80], [101, 501])), ct::INVALID);
+        assert_eq!(
+            label(ETH1, later(back, [80, 40000], [501, 101])),
+            ct::INVALID
+        );
+        let fin = tcp(back, [80, 40000], flag::RST | flag::ACK, [501, 101], 0);
+        assert_eq!(label(ETH1, fin), ct::INVALID);
+        // One that begins anew.
+        machine.forward(ETH0, ETH1, syn(9000));
+        assert_eq!(machine.label().0 & ct::NEW, ct::NEW);
+        machine.forward(ETH1, ETH0, tcp(back, [80, 40000], both, [7000, 9001], 0));
+        assert_eq!(machine.label().0 & ct::ESTABLISHED, ct::ESTABLISHED);
+    }
 }
 
 /// The quoted packet's destination is the redirect's third part (RFC 4861 4.5).
