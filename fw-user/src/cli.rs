@@ -417,8 +417,9 @@ pub struct Confirm {
 #[derive(Clone, Debug, Args)]
 #[command(after_help = "\
 Besides errors it warns of rules that can never match, services open on one IP version only, IPv6
-without neighbour discovery, a policy that would cut the SSH connection it is run from, and
-containers that are open to the whole network.
+without neighbour discovery, replies, loopback and ICMP errors that nothing lets in, limits that
+limit nothing, a policy that would cut the SSH connection it is run from, and containers that are
+open to the whole network.
 
 Example:
   fwbpf check --strict rules.v4 rules.v6")]

@@ -85,8 +85,6 @@ fn base_chain(
 ) -> impl Strategy<Value = Chain> {
     let rules = vec(rule(family, table, Place::Base(name)), 0..6);
     (rules, any::<bool>(), counters()).prop_map(move |(rules, accept, counters)| {
-        // The table nat has no policy DROP.
-        let accept = accept || table == TableName::Nat;
         let policy = ChainPolicy {
             accept,
             counters: Some(counters),

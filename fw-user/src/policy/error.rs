@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use indexmap::IndexMap;
 use miette::{Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource};
 use serde::Serialize;
 
@@ -90,7 +91,8 @@ pub struct PolicyErrors {
 }
 
 impl PolicyErrors {
-    /// The errors as people read them: each with its line and a mark under the word.
+    /// The errors as people read them: each with its line and a mark under the word. What is the
+    /// matter with several lines is said once.
     pub fn render(&self, colours: bool) -> String {
         let theme = if colours {
             GraphicalTheme::unicode()
@@ -101,11 +103,51 @@ impl PolicyErrors {
             .with_links(false)
             .with_width(100);
         let mut text = String::new();
+        let mut alike: IndexMap<_, Vec<&PolicyError>> = IndexMap::new();
         for error in &self.errors {
+            let what = (error.code, &error.message, &error.expected, &error.help);
+            let sort = (&error.file, what);
+            // Two places of one line have a mark each.
+            let beside = |group: &Vec<&PolicyError>| group[0].line == error.line;
+            let column = alike
+                .get(&(sort, 0))
+                .is_some_and(beside)
+                .then_some(error.column);
+            alike
+                .entry((sort, column.unwrap_or(0)))
+                .or_default()
+                .push(error);
+        }
+        for errors in alike.into_values() {
+            let [first, others @ ..] = errors.as_slice() else {
+                continue;
+            };
             // Writing to a String cannot fail.
-            let _ = handler.render_report(&mut text, error);
+            let _ = if others.is_empty() {
+                handler.render_report(&mut text, *first)
+            } else {
+                let mut first = (*first).clone();
+                let said = first
+                    .help
+                    .map_or_else(String::new, |help| format!("{help}\n"));
+                first.help = Some(said + &lines_of(others));
+                handler.render_report(&mut text, &first)
+            };
         }
         text
+    }
+}
+
+/// `the same in the lines 7, 9 and 12`, of which there may be thousands.
+fn lines_of(errors: &[&PolicyError]) -> String {
+    const NAMED: usize = 8;
+    let mut lines: Vec<_> = errors.iter().map(|error| error.line).collect();
+    lines.dedup();
+    let named: Vec<_> = lines.iter().take(NAMED).map(u32::to_string).collect();
+    match (named.as_slice(), lines.len().saturating_sub(NAMED)) {
+        ([line], _) => format!("the same in line {line}"),
+        ([first @ .., last], 0) => format!("the same in the lines {} and {last}", first.join(", ")),
+        (all, more) => format!("the same in the lines {} and {more} more", all.join(", ")),
     }
 }
 

@@ -3,8 +3,10 @@
 mod containers;
 mod covers;
 mod families;
+mod limits;
 mod owners;
 mod reach;
+mod replies;
 mod routes;
 mod ssh;
 
@@ -32,6 +34,8 @@ pub fn lint(policy: &Policy, context: &LintContext) -> Vec<Warning> {
     };
     reach::lint(&mut findings);
     families::lint(&mut findings);
+    replies::lint(&mut findings);
+    limits::lint(&mut findings);
     containers::lint(&mut findings);
     owners::lint(&mut findings);
     routes::lint(&mut findings);

@@ -170,6 +170,9 @@ fn open_input(table: &Table) -> bool {
 }
 
 fn neighbour_discovery(findings: &mut Findings<'_>, table: &Table) {
+    if super::replies::is_shut(table, "INPUT") {
+        return;
+    }
     for (name, hears) in [("INPUT", "cannot hear"), ("OUTPUT", "cannot send")] {
         let Some(chain) = table.chain(name) else {
             continue;

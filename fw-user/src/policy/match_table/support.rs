@@ -75,8 +75,7 @@ is never skipped silently.
 
 | what | works | |
 | --- | --- | --- |
-| `*filter`, `*nat` | yes | Built-in chains with their policies, and chains of one's own. |
-| `*raw`, `*mangle`, `*security` | partly | Taken when they hold no rules and only ACCEPT policies. |
+| `*filter`, `*nat`, `*mangle`, `*raw`, `*security` | yes | Built-in chains with their policies, and chains of one's own. |
 | `:CHAIN POLICY [packets:bytes]`, `[packets:bytes] -A ...` | yes | The counters are read and checked. |
 | `-A`, `-I`, `-N`, `-P`, `-F`, `-X`, `-Z` | yes | |
 | `-D`, `-R`, `-C`, `-E`, `-L`, `-S` | no | Write the chain as it shall be. |
@@ -86,6 +85,6 @@ is never skipped silently.
 | `-p` | yes | Names, numbers, `all`. |
 | `-f` | yes | IPv4: never holds, and `! -f` always, as datagrams are put together before rules see them. |
 | `-j CHAIN`, `-g CHAIN` | yes | |
-| `!` | yes | Before the option, where iptables takes it. |
-| policy DROP in `*nat` | no | Drop in the filter table. |
+| `!` | yes | Before the option, where iptables takes it; behind it, as iptables before 1.4.3 wrote it, with a warning, or refused with `--strict`. |
+| policy DROP in `*nat` | yes | Of the packets that open connections, as only they meet the table. |
 ";

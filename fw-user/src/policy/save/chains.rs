@@ -3,7 +3,6 @@
 use super::lexer::Line;
 use super::{FileReader, Open, is_builtin_anywhere};
 use crate::policy::error::{Problem, nearest};
-use crate::policy::ids::TableName;
 use crate::policy::match_table::find_target;
 use crate::policy::model::{ChainPolicy, Counters};
 use crate::policy::source::Span;
@@ -19,7 +18,7 @@ impl FileReader<'_, '_> {
             }
         };
         let mut parts = text[1..].split([' ', '\t']).filter(|part| !part.is_empty());
-        let (name, policy, counters) = (parts.next(), parts.next(), parts.next());
+        let (name, policy) = (parts.next(), parts.next());
         if matches!(self.open, Open::None) && !self.outside(span) {
             return;
         }
@@ -35,6 +34,37 @@ impl FileReader<'_, '_> {
             );
         };
         let name_span = offset(name);
+        let own = !builder.is_builtin(name);
+        if policy == "-" {
+            // iptables-restore reads no further.
+            let rest = parts
+                .next()
+                .map(|first| (first, brackets(first), parts.next()));
+            if let Some((first, counters, more)) = rest
+                && (counters.is_none() || more.is_some())
+            {
+                let ignored = if counters.is_none() {
+                    Some(first)
+                } else {
+                    more
+                };
+                let ignored = ignored.unwrap_or(first);
+                self.report.warn(
+                    "ignored-word",
+                    offset(ignored),
+                    format!("`{ignored}` is ignored: the `-` before it says that `{name}` has no policy of its own"),
+                    Some(format!("write `:{name} - [0:0]`")),
+                );
+            }
+            if own {
+                self.declare_own_chain(name, name_span);
+            }
+            return;
+        }
+        let counters = parts.next();
+        if own {
+            return self.policy_of_no_builtin(name, policy, name_span, offset(policy));
+        }
         let counters = match counters.map(|text| (text, brackets(text))) {
             None => None,
             Some((_, Some(counters))) => Some(counters),
@@ -59,31 +89,29 @@ impl FileReader<'_, '_> {
                 .expected("the end of the line"),
             );
         }
-        if !builder.is_builtin(name) {
-            if builder.has_chain(name) {
-                return self.report.error(
-                    Problem::wrong(
-                        "chain-exists",
-                        name_span,
-                        format!("the chain `{name}` exists already"),
-                    )
-                    .expected("a new name"),
-                );
-            }
-            if policy != "-" {
-                return self.policy_of_no_builtin(name, policy, name_span, offset(policy));
-            }
-            if let Err(problem) = chain_name(name, name_span) {
-                return self.report.error(problem);
-            }
-            builder.add_chain(name);
-            return;
-        }
-        if policy == "-" {
-            return;
-        }
         let policy_span = offset(policy);
         self.set_policy(name, policy, policy_span, counters);
+    }
+
+    /// `:CHAIN -` of a chain of one's own.
+    fn declare_own_chain(&mut self, name: &str, span: Span) {
+        let Open::Known(builder, _) = &mut self.open else {
+            return;
+        };
+        if builder.has_chain(name) {
+            return self.report.error(
+                Problem::wrong(
+                    "chain-exists",
+                    span,
+                    format!("the chain `{name}` exists already"),
+                )
+                .expected("a new name"),
+            );
+        }
+        match chain_name(name, span) {
+            Ok(()) => builder.add_chain(name),
+            Err(problem) => self.report.error(problem),
+        }
     }
 
     /// `:FORWARD ACCEPT` in nat: the chain is built in elsewhere. Without rules it means nothing.
@@ -127,7 +155,25 @@ impl FileReader<'_, '_> {
             )),
             None => problem.help(format!("write `:{name} - [0:0]`")),
         };
-        self.report.error(problem);
+        let forgotten = brackets(policy).is_some();
+        if !forgotten
+            || !self
+                .report
+                .lenient(problem.clone(), "the chain is declared")
+        {
+            if !forgotten {
+                self.report.error(problem);
+            }
+            // Rules for the chain are not wrong for this.
+            let Open::Known(builder, _) = &mut self.open else {
+                return;
+            };
+            if chain_name(name, name_span).is_ok() && !builder.has_chain(name) {
+                builder.add_chain(name);
+            }
+            return;
+        }
+        self.declare_own_chain(name, name_span);
     }
 
     pub(super) fn set_policy(
@@ -168,17 +214,6 @@ impl FileReader<'_, '_> {
                 meant == "ACCEPT"
             }
         };
-        if !accept && builder.name == TableName::Nat {
-            return self.report.error(
-                Problem::unsupported(
-                    "nat-policy",
-                    span,
-                    "the policy DROP in the table nat is not supported",
-                )
-                .expected("ACCEPT")
-                .help("drop packets in the filter table"),
-            );
-        }
         let origin = Some(self.report.origin(span));
         builder.set_policy(
             name,

@@ -87,7 +87,7 @@ struct FileReader<'r, 'f> {
     uncommitted: Vec<TableName>,
     /// Whether carriage returns have been reported.
     returns: bool,
-    /// Whether lines outside of any table have been reported.
+    /// Whether lines outside of any table have been refused.
     outside: bool,
 }
 
@@ -243,7 +243,6 @@ impl FileReader<'_, '_> {
             .expected("a line such as `*filter` before it")
             .help("rules stand between a `*TABLE` line and COMMIT, as iptables-save writes them");
         if self.done.is_empty() && !self.outside {
-            self.outside = true;
             if self
                 .report
                 .lenient(problem, "the table filter is taken to begin here")
@@ -252,6 +251,7 @@ impl FileReader<'_, '_> {
                 self.open = Open::Known(filter, span);
                 return true;
             }
+            self.outside = true;
         } else if !std::mem::replace(&mut self.outside, true) {
             let problem = problem.help("put it before the COMMIT of its table");
             self.report.error(problem);

@@ -50,15 +50,56 @@ pub(super) fn explain(report: &mut Report<'_>, errors_before: usize, line: Line<
         );
         return;
     }
+    if is_no_rule(line.text) && report.errors.len() > errors_before {
+        report.errors.truncate(errors_before);
+        let problem = Problem::wrong("no-rule", line.span(), "the line is not a rule");
+        let problem = problem.expected("a line that begins with `-`, `*`, `:` or `#`, or COMMIT");
+        return report.error(problem.help(if line.text.contains("iptables-save") {
+            "leave out what the terminal showed before the rules"
+        } else {
+            "put a `#` before what is meant for people"
+        }));
+    }
     for error in report.errors.iter_mut().skip(errors_before) {
-        if is_placeholder(&error.found) {
-            error.help = Some(format!("put a value in the place of `{}`", error.found));
+        if ["bad-port", "bad-address"].contains(&error.code) && error.found.starts_with("-") {
+            error.help = Some(format!("a value is missing before `{}`", error.found));
+        }
+        let value = bracketed(line.text, &error.found);
+        if is_placeholder(value) {
+            error.help = Some(format!("put a value in the place of `{value}`"));
         }
     }
 }
 
+/// Whether a line is prose, or a shell's prompt: of its words none begins an option before the first
+/// that no rule begins with.
+fn is_no_rule(text: &str) -> bool {
+    let mut words = text.split_whitespace();
+    let first = words.next().unwrap_or_default();
+    let second = words.next().unwrap_or_default();
+    // A program's name before rules has a message of its own, and so have the rest.
+    !first.starts_with(['-', '!', '[', '<', '{', '"', '\'', '$', '#', '+'])
+        && !second.starts_with(['-', '!'])
+        && !text.contains(" -j ")
+        && !calls_iptables(text)
+        && first != "COMMIT"
+}
+
+/// `[NET/24]` around `24]`: the word whose part is wrong, if it is in brackets.
+fn bracketed<'a>(line: &'a str, found: &'a str) -> &'a str {
+    if found.is_empty() {
+        return found;
+    }
+    let words = line.split_whitespace();
+    let around = |word: &&str| word.starts_with('[') && word.ends_with(']') && word.contains(found);
+    words.skip(1).find(around).unwrap_or(found)
+}
+
 /// `<ADDRESS>`, `$ADDRESS`, `{{ address }}`, `YOUR_ADDRESS`, `x.x.x.x`.
 pub(super) fn is_placeholder(text: &str) -> bool {
+    if text.starts_with('[') && text.ends_with(']') && text.contains(char::is_alphabetic) {
+        return !text.contains(':');
+    }
     let text = text.split('/').next().unwrap_or_default();
     let bracketed = text.starts_with('<') || text.ends_with('>') || text.contains("{{");
     let blank = |letter: char| matches!(letter, 'x' | 'X' | '.' | ':');

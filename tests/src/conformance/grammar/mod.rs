@@ -189,10 +189,11 @@ impl<R: Rng> Writer<'_, R> {
     }
 
     fn nat(&mut self) -> TableText {
-        let mut chains: Vec<(String, &'static str)> =
-            ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"]
-                .map(|name| (name.to_string(), "ACCEPT"))
-                .into();
+        let mut chains: Vec<(String, &'static str)> = Vec::new();
+        for name in ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"] {
+            let policy = if self.chance(0.03) { "DROP" } else { "ACCEPT" };
+            chains.push((name.to_string(), policy));
+        }
         let users: Vec<String> = (0..self.upto(2)).map(|n| format!("natuser{n}")).collect();
         let masquerading: Vec<String> = (0..self.upto(2)).map(|n| format!("post{n}")).collect();
         for user in users.iter().chain(&masquerading) {

@@ -101,18 +101,14 @@ impl<'a> Reader<'a, '_, '_> {
         value: &'a Word<'a>,
     ) {
         if value.text == "!"
-            && self
-                .words
-                .get(self.next)
-                .is_some_and(|word| !word.text.starts_with('-'))
+            && let Some(negated) = self.words.get(self.next)
+            && !negated.text.starts_with('-')
         {
-            let right = format!("! {} {}", option.text, self.words[self.next].text);
             self.next += 1;
-            return self.error(
-                Problem::wrong("misplaced-not", value.span, "`!` stands after its option")
-                    .expected("the `!` before the option")
-                    .help(format!("write `{right}`")),
-            );
+            if self.takes_late_not(option, value, negated, core.is_negatable() && !not) {
+                self.core_value(option, core, true, negated);
+            }
+            return;
         }
         match core {
             Core::Source | Core::Destination => {

@@ -35,7 +35,13 @@ impl<'a> Reader<'a, '_, '_> {
                 "icmp6" | "icmpv6" | "ipv6-icmp" => {
                     problem.help("write `-p icmp -m icmp --icmp-type ...`")
                 }
-                _ => problem.help(row.note),
+                "hl" => problem.help("write `-m ttl` and `--ttl-eq`, `--ttl-lt` or `--ttl-gt`"),
+                "ttl" => problem.help("write `-m hl` and `--hl-eq`, `--hl-lt` or `--hl-gt`"),
+                "frag" => problem.help("IPv4's fragments are matched by `-f`"),
+                _ => problem.help(format!(
+                    "put the rule into the file for {}, or leave it out",
+                    self.family.other().title()
+                )),
             });
         }
         let Some(reading) = &row.reading else {

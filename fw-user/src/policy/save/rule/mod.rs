@@ -9,7 +9,7 @@ mod whole;
 use std::borrow::Cow;
 
 use super::table::TableBuilder;
-use crate::policy::error::{Problem, Report, nearest};
+use crate::policy::error::{PolicyError, Problem, Report, nearest};
 use crate::policy::match_table::{MatchDraft, MatchReading, TargetDraft, TargetRow, all_matches};
 use crate::policy::model::{Counters, Family, InterfacePattern, Match, Negatable, Prefix, Target};
 use crate::policy::save::lexer::Word;
@@ -270,7 +270,8 @@ impl<'a> Reader<'a, '_, '_> {
                 .expected("no `!` here"),
             );
         }
-        let first = self.next;
+        let mut not = not.is_some();
+        let mut first = self.next;
         let glued_words = usize::from(glued.is_some());
         while self.next - first + glued_words < count {
             let is_first = self.next == first && glued.is_none();
@@ -292,19 +293,14 @@ impl<'a> Reader<'a, '_, '_> {
             self.next += 1;
             if value.text == "!"
                 && is_first
-                && self
-                    .words
-                    .get(self.next)
-                    .is_some_and(|next| !is_option(next))
+                && let Some(negated) = self.words.get(self.next).filter(|next| !is_option(next))
             {
-                let right = format!("! {} {}", word.text, self.words[self.next].text);
-                self.next += 1;
-                self.error(
-                    Problem::wrong("misplaced-not", value.span, "`!` stands after its option")
-                        .expected("the `!` before the option")
-                        .help(format!("write `{right}`")),
-                );
-                return None;
+                if !self.takes_late_not(word, value, negated, negatable && !not) {
+                    self.next += 1;
+                    return None;
+                }
+                first = self.next;
+                not = true;
             }
         }
         let following = &self.words[first..self.next];
@@ -314,7 +310,26 @@ impl<'a> Reader<'a, '_, '_> {
                 .chain(following.iter().cloned())
                 .collect(),
         };
-        Some((not.is_some(), words))
+        Some((not, words))
+    }
+
+    /// `-d ! ADDRESS`, as iptables wrote it before 1.4.3 and refuses it today; whether it is taken.
+    fn takes_late_not(
+        &mut self,
+        option: &Word<'_>,
+        not: &Word<'_>,
+        value: &Word<'_>,
+        negatable: bool,
+    ) -> bool {
+        let problem = Problem::wrong("misplaced-not", not.span, "`!` stands after its option")
+            .expected("the `!` before the option");
+        if !negatable {
+            self.error(problem.help("leave it out"));
+            return false;
+        }
+        let right = format!("! {} {}", option.text, value.text);
+        let problem = problem.help(format!("write `{right}`"));
+        self.report.lenient(problem, &format!("taken as `{right}`"))
     }
 
     /// `--dport` where no protocol has been named: what it means is decided at the line's end.
@@ -371,6 +386,12 @@ impl<'a> Reader<'a, '_, '_> {
 
     /// Skips what looks like the arguments of an option that is not known.
     fn skip_arguments(&mut self) {
+        if let [not, value, ..] = &self.words[self.next..]
+            && not.text == "!"
+            && !is_option(value)
+        {
+            self.next += 2;
+        }
         while self
             .words
             .get(self.next)
@@ -382,7 +403,11 @@ impl<'a> Reader<'a, '_, '_> {
 
     fn stray(&mut self, word: &'a Word<'a>) {
         self.not = None;
-        if self.foreign {
+        let before = self.next.checked_sub(2).map(|index| &self.words[index]);
+        let reported = &self.report.errors[self.errors_before..];
+        let follows = |error: &PolicyError| before.is_some_and(|word| word.text == error.found);
+        if self.foreign || reported.last().is_some_and(follows) {
+            // Of what was taken for another's value, or of a match that is not known.
             return;
         }
         let problem = Problem::wrong(

@@ -133,6 +133,9 @@ impl<'a> Reader<'a, '_, '_> {
         let near = nearest(name, self.table.chains().chain(targets));
         let problem = match near {
             Some(near) => problem.help(format!("did you mean `{near}`?")),
+            None if is_made_by_ufw(name) => problem.help(
+                "the file is a part of ufw's, which makes this chain itself: load what `iptables-save` prints while ufw is enabled",
+            ),
             None => problem.help(format!(
                 "to have a chain of that name, put `:{name} - [0:0]` before its first use"
             )),
@@ -225,4 +228,12 @@ impl<'a> Reader<'a, '_, '_> {
             );
         }
     }
+}
+
+/// Chains that ufw's own files (before.rules, user.rules, after.rules) call and do not declare.
+fn is_made_by_ufw(name: &str) -> bool {
+    let rest = name
+        .strip_prefix("ufw6-")
+        .or_else(|| name.strip_prefix("ufw-"));
+    rest.is_some_and(|rest| rest.starts_with("logging-") || rest.starts_with("skip-to-policy-"))
 }

@@ -47,6 +47,8 @@ impl<'a> Reader<'a, '_, '_> {
                         self.check_segments(change, span);
                         Target::Change(change)
                     }
+                    // What it was to say is refused already.
+                    None if self.errors_before < self.report.errors.len() => Target::Continue,
                     None => {
                         let problem =
                             Problem::wrong("missing-option", span, "the target says nothing");
