@@ -101,7 +101,8 @@ fn connections_through_iptables_go_on() {
             second.goes_on().context("the second, beside")?;
             iptables.load(&both(&format!("{OPEN}{NO_NAT}")))?;
             first.goes_on().context("the first")?;
-            carry(&mut second.near, &mut second.far).context("the second")?;
+            // Its answer is the first that comes.
+            carry(&mut second.far, &mut second.near).context("the second")?;
             second.goes_on().context("the second")?;
             round_trip(&mut ssh, b"after").context("to the server")?;
 
@@ -122,6 +123,71 @@ fn connections_through_iptables_go_on() {
             iptables.load(&both(&format!("{OPEN}{MASQUERADE}")))?;
         }
         Ok(())
+    });
+}
+
+/// What Docker writes for `-p 8080:80`.
+fn published(version: usize) -> String {
+    let (server, container) = (SERVER[version], CONTAINER1[version]);
+    let to = match version {
+        0 => format!("{container}:80"),
+        _ => format!("[{container}]:80"),
+    };
+    MASQUERADE.replace(
+        "-A POSTROUTING",
+        &format!(
+            "-A PREROUTING -d {server} -p tcp -m tcp --dport 8080 -j DNAT --to-destination {to}\n\
+             -A POSTROUTING -o docker0 -s {} -j MASQUERADE\n-A POSTROUTING",
+            CONTAINER2[version]
+        ),
+    )
+}
+
+#[test]
+fn connections_to_published_ports_go_on() {
+    with_fwbpf("takeover_published", &IPTABLES, |lab, fwbpf| {
+        let iptables = Iptables::new(lab.server.clone());
+        let of = |filter: &str, version| format!("{filter}{}", published(version));
+        let (v4, v6) = (of(OPEN, 0), of(OPEN, 1));
+        iptables.load(&[(Family::Ipv4, &v4), (Family::Ipv6, &v6)])?;
+        let mut talks = Vec::new();
+        for version in 0..2 {
+            let to = SocketAddr::new(ip(SERVER[version]), 8080);
+            // From outside, and from the container beside, whose source is translated, too; one of
+            // each whose opener speaks first, and one whose other end does.
+            for from in [&lab.outside, &lab.outside, &lab.container2, &lab.container2] {
+                let listener = listen(&lab.container1, 80)?;
+                let near = connect(from, None, to, PATIENCE).context("the connection")?;
+                let (far, _) = listener.accept()?;
+                for stream in [&near, &far] {
+                    stream.set_read_timeout(Some(PATIENCE))?;
+                }
+                let mut talk = Talk { near, far };
+                talk.goes_on()?;
+                talks.push(talk);
+            }
+        }
+        let (v4, v6) = (of(ESTABLISHED, 0), of(ESTABLISHED, 1));
+        let told = fwbpf.load_with(&[], &[(Family::Ipv4, &v4), (Family::Ipv6, &v6)])?;
+        ensure!(!told.contains("not taken over"), "{told}");
+        let flows = fwbpf.text(&["flows", "--proto", "tcp", "--dport", "8080"])?;
+        ensure!(flows.matches("[DNAT]").count() == 8, "{flows}");
+        ensure!(flows.matches("[MASQUERADED]").count() == 4, "{flows}");
+        for (number, talk) in talks.iter_mut().enumerate() {
+            carry(&mut talk.near, &mut talk.far)
+                .and_then(|()| talk.goes_on())
+                .with_context(|| format!("connection {number}, beside"))?;
+        }
+        // What iptables translated until now is translated by fwbpf.
+        iptables.load(&both(&format!("{OPEN}{NO_NAT}")))?;
+        for (number, talk) in talks.iter_mut().enumerate() {
+            let context = || format!("connection {number}, after");
+            if number % 2 == 0 {
+                carry(&mut talk.near, &mut talk.far).with_context(context)?;
+            }
+            talk.goes_on().with_context(context)?;
+        }
+        fwbpf.clear()
     });
 }
 

@@ -251,8 +251,8 @@ impl Flow {
     pub const ALIAS: u32 = 1 << 6;
     /// In the list of its source's translated flows (`datapath::sources`).
     pub const LISTED: u32 = 1 << 7;
-    /// Taken over from netfilter, which still translates it: a packet came that it had translated, and
-    /// none since that it had not. Replies must reach it as they came.
+    /// Taken over from netfilter, which still translates it: a packet came that it had translated, or its
+    /// destination is, and none since that it had not. Packets must reach it as they came.
     pub const FOREIGN: u32 = 1 << 16;
     /// The destination is translated.
     pub const DNAT: u32 = 1 << 8;

@@ -60,6 +60,8 @@ stats! {
     NoRedirectAddress = 11, "no_redirect_address", "the input interface has no address to redirect to";
     /// Four flows from one source to one translated destination are on their way already.
     NoTransitName = 12, "no_transit_name", "too many flows of one source are translated to one destination, and again on their way out";
+    /// This host's kernel answered a packet of a connection that it only forwards.
+    TakenOver = 13, "taken_over", "this host answered in a connection that iptables had translated until then; fwbpf translates it from now on";
     /// A list's entries are all in use, or it could not be locked.
     List = 14, "list", "a rule that keeps lists (`recent`, `hashlimit`, `connlimit`) could not do so, for want of room";
     /// The confirmed tier was full; the flow is tracked in the embryonic tier.

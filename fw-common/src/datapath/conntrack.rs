@@ -81,15 +81,15 @@ pub fn track<P: Packet, T: Tables>(
         Icmp::No | Icmp::Request | Icmp::Reply => {}
     }
     scratch.lookup.tuple.set(&scratch.headers);
-    scratch.lookup.revoked = 0;
+    scratch.lookup.met = 0;
     if scratch.headers.key.protocol as u8 == protocol::TCP {
         return track_tcp(packet, tables, scratch, aliases);
     }
     let now = tables.now();
     let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
+        look_for_others(tables, scratch);
         // An answer that nobody asked for does not open a flow, nor does one in a flow that is cut.
-        if scratch.headers.icmp as u8 == Icmp::Reply as u8 || scratch.lookup.revoked == Lookup::BACK
-        {
+        if scratch.headers.icmp as u8 == Icmp::Reply as u8 || scratch.lookup.met == Lookup::BACK {
             scratch.tracked.set_without_flow(ct::INVALID);
         } else {
             scratch.tracked.set_opening();
@@ -198,14 +198,26 @@ fn track_tcp<P: Packet, T: Tables>(
             }
         }
     }
+    look_for_others(tables, scratch);
     // What is cut is not picked up in the middle.
-    let cut = scratch.lookup.revoked != 0 && scratch.segment.flags & flag::SYN == 0;
+    let cut = scratch.lookup.is_cut() && scratch.segment.flags & flag::SYN == 0;
     if scratch.segment.opens() && !cut {
         scratch.tracked.set_opening();
     } else {
         scratch.tracked.set_without_flow(ct::INVALID);
     }
     false
+}
+
+/// A packet of this host's own that no flow was found for: see [`find::stands_in`].
+#[inline(always)]
+fn look_for_others<T: Tables>(tables: &T, scratch: &mut Scratch) {
+    if scratch.lookup.met == Lookup::OTHERS
+        && scratch.made_here
+        && find::stands_in(tables, &mut scratch.lookup)
+    {
+        scratch.lookup.met = Lookup::STANDS_IN;
+    }
 }
 
 /// Whether the side that receives the packet has permitted selective acknowledgements.

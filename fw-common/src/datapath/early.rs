@@ -105,11 +105,11 @@ impl Stage for SendOn {
             return IN_FLOW;
         }
         scratch.lookup.tuple.set(&scratch.headers);
-        scratch.lookup.revoked = 0;
+        scratch.lookup.met = 0;
         let now = tables.now();
         let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
             // Of one that is cut, the tc programs know what to make.
-            let cut = scratch.lookup.revoked != 0;
+            let cut = scratch.lookup.is_cut();
             return if cut { IN_FLOW } else { STRANGER };
         };
         if is_tcp {

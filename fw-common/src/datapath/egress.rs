@@ -23,6 +23,7 @@ use super::start::{Start, patterns_of_arrival, start};
 use super::tables::Tables;
 use super::transit::{find_error_on_way, find_on_way};
 use super::translation::{Choose, OUTPUT, SOURCE};
+use super::tuple::Lookup;
 use crate::abi::blob::BaseChain;
 use crate::abi::ct;
 use crate::abi::device::Device;
@@ -65,6 +66,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     match packet.call::<PlaceOut, T>(tables, scratch, scratch.note) {
         LOST => return Verdict::Drop(Stat::FragmentWithoutFirst),
         FORGOTTEN => return Verdict::Drop(Stat::NoFlowEntry),
+        STANDS_IN => return Verdict::Drop(Stat::TakenOver),
         _ => {}
     }
     flow_mark::find(packet, tables, scratch, flow_mark::EGRESS);
@@ -184,7 +186,8 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     if !scratch.has_nat() {
         return Verdict::Pass;
     }
-    if !scratch.tracked.translates_source() && scratch.tracked.has_source_ahead() {
+    let settled = scratch.tracked.translates_source() || scratch.tracked.is_foreign();
+    if !settled && scratch.tracked.has_source_ahead() {
         // Its flow ended while the packet was on the way, or just ended with it: it must not leave
         // with its inner address.
         if scratch.tracked.ct & ct::DNAT != 0 || !last_words(tables, scratch) {
@@ -260,6 +263,8 @@ pub struct PlaceOut;
 /// Result of [`PlaceOut`]: the packet opens a flow and was translated on its way in, but nothing is
 /// left that says from what.
 const FORGOTTEN: u32 = 3;
+/// Result of [`PlaceOut`]: netfilter does not translate the flow any more that the packet resembles.
+const STANDS_IN: u32 = 4;
 
 impl Stage for PlaceOut {
     const NAME: Name = Name::PlaceOut;
@@ -282,6 +287,9 @@ impl Stage for PlaceOut {
         } else if note & NOTE_SEEN == 0 {
             // What this host makes may answer a flow whose source was translated on its way in.
             track(packet, tables, scratch, scratch.aliases);
+            if scratch.lookup.met == Lookup::STANDS_IN {
+                return STANDS_IN;
+            }
             // Asked again, so that tracking is not gone through once for each answer.
             let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
             if scratch.made_here && error && note & NOTE_ANSWER == 0 {

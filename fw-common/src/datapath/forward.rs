@@ -202,7 +202,8 @@ fn has_hops<P: Packet>(packet: &P, headers: &Headers) -> bool {
 #[inline(always)]
 fn lasts(flow: &Flow, headers: &Headers) -> bool {
     let status = flow.status.get();
-    if status & (Flow::SEEN_REPLY | Flow::EMBRYO | Flow::DYING) != Flow::SEEN_REPLY {
+    const KEPT_BACK: u32 = Flow::EMBRYO | Flow::DYING | Flow::FOREIGN;
+    if status & (Flow::SEEN_REPLY | KEPT_BACK) != Flow::SEEN_REPLY {
         return false;
     }
     headers.key.protocol as u8 != protocol::TCP

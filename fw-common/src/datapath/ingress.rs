@@ -107,7 +107,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         }
         gather_anew(packet, tables, scratch);
     }
-    if scratch.note == 0 && !is_for_this_host(packet, tables, scratch) {
+    if scratch.note == 0 && goes_on(packet, tables, scratch) {
         if scratch.tracked.lacks_name && packet.call::<TakeName, T>(tables, scratch, 0) == 0 {
             return Verdict::Drop(Stat::NoTransitName);
         }
@@ -263,6 +263,13 @@ fn place_later<P: Packet, T: Tables>(
         follow(packet, tables, scratch, aliases, first);
     }
     first.found
+}
+
+/// Whether a packet is FORWARD's business. One whose destination netfilter translates behind this hook is,
+/// whatever it is yet.
+#[inline(always)]
+fn goes_on<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &Scratch) -> bool {
+    scratch.tracked.is_foreign() || !is_for_this_host(packet, tables, scratch)
 }
 
 /// Whether a packet is INPUT's business. The table of local addresses decides; an address that is

@@ -162,7 +162,7 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
         record = tables.flow(&lookup.key);
     }
     let Some(record) = record else {
-        return false;
+        return find_foreign(tables, tracked, &mut lookup.key, from_low);
     };
     let status = record.status.get();
     let key = &record.other;
@@ -189,6 +189,10 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
     let label = tracked.ct;
     tracked.stored = true;
     tracked.mark = flow.mark().get();
+    if reply && flow.status.get() & Flow::FOREIGN != 0 {
+        // It came out as it came in: netfilter translates no more.
+        flow.status.set(flow.status.get() & !Flow::FOREIGN);
+    }
     if reply {
         tracked.set_reply(flow.status.get(), key);
     } else {
@@ -197,6 +201,55 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
     // The destination was settled before routing.
     tracked.translates &= Tracked::SOURCE;
     tracked.ct = label;
+    true
+}
+
+/// The flow of a packet that netfilter has translated on its way: one that goes the original way bears the
+/// alias by now, a reply the opener's own name for it.
+#[inline(never)]
+fn find_foreign<T: Tables>(
+    tables: &T,
+    tracked: &mut Tracked,
+    key: &mut FlowKey,
+    from_low: bool,
+) -> bool {
+    key.kind = FlowKey::FIRST;
+    if take_foreign(tables, tracked, key, from_low) {
+        return true;
+    }
+    key.kind = FlowKey::SECOND;
+    take_foreign(tables, tracked, key, from_low)
+}
+
+#[inline(never)]
+fn take_foreign<T: Tables>(
+    tables: &T,
+    tracked: &mut Tracked,
+    key: &FlowKey,
+    from_low: bool,
+) -> bool {
+    let Some(record) = tables.flow(key) else {
+        return false;
+    };
+    let reply = tracked.direction != 0;
+    let opens_low = record.status.get() & Flow::LOW_OPENED != 0;
+    if record.is_alias() == reply || (opens_low == from_low) == reply {
+        return false;
+    }
+    let flow = if reply {
+        record
+    } else {
+        match tables.flow(&record.other) {
+            Some(flow) => flow,
+            None => return false,
+        }
+    };
+    if flow.status.get() & Flow::FOREIGN == 0 {
+        return false;
+    }
+    tracked.stored = true;
+    tracked.mark = flow.mark().get();
+    tracked.translates = Tracked::FOREIGN;
     true
 }
 

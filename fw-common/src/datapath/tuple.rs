@@ -116,8 +116,9 @@ pub struct Lookup {
     /// Its key, of the kind looked up last.
     pub key: FlowKey,
     /// A flow was met that is cut ([`crate::abi::flow::Flow::REVOKED`]): [`Lookup::FORTH`] or
-    /// [`Lookup::BACK`]. Whoever asks for it makes it 0 before.
-    pub revoked: u32,
+    /// [`Lookup::BACK`]; or one that the tuple does not belong to: [`Lookup::OTHERS`]. Whoever asks for
+    /// it makes it 0 before.
+    pub met: u32,
 }
 
 impl Lookup {
@@ -125,6 +126,16 @@ impl Lookup {
     pub const FORTH: u32 = 1;
     /// The tuple is that of an answer.
     pub const BACK: u32 = 2;
+    /// A translated flow has the tuple for a name, on the other side of the translation.
+    pub const OTHERS: u32 = 3;
+    /// So it is, and netfilter does not translate that flow any more ([`super::conntrack::stands_in`]).
+    pub const STANDS_IN: u32 = 4;
+
+    /// Whether the flow that was met is cut.
+    #[inline(always)]
+    pub fn is_cut(&self) -> bool {
+        self.met == Self::FORTH || self.met == Self::BACK
+    }
 
     /// Whether the tuple's source is the key's lower endpoint.
     #[inline(always)]

@@ -421,8 +421,8 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
     }
     if let Some(left) = outcome.import.filter(|import| import.redirected > 0) {
         output.warning(format_args!(
-            "{} connections whose destination the kernel translates are not taken over: they end \
-             when iptables' rules are removed",
+            "{} connections that the kernel redirects to this host itself, or that this host has opened \
+             and the kernel redirects, are not taken over: they end when iptables' rules are removed",
             left.redirected
         ));
     }

@@ -29,7 +29,7 @@ use crate::host::Host;
 pub struct Import {
     /// Taken over.
     pub taken: usize,
-    /// Left: their destination is translated.
+    /// Left: their destination is translated to this host itself, or this host has opened them.
     pub redirected: usize,
     /// Left: they are in a zone, or of a protocol that is not translated here, or there is no room.
     pub others: usize,
@@ -73,8 +73,10 @@ struct Taken {
     /// Its endpoints, as its opener has them.
     tuple: Tuple,
     flow: Flow,
-    /// What the far side sees, if the source is translated.
+    /// What the far side sees, if either end is translated.
     alias: Option<Tuple>,
+    /// What it is on its way through this host, if both are.
+    way: Option<Tuple>,
 }
 
 impl Taken {
@@ -99,10 +101,14 @@ impl Taken {
                 (reply.destination, reply.destination_port),
             ),
         };
-        if answers_from != to {
+        let is_redirected = answers_from != to;
+        if is_redirected && (is_own(host, from.0) || is_own(host, answers_from.0)) {
+            // What this host sends has been translated before any program sees it, and what it gets
+            // is, behind them.
             return Err(Left::Redirected);
         }
-        let is_translated = answers_to != from;
+        let has_other_source = answers_to != from;
+        let is_translated = is_redirected || has_other_source;
         let number = original.protocol;
         let is_translatable =
             !matches!(number, protocol::SCTP | protocol::DCCP | protocol::UDPLITE);
@@ -124,19 +130,24 @@ impl Taken {
         if number == protocol::TCP {
             tcp::adopt(&flow, entry.tcp_state);
         }
-        if is_translated {
+        if is_redirected {
+            // Until netfilter shows that it does so no more, it translates.
+            bits |= Flow::DNAT | Flow::FOREIGN;
+        }
+        if has_other_source {
             bits |= Flow::SNAT;
             flow.nat_source = addr::to_abi(answers_to.0);
             flow.nat_port = answers_to.1;
             flow.nat_device = device_of(host, answers_to.0);
-        } else if !has(status::SEEN_REPLY) {
+        } else if !is_redirected && !has(status::SEEN_REPLY) {
             bits |= Flow::EMBRYO;
         }
         flow.status.set(bits);
         Ok(Some(Self {
             tuple: tuple(from, to, number),
             flow,
-            alias: is_translated.then(|| tuple(answers_to, to, number)),
+            alias: is_translated.then(|| tuple(answers_to, answers_from, number)),
+            way: (is_redirected && has_other_source).then(|| tuple(from, answers_from, number)),
         }))
     }
 }
@@ -171,6 +182,11 @@ fn tuple(from: End, to: End, number: u8) -> Tuple {
     }
 }
 
+/// Whether an address is this host's own.
+fn is_own(host: &Host, address: IpAddr) -> bool {
+    address.is_loopback() || device_of(host, address) != 0
+}
+
 /// The interface that has an address, or none.
 fn device_of(host: &Host, address: IpAddr) -> u32 {
     let has = |interface: &&crate::host::Interface| {
@@ -192,7 +208,7 @@ struct Store {
 }
 
 impl Store {
-    /// Writes a flow and its alias; false if there is no room for them.
+    /// Writes a flow and its other names; false if there is no room for them.
     fn put(&mut self, maps: &mut Maps, taken: &Taken) -> Result<bool> {
         let mut key = FlowKey::default();
         let opened = |from_low| if from_low { Flow::LOW_OPENED } else { 0 };
@@ -205,11 +221,34 @@ impl Store {
         if let Some(tuple) = &taken.alias {
             let mut name = FlowKey::default();
             let from_low = tuple.write_key(FlowKey::FIRST, &mut name);
+            if self.keys.contains(&name) {
+                name.kind = FlowKey::SECOND;
+            }
             let mut alias = flow.clone();
             alias.status.set(Flow::ALIAS | opened(from_low));
             alias.other = key;
             flow.other = name;
+            let low = if from_low { Flow::OTHER_LOW } else { 0 };
+            flow.status.set(flow.status.get() | low);
             if !self.insert(maps, &name, &alias, false)? {
+                return Ok(false);
+            }
+        }
+        if let Some(tuple) = &taken.way {
+            let mut name = FlowKey::default();
+            tuple.write_key(FlowKey::TRANSIT, &mut name);
+            while self.keys.contains(&name) {
+                name.kind += 1;
+            }
+            if name.kind >= FlowKey::TRANSIT + FlowKey::TRANSITS {
+                return Ok(false);
+            }
+            flow.transit = u16::from(name.kind - FlowKey::TRANSIT);
+            let mut way = flow.clone();
+            way.status
+                .set(Flow::ALIAS | flow.status.get() & Flow::LOW_OPENED);
+            way.other = key;
+            if !self.insert(maps, &name, &way, false)? {
                 return Ok(false);
             }
         }
@@ -335,13 +374,54 @@ mod tests {
     }
 
     #[test]
+    fn a_published_port_s_connection_has_all_its_names() {
+        let published = Entry {
+            original: side("203.0.113.9", [40_000, 8080], "198.51.100.10"),
+            reply: side("10.0.0.9", [80, 40_000], "203.0.113.9"),
+            ..masqueraded()
+        };
+        let Ok(Some(taken)) = Taken::of(&published, &host(), 0) else {
+            panic!("it is left");
+        };
+        let bits = Flow::DNAT | Flow::FOREIGN | Flow::SEEN_REPLY | Flow::ASSURED;
+        assert_eq!(taken.flow.status.get(), bits);
+        let alias = taken.alias.expect("it is translated");
+        assert_eq!(alias.ports, 40_000 << 16 | 80);
+        assert_eq!(alias.source, taken.tuple.source);
+        assert!(taken.way.is_none());
+        // From the container beside.
+        let hairpin = Entry {
+            original: side("10.0.0.5", [40_000, 8080], "198.51.100.10"),
+            reply: side("10.0.0.9", [80, 1234], "10.0.0.1"),
+            ..masqueraded()
+        };
+        let Ok(Some(taken)) = Taken::of(&hairpin, &host(), 0) else {
+            panic!("it is left");
+        };
+        assert_eq!(taken.flow.status.get(), bits | Flow::SNAT);
+        let (alias, way) = (taken.alias.expect("a name"), taken.way.expect("another"));
+        assert_eq!(
+            (alias.ports, way.ports),
+            (1234 << 16 | 80, 40_000 << 16 | 80)
+        );
+        assert_eq!(way.source, taken.tuple.source);
+        assert_eq!(way.destination, alias.destination);
+    }
+
+    #[test]
     fn what_is_not_taken_over() {
         let left = |entry: &Entry| Taken::of(entry, &host(), 0).err();
         let redirected = Entry {
-            reply: side("10.0.0.9", [22, 40_000], "10.0.0.5"),
+            reply: side("198.51.100.10", [3128, 40_000], "10.0.0.5"),
             ..masqueraded()
         };
         assert!(matches!(left(&redirected), Some(Left::Redirected)));
+        let own = Entry {
+            original: side("198.51.100.10", [40_000, 22], "203.0.113.9"),
+            reply: side("10.0.0.9", [22, 40_000], "198.51.100.10"),
+            ..masqueraded()
+        };
+        assert!(matches!(left(&own), Some(Left::Redirected)));
         let zoned = Entry {
             is_in_a_zone: true,
             ..masqueraded()

@@ -61,7 +61,32 @@ pub fn find<'t, T: Tables>(
     } else if aliases && goes_back(&lookup.key, flow, from_low) {
         return replying(tables, lookup, flow, now);
     }
+    lookup.met = Lookup::OTHERS;
     find_second(tables, lookup, from_low, aliases, now)
+}
+
+/// Whether a packet of this host's own, which belongs to no flow, shows that netfilter does not translate
+/// a flow any more that was taken over from it: this host answers in the stead of that flow's other end,
+/// or sends what netfilter had that end send. From now on it is translated here.
+#[inline(never)]
+pub(super) fn stands_in<T: Tables>(tables: &T, lookup: &mut Lookup) -> bool {
+    let Lookup { tuple, key, .. } = lookup;
+    tuple.write_key(FlowKey::FIRST, key);
+    let Some(mut flow) = tables.flow(key) else {
+        return false;
+    };
+    if flow.is_alias() {
+        flow = match tables.flow(&flow.other) {
+            Some(flow) => flow,
+            None => return false,
+        };
+    }
+    let status = flow.status.get();
+    if status & (Flow::FOREIGN | Flow::DYING) != Flow::FOREIGN {
+        return false;
+    }
+    flow.status.set(status & !Flow::FOREIGN);
+    true
 }
 
 /// The flow that an alias leads to, which the packet goes against.
@@ -73,7 +98,7 @@ fn replying<'t, T: Tables>(
     now: u64,
 ) -> Option<Found<'t>> {
     let flow = tables.flow(&alias.other)?;
-    let direction = live::<true, T>(tables, &alias.other, &mut lookup.revoked, flow, true, now);
+    let direction = live::<true, T>(tables, &alias.other, &mut lookup.met, flow, true, now);
     (direction != NO_FLOW).then_some(Found {
         flow,
         alias_of: Some(&alias.other),
@@ -126,14 +151,7 @@ fn direction<T: Tables>(
     from_low: bool,
     now: u64,
 ) -> u8 {
-    live::<false, T>(
-        tables,
-        &lookup.key,
-        &mut lookup.revoked,
-        flow,
-        from_low,
-        now,
-    )
+    live::<false, T>(tables, &lookup.key, &mut lookup.met, flow, from_low, now)
 }
 
 /// 0 or 1: the packet's direction; [`NO_FLOW`] if the flow is past its time, which ends it, or is cut. `BACK`
@@ -142,7 +160,7 @@ fn direction<T: Tables>(
 fn live<const BACK: bool, T: Tables>(
     tables: &T,
     key: &FlowKey,
-    revoked: &mut u32,
+    met: &mut u32,
     flow: &Flow,
     from_low: bool,
     now: u64,
@@ -150,7 +168,7 @@ fn live<const BACK: bool, T: Tables>(
     let status = flow.status.get();
     if status & Flow::DYING != 0 {
         if status & Flow::REVOKED != 0 {
-            *revoked = meet_revoked(
+            *met = meet_revoked(
                 flow,
                 !BACK && (status & Flow::LOW_OPENED != 0) == from_low,
                 now,

@@ -52,6 +52,8 @@ impl Tracked {
     pub const SOURCE: u8 = 1;
     /// The destination is to be translated.
     pub const DESTINATION: u8 = 2;
+    /// Netfilter translates the destination behind this hook, or has translated what there was.
+    pub const FOREIGN: u8 = 4;
 
     /// Whether the source is to be translated.
     #[inline(always)]
@@ -63,6 +65,12 @@ impl Tracked {
     #[inline(always)]
     pub fn translates_destination(&self) -> bool {
         self.translates & Self::DESTINATION != 0
+    }
+
+    /// Whether netfilter sees to the translation.
+    #[inline(always)]
+    pub fn is_foreign(&self) -> bool {
+        self.translates & Self::FOREIGN != 0
     }
 
     /// The source is to become this.
@@ -152,6 +160,9 @@ impl Tracked {
             if status & Flow::FOREIGN != 0 {
                 self.translates = 0;
             }
+        } else if status & (Flow::FOREIGN | Flow::DNAT) == Flow::FOREIGN | Flow::DNAT {
+            self.ct |= nat_labels(status);
+            self.translates = Self::FOREIGN;
         } else if !found.is_reply() {
             self.set_original(flow, status);
         } else {
