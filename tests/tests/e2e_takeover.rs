@@ -151,8 +151,8 @@ fn connections_to_published_ports_go_on() {
         let (v4, v6) = (of(OPEN, 0), of(OPEN, 1));
         iptables.load(&[(Family::Ipv4, &v4), (Family::Ipv6, &v6)])?;
         let mut talks = Vec::new();
-        for version in 0..2 {
-            let to = SocketAddr::new(ip(SERVER[version]), 8080);
+        for server in SERVER {
+            let to = SocketAddr::new(ip(server), 8080);
             // From outside, and from the container beside, whose source is translated, too; one of
             // each whose opener speaks first, and one whose other end does.
             for from in [&lab.outside, &lab.outside, &lab.container2, &lab.container2] {

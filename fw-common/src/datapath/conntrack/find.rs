@@ -58,10 +58,14 @@ pub fn find<'t, T: Tables>(
                 direction,
             });
         }
+        if other {
+            lookup.met = Lookup::OTHERS;
+        }
     } else if aliases && goes_back(&lookup.key, flow, from_low) {
         return replying(tables, lookup, flow, now);
+    } else {
+        lookup.met = Lookup::OTHERS;
     }
-    lookup.met = Lookup::OTHERS;
     find_second(tables, lookup, from_low, aliases, now)
 }
 
