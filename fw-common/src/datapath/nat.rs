@@ -195,7 +195,7 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     let stays = keep_port && draft.wish.takes_address(&headers.key.source);
     if stays && !second && !redirected {
         let (status, tier) = if draft.wish.embryo {
-            (opened | Flow::EMBRYO, Tier::Embryo)
+            (opened | Flow::EMBRYO, Tier::Early)
         } else {
             (opened, Tier::Confirmed)
         };
@@ -373,10 +373,37 @@ fn insert<T: Tables>(tables: &T, draft: &Draft, tier: Tier) -> Result<(), Insert
         && let Some(old) = tables.flow(&draft.key)
         && old.status.get() & Flow::DYING != 0
     {
+        if succeed(tables, draft, old, tier) {
+            return Ok(());
+        }
         end_flow(tables, &draft.key, old);
         return tables.insert_flow(&draft.key, &draft.flow, tier);
     }
     result
+}
+
+/// Stores the draft in the stead of a dying flow of the confirmed tier, and as what that was: an
+/// outsider's flow has no place there that no answered one had, but for the early ones.
+#[inline(always)]
+fn succeed<T: Tables>(tables: &T, draft: &Draft, old: &Flow, tier: Tier) -> bool {
+    const UNLIKE: u32 = Flow::ALIAS | Flow::LISTED | Flow::TRANSLATED;
+    const TIER: u32 = Flow::EMBRYO | Flow::EARLY;
+    let (old, new) = (old.status.get(), draft.flow.status.get());
+    let stranger = matches!(tier, Tier::Early | Tier::Embryo);
+    // (A stranger's alias is in the embryonic tier until both are answered.)
+    if old & UNLIKE != 0 || old & TIER == Flow::EMBRYO || stranger && new & Flow::TRANSLATED != 0 {
+        return false;
+    }
+    let place = if stranger { old & TIER } else { 0 };
+    draft.flow.status.set(new & !TIER | place);
+    if tables.replace_flow(&draft.key, &draft.flow).is_err() {
+        draft.flow.status.set(new);
+        return false;
+    }
+    if old & Flow::EARLY != 0 && !stranger {
+        tables.free_place(&draft.key);
+    }
+    true
 }
 
 /// How many ports of a range are tried, from a random place on: all of a small one, else so many,

@@ -76,8 +76,14 @@ pub trait Tables: Sized {
     #[inline(always)]
     fn expect_embryo(&self, _key: &FlowKey, _expires: u64) {}
 
-    /// Removes a flow from whichever tier has it.
-    fn remove_flow(&self, key: &FlowKey);
+    /// Puts a flow into the confirmed tier in the stead of the one that is there under its key.
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
+
+    /// Gives back the place of a flow that went to the confirmed tier early, and is answered or removed.
+    fn free_place(&self, key: &FlowKey);
+
+    /// Removes a flow from whichever tier has it; whether the confirmed one had it.
+    fn remove_flow(&self, key: &FlowKey) -> bool;
 
     /// What the first fragment of this datagram left.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
@@ -185,6 +191,10 @@ pub trait Step {
 pub enum Tier {
     /// The table of confirmed flows; the embryonic one if that is full.
     Confirmed,
+    /// One of the places in the table of confirmed flows that are for outsiders' first flows, if the one
+    /// for its key is free ([`Flow::EARLY`] is set then); else the embryonic one. Moving a flow from one
+    /// table to the other costs as much as all that is done about some three packets besides.
+    Early,
     /// The least-recently-used table of flows that outsiders opened and did not yet complete.
     Embryo,
 }
