@@ -8,10 +8,20 @@ use clap::Parser as _;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-fn main() -> ExitCode {
-    // The allocator asks for huge pages, each of which the kernel fills with zeros: a fifth of the time
-    // that a load of up to some ten thousand rules takes. The largest take as long either way.
+/// The allocator asks for huge pages, each of which the kernel fills with zeros: a fifth of the time
+/// that a load of up to some ten thousand rules takes. The largest take as long either way.
+extern "C" fn disable_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(true);
+}
+
+/// The allocator begins before `main`, and what is listed here is called before it: its first two huge
+/// pages were a seventh of a load of ten rules.
+#[used]
+#[expect(unsafe_code, reason = "the C library finds the list by its section")]
+#[unsafe(link_section = ".preinit_array")]
+static BEFORE_ALL: extern "C" fn() = disable_huge_pages;
+
+fn main() -> ExitCode {
     fw_user::command::output::show_library_warnings();
     fw_user::command::run(&fw_user::cli::Cli::parse())
 }
