@@ -294,6 +294,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             _ => HeaderFields::FACTS,
         },
         Match::Conntrack(conntrack) if conntrack.connection.is_some() => HeaderFields::CONNECTIONS,
+        Match::List(ListMatch::Connlimit(_)) => HeaderFields::CONNECTIONS,
         Match::List(ListMatch::Recent(recent)) if recent.hops => HeaderFields::FACTS,
         _ => 0,
     };

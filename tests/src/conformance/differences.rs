@@ -64,6 +64,10 @@
 //!     without a connection may resemble one about another connection, whose destination is
 //!     translated; it is translated like that, and netfilter routes it anew in OUTPUT. In fwbpf it stays
 //!     on its way. By which interface errors of the kernel's leave is not compared.
+//! 19. **connlimit's jiffies.** netfilter looks for connections that are gone once in a jiffy for each
+//!     address, leaves those alone that another CPU added within the last two, and forgets eight at a time
+//!     (net/netfilter/nf_conncount.c); fwbpf looks every time, and forgets all. Packets that meet such
+//!     rules are sent more than two jiffies apart.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -22,7 +22,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[
     no("cluster", BOTH, "There is no load sharing among machines: leave the rule out."),
     no("connbytes", BOTH, "Flows are not measured for rules: leave the rule out."),
     no("connlabel", BOTH, "Flows bear no labels: use `-m conntrack --ctstate`."),
-    no("connlimit", BOTH, "Connections are not counted per address: limit them in the service."),
     no("devgroup", BOTH, "Groups of interfaces are not known: use `-i` and `-o`, with `+` for many names."),
     no("dst", ONLY_V6, "IPv6's extension headers are skipped, not matched: match the final header with `-p`."),
     no("eui64", ONLY_V6, "EUI-64 addresses are not compared: match the prefix with `-s`."),

@@ -2,6 +2,7 @@
 
 pub(crate) mod addrtype;
 pub(crate) mod conntrack;
+pub(crate) mod connlimit;
 pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod recent;
@@ -35,6 +36,7 @@ pub(crate) enum MatchDraft {
     Set(set::Draft),
     Recent(recent::Draft),
     Hashlimit(hashlimit::Draft),
+    Connlimit(connlimit::Draft),
     Comment(Option<String>),
     Packet(packet::PacketDraft),
     Text(string::Draft),
@@ -76,6 +78,7 @@ impl MatchDraft {
             Self::Limit(limit) => return limit.finish(),
             Self::Recent(recent) => return recent.finish(family),
             Self::Hashlimit(limit) => return limit.finish(family),
+            Self::Connlimit(limit) => return limit.finish(family),
             Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Packet(packet) => return packet.finish(),
             Self::Text(text) => return text.finish(),
