@@ -24,11 +24,11 @@ use crate::kernel::import::{Import, take_over};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::state::{Fact, Lock, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace, set_counters};
-use crate::kernel::sysctl::{answer_settings, conntrack_setting};
+use crate::kernel::sysctl::{answer_settings, bridge_setting, conntrack_setting};
 use crate::kernel::{lists, probe, sets};
 use crate::policy::SshSession;
 use crate::policy::lint::cuts_ssh;
-use crate::policy::model::{InterfacePattern, Match, Policy, Rule, Target};
+use crate::policy::model::{Family, InterfacePattern, Match, Policy, Rule, Target};
 use crate::policy::packet_match::PacketMatch;
 
 /// What a load did.
@@ -203,6 +203,35 @@ fn require_credentials(policy: &Policy) -> Result<()> {
     )
 }
 
+/// Refuses rules about ports of a bridge where bridges ask iptables about frames that they only switch:
+/// here nobody asks, so that a rule may miss what it is meant for.
+fn require_plain_bridges(policy: &Policy) -> Result<()> {
+    for (family, ruleset) in policy.rulesets() {
+        let version = match family {
+            Family::Ipv4 => 4,
+            Family::Ipv6 => 6,
+        };
+        let Some(name) = bridge_setting(version) else {
+            continue;
+        };
+        let chains = ruleset.tables().flat_map(|(_, table)| &table.chains);
+        let asks = |rule: &&Rule| {
+            let mut matches = rule.matches.iter();
+            matches.any(|each| matches!(each, Match::Packet(PacketMatch::Physdev(_))))
+        };
+        if let Some(rule) = chains.flat_map(|chain| &chain.rules).find(asks) {
+            bail!(
+                "line {}: `-m physdev` is about frames that a bridge only switches, which iptables sees \
+                 here (net.bridge.{name} is 1), and fwbpf does not: they pass. If that is as it should be, \
+                 `sysctl -w net.bridge.{name}=0` and load again; if not, filter them at the bridge \
+                 (nftables' table bridge)",
+                rule.origin.line
+            )
+        }
+    }
+    Ok(())
+}
+
 /// Replaces what runs, which `old` is, by a policy.
 pub fn enforce_over(
     state: &StateDir,
@@ -213,6 +242,7 @@ pub fn enforce_over(
     options: &Terms,
 ) -> Result<Outcome> {
     require_credentials(policy)?;
+    require_plain_bridges(policy)?;
     draft.track_as(Settings::of(&policy.tracking, conntrack_setting));
     draft.answer_as(answer_settings());
     let slots = old.as_ref().map_or_else(

@@ -8,6 +8,15 @@ pub fn conntrack_setting(name: &str) -> Option<u32> {
     setting(&format!("netfilter/nf_conntrack_{name}"))
 }
 
+/// The sysctl by which a bridge hands frames that it only switches to iptables of a version, if it is on.
+pub fn bridge_setting(version: u8) -> Option<&'static str> {
+    let name = match version {
+        4 => "bridge-nf-call-iptables",
+        _ => "bridge-nf-call-ip6tables",
+    };
+    (setting(&format!("bridge/{name}")) == Some(1)).then_some(name)
+}
+
 fn setting(name: &str) -> Option<u32> {
     let path = format!("/proc/sys/net/{name}");
     std::fs::read_to_string(path).ok()?.trim().parse().ok()

@@ -34,7 +34,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[
     no("mh", ONLY_V6, "Types of mobility headers are not looked at: match `-p mh`."),
     no("nfacct", BOTH, "Every rule has counters of its own: `fwbpf show`."),
     no("osf", BOTH, "Operating systems are not guessed: leave the rule out."),
-    no("physdev", BOTH, "Bridged frames are not filtered; match the bridge itself with `-i` or `-o`."),
     no("policy", BOTH, "What leaves through IPsec is seen behind it, as ESP, and not as what it was: match `-p esp` and the addresses of the tunnel."),
     no("quota", BOTH, "There are no quotas: leave the match out."),
     no("rateest", BOTH, "Rates are not estimated: leave the rule out."),

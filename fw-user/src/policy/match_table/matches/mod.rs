@@ -5,6 +5,7 @@ pub(crate) mod conntrack;
 pub(crate) mod connlimit;
 pub(crate) mod hashlimit;
 mod packet;
+pub(crate) mod physdev;
 pub(crate) mod recent;
 pub(crate) mod routing;
 pub(crate) mod set;
@@ -19,6 +20,7 @@ use crate::policy::model::{
     Conntrack, CtStates, Family, IcmpType, Limit, Match, Multiport, Negatable, PortRange, Ports,
     Tcp, TcpFlags, WhichPort,
 };
+use crate::policy::packet_match::Physdev;
 use crate::policy::names::{DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
 use crate::policy::save::{Value, packet_values, values};
 use crate::policy::source::Span;
@@ -40,6 +42,7 @@ pub(crate) enum MatchDraft {
     Comment(Option<String>),
     Packet(packet::PacketDraft),
     Text(string::Draft),
+    Physdev(Physdev),
 }
 
 /// `-m limit` while its options are being read.
@@ -82,6 +85,7 @@ impl MatchDraft {
             Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Packet(packet) => return packet.finish(),
             Self::Text(text) => return text.finish(),
+            Self::Physdev(physdev) => return physdev::finish(physdev),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
         };
         whole.map_err(Unfinished::Says)
