@@ -144,12 +144,21 @@ fn ports_of_bridges_are_refused_where_bridges_ask() {
         let loaded = fwbpf.load(&[(Family::Ipv4, rules)]);
         let refused = loaded.err().map(|error| format!("{error:#}"));
         let refused = refused.context("it is loaded")?;
-        ensure!(refused.contains(name) && refused.contains("line 5"), "{refused}");
+        ensure!(
+            refused.contains(name) && refused.contains("line 5"),
+            "{refused}"
+        );
         set("0")?;
         fwbpf.load(&[(Family::Ipv4, rules)])?;
-        ensure!(ping(&lab.container1, ip(INTERNET[0]))?, "a routed packet has a port");
+        ensure!(
+            ping(&lab.container1, ip(INTERNET[0]))?,
+            "a routed packet has a port"
+        );
         let rule = "-A FORWARD -m physdev ! --physdev-is-bridged";
-        ensure!(saved::count(&fwbpf.save(Family::Ipv4)?, rule)? != (0, 0), "it was not asked");
+        ensure!(
+            saved::count(&fwbpf.save(Family::Ipv4)?, rule)? != (0, 0),
+            "it was not asked"
+        );
         Ok(())
     });
 }

@@ -8,8 +8,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::{
-    AddressType, Algorithm, Ecn, Hops, Owner, PacketMatch, Physdev, Routing, Statistic, Text,
-    Time,
+    AddressType, Algorithm, Ecn, Hops, Owner, PacketMatch, Physdev, Routing, Statistic, Text, Time,
 };
 use crate::policy::model::{Family, InterfacePattern, Match, Negatable};
 

@@ -54,12 +54,11 @@ impl Physdev {
             Some(not) => write!(f, " {}--physdev-{name}", bang(not)),
             None => Ok(()),
         };
-        let by = |f: &mut String, name: &str, asked: &Option<Negatable<InterfacePattern>>| {
-            match asked {
+        let by =
+            |f: &mut String, name: &str, asked: &Option<Negatable<InterfacePattern>>| match asked {
                 Some(port) => write!(f, " {}--physdev-{name} {}", bang(port.not), port.value.0),
                 None => Ok(()),
-            }
-        };
+            };
         is(f, "is-in", self.is_in)?;
         by(f, "in", &self.input)?;
         is(f, "is-out", self.is_out)?;

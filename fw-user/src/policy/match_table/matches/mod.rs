@@ -1,8 +1,8 @@
 //! The matches that fwbpf knows.
 
 pub(crate) mod addrtype;
-pub(crate) mod conntrack;
 pub(crate) mod connlimit;
+pub(crate) mod conntrack;
 pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod physdev;
@@ -20,8 +20,8 @@ use crate::policy::model::{
     Conntrack, CtStates, Family, IcmpType, Limit, Match, Multiport, Negatable, PortRange, Ports,
     Tcp, TcpFlags, WhichPort,
 };
-use crate::policy::packet_match::Physdev;
 use crate::policy::names::{DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
+use crate::policy::packet_match::Physdev;
 use crate::policy::save::{Value, packet_values, values};
 use crate::policy::source::Span;
 
