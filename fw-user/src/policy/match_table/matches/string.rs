@@ -72,7 +72,7 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
     aliases: &[],
     families: BOTH,
     support: Support::Yes,
-    note: "A text within `--to`, as since Linux 6.5. Both algorithms find it wherever it is in the packet; the kernel's `bm` does not where a packet is in pieces in memory. A datagram in fragments is searched as far as its first one goes. A search takes about a nanosecond a byte, of every packet that meets it: ask for ports before.",
+    note: "A text within `--to`, as since Linux 6.5. Both algorithms find it wherever it is in the packet; the kernel's `bm` does not where a packet is in pieces in memory. A datagram in fragments is searched as far as its first one goes. A search looks at every byte of every packet that meets it: ask for ports before.",
     reading: Some(MatchReading {
         start: || MatchDraft::Text(Draft::default()),
         protocols: &[],
