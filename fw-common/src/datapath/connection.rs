@@ -149,7 +149,11 @@ fn read_packet(scratch: &mut Scratch, error: bool) {
     }
     // Only a flow that has ended with this packet was confirmed, and has no record.
     let ended = !tracked.opens && !error;
-    connection.values[asked::STATUS as usize] = if ended { status::CONFIRMED as u32 } else { 0 };
+    connection.values[asked::STATUS as usize] = match (ended, tracked.direction) {
+        (true, 1) => (status::CONFIRMED | status::SEEN_REPLY) as u32,
+        (true, _) => status::CONFIRMED as u32,
+        (false, _) => 0,
+    };
     connection.expires = 0;
 }
 

@@ -192,7 +192,7 @@ fn by_label<'t, T: Tables>(tables: &'t T, lookup: &mut Lookup, direction: u8) ->
     if let Some(flow) = tables.flow(&lookup.key) {
         // An alias says which endpoint the translated source is: the one that opened the flow.
         let opened_low = flow.status.get() & Flow::LOW_OPENED != 0;
-        if (opened_low != from_low) as u8 == direction || lookup.tuple.is_to_itself() {
+        if (opened_low != from_low) as u8 == direction || lookup.key.is_to_itself() {
             return own(tables, flow);
         }
     }

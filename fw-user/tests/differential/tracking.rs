@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use etherparse::{IpNumber, PacketBuilder, PacketBuilderStep, TcpHeader};
 use fw_common::abi::ct;
 use fw_common::abi::flow::Flow;
+use fw_common::abi::stat::Stat;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tcp::flag;
 use fw_common::datapath::{Verdict, egress, ingress};
@@ -451,6 +452,21 @@ fn a_connection_outlives_another_one_of_the_same_endpoints() {
     let more = tcp(way, ports, flag::SYN, [7000, 0], 0);
     let (verdict, packet) = machine.leave(ETH0, frame(more).made_here());
     assert_eq!((verdict, source_port(&packet)), (Verdict::Pass, drawn));
+}
+
+/// Both directions of a connection from an endpoint to itself look alike; its second packet is an answer
+/// to rules at either end of loopback.
+#[test]
+fn the_answer_of_a_connection_to_itself_was_seen() {
+    const RULE: &str =
+        "COMMIT\n*mangle\n-A INPUT -m conntrack --ctstatus SEEN_REPLY --ctdir REPLY -j DROP";
+    let mut machine = Machine::with(Family::Ipv6, RULE);
+    let (way, ports) = (["::1", "::1"], [40_001, 40_001]);
+    machine.loop_back(tcp(way, ports, flag::ACK, [1000, 2000], 0));
+    let answer = tcp(way, ports, flag::ACK, [2000, 1000], 0);
+    let (verdict, packet) = machine.leave(LO, frame(answer).made_here());
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(machine.arrive(LO, packet).0, Verdict::Drop(Stat::Policy));
 }
 
 fn source_port(packet: &SlicePacket) -> u16 {
