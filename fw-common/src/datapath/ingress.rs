@@ -230,11 +230,12 @@ impl Stage for PlaceIn {
             scratch.note_transit();
         } else if note != 0 {
             scratch.tracked.set_note(note);
-            if scratch.headers.flow_ports == 0
-                && scratch.headers.key.source == scratch.headers.key.destination
-            {
+            let headers = &scratch.headers;
+            let alike = headers.flow_ports == 0 && headers.key.source == headers.key.destination;
+            if alike || note as u8 & ct::UNTRACKED != 0 {
                 // Which of two directions that look alike, only the note tells; the kernel's ICMP
-                // error about the packet goes the other one.
+                // error about the packet goes the other one. That about a packet which is not tracked
+                // carries no flow.
                 scratch.note_transit();
             }
         } else if track(packet, tables, scratch, aliases) {
