@@ -69,9 +69,6 @@
 //!     four names that its two ends can have there; a fifth connection of one source, to a fifth address or
 //!     port that is translated to the same, is dropped and counted. A trial that differs, and in which
 //!     that happened, does not count.
-//! 20. **SEEN_REPLY of TCP connections.** A fault that is not found yet (docs/conformance.md): now and then a
-//!     rule that asks for it counts a packet more or less. `--ctstatus SEEN_REPLY` is generated for other
-//!     protocols.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
