@@ -61,6 +61,8 @@ pub fn track<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     aliases: Aliases,
 ) -> bool {
+    // Also for what is not looked up: the packet before left what it met.
+    scratch.lookup.met = 0;
     if scratch.headers.broken {
         scratch.tracked.set_without_flow(ct::INVALID);
         return false;
@@ -81,7 +83,6 @@ pub fn track<P: Packet, T: Tables>(
         Icmp::No | Icmp::Request | Icmp::Reply => {}
     }
     scratch.lookup.tuple.set(&scratch.headers);
-    scratch.lookup.met = 0;
     if scratch.headers.key.protocol as u8 == protocol::TCP {
         return track_tcp(packet, tables, scratch, aliases);
     }

@@ -8,6 +8,7 @@ use fw_common::abi::flow::Flow;
 use fw_common::abi::stat::Stat;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tcp::flag;
+use fw_common::datapath::tuple::Lookup;
 use fw_common::datapath::{Verdict, egress, ingress};
 use fw_user::compile::{Slots, compile};
 use fw_user::policy::model::Family;
@@ -467,6 +468,26 @@ fn the_answer_of_a_connection_to_itself_was_seen() {
     let (verdict, packet) = machine.leave(LO, frame(answer).made_here());
     assert_eq!(verdict, Verdict::Pass);
     assert_eq!(machine.arrive(LO, packet).0, Verdict::Drop(Stat::Policy));
+}
+
+/// What a packet met, which netfilter had translated and which is dropped for it, says nothing of the next
+/// one, whatever that is.
+#[test]
+fn what_one_packet_met_is_forgotten_for_the_next() {
+    const NEIGHBOUR_SOLICITATION: u8 = 135;
+    const UNREACHABLE: u8 = 1;
+    let mut machine = Machine::with(Family::Ipv6, "-A POSTROUTING -o eth1 -j MASQUERADE");
+    let way = [SERVER6, "2001:db8::2"];
+    let quoted = tcp(["2001:db8::2", SERVER6], [80, 5000], flag::SYN, [1, 0], 0);
+    for packet in [
+        icmpv6(way, 255, NEIGHBOUR_SOLICITATION, &[0; 20]),
+        icmpv6(way, 64, UNREACHABLE, &quoted),
+        tcp(way, [5000, 80], flag::SYN, [1, 0], 0),
+    ] {
+        machine.scratch.lookup.met = Lookup::STANDS_IN;
+        let (verdict, _) = machine.leave(ETH0, frame(packet).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+    }
 }
 
 fn source_port(packet: &SlicePacket) -> u16 {
