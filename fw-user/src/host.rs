@@ -361,6 +361,36 @@ fn local_route(message: &RouteMessage) -> Option<LocalRoute> {
 /// is left out.
 pub fn routes(addresses: impl IntoIterator<Item = IpAddr>) -> Result<HashMap<IpAddr, u32>> {
     let addresses: BTreeSet<IpAddr> = addresses.into_iter().collect();
+    netlink(async |handle| {
+        let mut routes = HashMap::new();
+        for address in addresses {
+            let query = match address {
+                IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
+                    .destination_prefix(address, 32)
+                    .build(),
+                IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
+                    .destination_prefix(address, 128)
+                    .build(),
+            };
+            let mut answers = Box::pin(handle.route().get(query).execute());
+            // "Unreachable" is an error, too.
+            if let Ok(Some(route)) = answers.try_next().await {
+                let mut attributes = route.attributes.iter();
+                let index = attributes.find_map(|attribute| match attribute {
+                    RouteAttribute::Oif(index) => Some(*index),
+                    _ => None,
+                });
+                routes.extend(index.map(|index| (address, index)));
+            }
+        }
+        Ok(routes)
+    })
+}
+
+/// Asks the kernel by a netlink socket of its own.
+pub(crate) fn netlink<T>(
+    question: impl AsyncFnOnce(rtnetlink::Handle) -> Result<T, rtnetlink::Error>,
+) -> Result<T> {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -369,31 +399,9 @@ pub fn routes(addresses: impl IntoIterator<Item = IpAddr>) -> Result<HashMap<IpA
             let (connection, handle, _) =
                 rtnetlink::new_connection().context("cannot open a netlink socket")?;
             let connection = tokio::spawn(connection);
-            let mut routes = HashMap::new();
-            for address in addresses {
-                let query = match address {
-                    IpAddr::V4(address) => RouteMessageBuilder::<Ipv4Addr>::new()
-                        .destination_prefix(address, 32)
-                        .build(),
-                    IpAddr::V6(address) => RouteMessageBuilder::<Ipv6Addr>::new()
-                        .destination_prefix(address, 128)
-                        .build(),
-                };
-                let mut answers = Box::pin(handle.route().get(query).execute());
-                // "Unreachable" is an error, too.
-                if let Ok(Some(route)) = answers.try_next().await {
-                    let index = route
-                        .attributes
-                        .iter()
-                        .find_map(|attribute| match attribute {
-                            RouteAttribute::Oif(index) => Some(*index),
-                            _ => None,
-                        });
-                    routes.extend(index.map(|index| (address, index)));
-                }
-            }
+            let answer = question(handle).await;
             connection.abort();
-            Ok(routes)
+            Ok(answer?)
         })
 }
 

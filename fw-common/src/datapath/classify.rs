@@ -317,8 +317,8 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
         hold
     }
 
-    /// Asks the list that a predicate names, or looks for its text. The next turn finds the same rule again, and goes on behind
-    /// that predicate.
+    /// Asks the list that a predicate names, or looks for its text. The next turn finds the same rule again,
+    /// and goes on behind that predicate.
     #[inline(never)]
     fn ask_list(&mut self, rule: Rule<'_>) -> ControlFlow<()> {
         let index = rule.index();

@@ -18,7 +18,7 @@ use futures_util::TryStreamExt as _;
 use rtnetlink::packet_route::tc::{TcHandle as Parent, TcMessage};
 
 use super::{EGRESS, INGRESS, os_error};
-use crate::host::Interface;
+use crate::host::{Interface, netlink};
 use crate::kernel::state::{StateDir, remove_if_present};
 
 /// The number of our filter, among those of a priority: "fw" in ASCII.
@@ -236,24 +236,6 @@ fn remove_qdisc(interface: &Interface) -> Result<()> {
         }
     });
     removed.with_context(|| format!("cannot remove the clsact qdisc of {}", interface.name))
-}
-
-/// Asks the kernel one thing.
-fn netlink<T>(
-    question: impl AsyncFnOnce(rtnetlink::Handle) -> Result<T, rtnetlink::Error>,
-) -> Result<T> {
-    tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the netlink runtime")?
-        .block_on(async {
-            let (connection, handle, _) =
-                rtnetlink::new_connection().context("cannot open a netlink socket")?;
-            let connection = tokio::spawn(connection);
-            let answer = question(handle).await;
-            connection.abort();
-            Ok(answer?)
-        })
 }
 
 #[cfg(test)]
