@@ -19,6 +19,8 @@ pub struct Quoted {
     pub l4: u16,
     /// It is no answer to an ICMP query.
     pub is_request: bool,
+    /// Translating its far end leaves the error's sender what it is.
+    pub keeps_sender: bool,
 }
 
 /// Parses the packet that an ICMP error quotes: RFC 792 promises its IP header and eight bytes.

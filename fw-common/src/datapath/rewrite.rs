@@ -133,7 +133,12 @@ pub fn rewrite_error<P: Packet>(
 ) -> Option<()> {
     let v6 = headers.is_v6();
     let outer_old = outer_address(headers, end);
-    replace_address(packet, headers, end, &new.address)?;
+    let outer_new = if quoted.keeps_sender {
+        outer_old
+    } else {
+        new.address
+    };
+    replace_address(packet, headers, end, &outer_new)?;
 
     let inner_end = end.other();
     let inner_l3 = quoted.l3 as u32;
@@ -196,7 +201,7 @@ pub fn rewrite_error<P: Packet>(
     }
     let sum_at = headers.l4 as u32 + 2;
     if v6 {
-        let pseudo = Difference::default().address(&outer_old, &new.address);
+        let pseudo = Difference::default().address(&outer_old, &outer_new);
         packet.replace_l4_sum(sum_at, pseudo.sum(), true, false, v6)?;
     }
     packet.replace_l4_sum(sum_at, outer.sum(), false, false, v6)
