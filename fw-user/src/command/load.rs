@@ -201,10 +201,12 @@ fn require_credentials(policy: &Policy) -> Result<()> {
     if probe::credentials().is_some() {
         return Ok(());
     }
+    let file = policy.files.get(rule.origin.file as usize);
     bail!(
-        "line {}: `{option}` needs a kernel that says where it keeps who opened a socket: with BTF \
+        "{}:{}: `{option}` needs a kernel that says where it keeps who opened a socket: with BTF \
          (CONFIG_DEBUG_INFO_BTF), and not locked down to confidentiality; leave the rule out, or match \
          by user with `--uid-owner`",
+        file.map_or("the policy", String::as_str),
         rule.origin.line
     )
 }
