@@ -44,18 +44,30 @@ pub fn tcp_echo(namespace: &Namespace, port: u16) -> Result<()> {
     Ok(())
 }
 
-/// A TCP listener on every address of the namespace.
+/// A TCP listener on every address of the namespace. A listener of the same port that has just been
+/// closed may live on for a moment, in the copy of its descriptor that a program has which another
+/// test starts just now, until it executes: that is waited for.
 pub fn listen(namespace: &Namespace, port: u16) -> Result<TcpListener> {
-    namespace
-        .enter(|| -> Result<TcpListener> {
-            let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
-            socket.set_only_v6(false)?;
-            socket.set_reuse_address(true)?;
-            socket.bind(&SocketAddr::from(([0u16; 8], port)).into())?;
-            socket.listen(2048)?;
-            Ok(socket.into())
-        })?
-        .with_context(|| format!("listen at port {port} in {}", namespace.name()))
+    let until = Instant::now() + PATIENCE;
+    let attempt = || -> io::Result<TcpListener> {
+        let socket = Socket::new(Domain::IPV6, Type::STREAM, None)?;
+        socket.set_only_v6(false)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&SocketAddr::from(([0u16; 8], port)).into())?;
+        socket.listen(2048)?;
+        Ok(socket.into())
+    };
+    loop {
+        match namespace.enter(attempt)? {
+            Err(error) if error.kind() == ErrorKind::AddrInUse && Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            listener => {
+                return listener
+                    .with_context(|| format!("listen at port {port} in {}", namespace.name()));
+            }
+        }
+    }
 }
 
 /// A connected TCP socket; `from` binds its own address, port 0 being any.
