@@ -320,7 +320,7 @@ impl Trial {
         let mut states = tracked.ct;
         if tracked.opens {
             // What was done to the flow that it opened is known only afterwards.
-            states &= !CtStates::SNAT.0;
+            states &= !(CtStates::SNAT.0 | CtStates::DNAT.0);
         }
         Seen {
             family: family(told),
