@@ -295,6 +295,9 @@ impl Trial {
     fn see_translated(&self, walk: &mut Walk<'_>, packet: &SlicePacket, verdict: Verdict) {
         let headers = &self.scratch.headers;
         let seen = &mut walk.seen;
+        if self.scratch.tracked.ct & CtStates::DNAT.0 != 0 {
+            seen.states.0 |= CtStates::DNAT.0;
+        }
         if verdict == Verdict::Answer {
             seen.destination = addr::from_abi(headers.family, headers.key.destination);
             if !is_icmp(seen.protocol) {
@@ -306,9 +309,6 @@ impl Trial {
             Wire::Packet(told) => {
                 seen.destination = told.destination;
                 seen.ports.1 = told.ports.1;
-                if self.scratch.tracked.ct & CtStates::DNAT.0 != 0 {
-                    seen.states.0 |= CtStates::DNAT.0;
-                }
             }
             other => panic!("{other:?} after a translation"),
         }
