@@ -1,10 +1,13 @@
 //! What rules remember of addresses, with real connections.
 
+use std::net::SocketAddr;
+use std::time::Duration;
+
 use anyhow::{Result, ensure};
 use fw_user::policy::model::Family;
 use fwbpf_tests::guide::with_fwbpf;
 use fwbpf_tests::lab::address::{OUTSIDE, SERVER};
-use fwbpf_tests::lab::sockets::{Reach, ip, reach, tcp_echo};
+use fwbpf_tests::lab::sockets::{Reach, connect, ip, reach, tcp_echo, wait_for};
 use fwbpf_tests::lab::{Firewall as _, Fwbpf, Namespace};
 
 /// Both IP versions with the same rules of the table filter.
@@ -119,5 +122,31 @@ fn each_source_has_a_limit_of_its_own() {
         // With other numbers the table begins anew.
         load(fwbpf, &rules.replace("1/hour", "2/hour"))?;
         expect(&lab.outside, 0, 81, Reach::Open, "with another limit")
+    });
+}
+
+/// Two connections for each address; the third is refused, until one of the two is closed.
+#[test]
+fn an_address_has_so_many_connections() {
+    with_fwbpf("lists_connlimit", &[], |lab, fwbpf| {
+        tcp_echo(&lab.server, 81)?;
+        load(
+            fwbpf,
+            "-A INPUT -p tcp -m tcp --dport 81 --syn -m connlimit --connlimit-above 2 -j DROP\n\
+             -A INPUT -p tcp -m tcp --dport 81 -j ACCEPT\n",
+        )?;
+        for version in [0, 1] {
+            let server = SocketAddr::new(ip(SERVER[version]), 81);
+            let open = || connect(&lab.outside, None, server, Duration::from_secs(2));
+            let (first, _second) = (open()?, open()?);
+            expect(&lab.outside, version, 81, Reach::Silent, "connection 3")?;
+            expect(&lab.other, version, 81, Reach::Open, "of another address")?;
+            drop(first);
+            // Until the server has closed it, too.
+            wait_for("another, once one is closed", || {
+                Ok(reach(&lab.outside, None, server.ip(), 81)? == Reach::Open)
+            })?;
+        }
+        Ok(())
     });
 }

@@ -125,6 +125,44 @@ fn what_is_forwarded_is_known_by_its_senders_link_address() {
     });
 }
 
+/// Where bridges hand iptables the frames that they only switch, rules about their ports are no good here.
+#[test]
+fn ports_of_bridges_are_refused_where_bridges_ask() {
+    with_fwbpf("ports", &["sysctl"], |lab, fwbpf| {
+        let name = "net.bridge.bridge-nf-call-iptables";
+        let set = |value: &str| {
+            let mut command = lab.server.command("sysctl");
+            run(command.args(["-w", &format!("{name}={value}")]))
+        };
+        if set("1").is_err() {
+            eprintln!("skipped: this kernel has no br_netfilter");
+            return Ok(());
+        }
+        let rules = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
+            -A FORWARD -m physdev --physdev-is-bridged -j DROP\n\
+            -A FORWARD -m physdev ! --physdev-is-bridged\nCOMMIT\n";
+        let loaded = fwbpf.load(&[(Family::Ipv4, rules)]);
+        let refused = loaded.err().map(|error| format!("{error:#}"));
+        let refused = refused.context("it is loaded")?;
+        ensure!(
+            refused.contains(name) && refused.contains(":5: "),
+            "{refused}"
+        );
+        set("0")?;
+        fwbpf.load(&[(Family::Ipv4, rules)])?;
+        ensure!(
+            ping(&lab.container1, ip(INTERNET[0]))?,
+            "a routed packet has a port"
+        );
+        let rule = "-A FORWARD -m physdev ! --physdev-is-bridged";
+        ensure!(
+            saved::count(&fwbpf.save(Family::Ipv4)?, rule)? != (0, 0),
+            "it was not asked"
+        );
+        Ok(())
+    });
+}
+
 #[test]
 fn chances_are_what_they_are_said_to_be() {
     with_fwbpf("chances", &[], |lab, fwbpf| {

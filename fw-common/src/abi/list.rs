@@ -162,6 +162,29 @@ pub mod hashlimit {
     }
 }
 
+/// `-m connlimit`: an entry is an address, and behind it are cells of the list that name its connections,
+/// chained by their [`entry::NEXT`].
+pub mod connlimit {
+    /// The word of an entry that leads to the first connection.
+    pub const FIRST: usize = 14;
+    /// How many there are.
+    pub const COUNT: usize = 15;
+
+    /// Four words of a connection: its key's lower address.
+    pub const LOW: usize = 4;
+    /// The higher one.
+    pub const HIGH: usize = 8;
+    /// Both ports, the lower endpoint's in the high half.
+    pub const PORTS: usize = 1;
+    /// The protocol, above it the IP version, and [`FROM_LOW`].
+    pub const REST: usize = 2;
+    /// The lower endpoint opened it.
+    pub const FROM_LOW: u32 = 1 << 16;
+
+    /// What a rule asks: the destination's connections.
+    pub const DESTINATION: u32 = 1;
+}
+
 /// What a list is like.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListShape {
@@ -206,6 +229,17 @@ impl ListShape {
             detail: 0,
             mask,
             terms: words,
+        }
+    }
+
+    /// Connections by address, so many cells of both.
+    pub const fn connlimit(capacity: u32, mask: Addr) -> Self {
+        Self {
+            capacity,
+            stride: 1,
+            detail: 0,
+            mask,
+            terms: [0; 16],
         }
     }
 

@@ -10,6 +10,7 @@ use super::header::{Icmp, protocol};
 use super::predicate::under_mask;
 use super::scratch::Scratch;
 use super::tables::Tables;
+use super::tuple::Tuple;
 use crate::abi::Addr;
 use crate::abi::blob::{HeaderFields, Predicate, WITHOUT_FLOW, condition};
 use crate::abi::ct::{asked, end, status};
@@ -180,6 +181,29 @@ fn take_destination(scratch: &mut Scratch) {
 }
 
 impl Connection {
+    /// Whether there is one.
+    #[inline(always)]
+    pub(super) fn is_known(&self) -> bool {
+        self.known != 0
+    }
+
+    /// Bits of [`status`].
+    #[inline(always)]
+    pub(super) fn status(&self) -> u8 {
+        self.values[asked::STATUS as usize] as u8
+    }
+
+    /// What its opener sends, but for the IP version.
+    #[inline(always)]
+    pub(super) fn original(&self, tuple: &mut Tuple) {
+        set(&mut tuple.source, &self.addresses[end::ORIGINAL_SOURCE]);
+        let destination = &self.addresses[end::ORIGINAL_DESTINATION];
+        set(&mut tuple.destination, destination);
+        let first = asked::PORTS as usize;
+        tuple.ports = self.values[first] << 16 | self.values[first + 1];
+        tuple.protocol = self.values[asked::PROTOCOL as usize] as u8;
+    }
+
     #[inline(always)]
     fn set_protocol(&mut self, number: u8) {
         self.values[asked::PROTOCOL as usize] = number as u32;

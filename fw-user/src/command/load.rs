@@ -11,6 +11,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::output::Output;
+use super::require;
 use super::revoked::{Revoked, cut_revoked};
 use super::running::Predecessor;
 use super::source;
@@ -29,8 +30,7 @@ use crate::kernel::sysctl::{answer_settings, conntrack_setting};
 use crate::kernel::{lists, probe, sets};
 use crate::policy::SshSession;
 use crate::policy::lint::cuts_ssh;
-use crate::policy::model::{InterfacePattern, Match, Policy, Rule, Target};
-use crate::policy::packet_match::PacketMatch;
+use crate::policy::model::{InterfacePattern, Policy};
 
 /// What a load did.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -179,38 +179,6 @@ fn enforce(
     result
 }
 
-/// Refuses rules about who opened a socket where the kernel does not say.
-fn require_credentials(policy: &Policy) -> Result<()> {
-    let asks = |rule: &Rule| {
-        let by_group = rule.matches.iter().any(|each| {
-            matches!(each, Match::Packet(PacketMatch::Owner(owner)) if owner.group.is_some())
-        });
-        let logs = matches!(&rule.target, Target::Log(log) if log.owner);
-        by_group
-            .then_some("--gid-owner")
-            .or(logs.then_some("--log-uid"))
-    };
-    let rulesets = policy.rulesets();
-    let tables = rulesets.flat_map(|(_, ruleset)| ruleset.tables());
-    let mut rules = tables
-        .flat_map(|(_, table)| &table.chains)
-        .flat_map(|chain| &chain.rules);
-    let Some((rule, option)) = rules.find_map(|rule| Some((rule, asks(rule)?))) else {
-        return Ok(());
-    };
-    if probe::credentials().is_some() {
-        return Ok(());
-    }
-    let file = policy.files.get(rule.origin.file as usize);
-    bail!(
-        "{}:{}: `{option}` needs a kernel that says where it keeps who opened a socket: with BTF \
-         (CONFIG_DEBUG_INFO_BTF), and not locked down to confidentiality; leave the rule out, or match \
-         by user with `--uid-owner`",
-        file.map_or("the policy", String::as_str),
-        rule.origin.line
-    )
-}
-
 /// Replaces what runs, which `old` is, by a policy.
 pub fn enforce_over(
     state: &StateDir,
@@ -220,7 +188,7 @@ pub fn enforce_over(
     mut draft: Draft,
     options: &Terms,
 ) -> Result<Outcome> {
-    require_credentials(policy)?;
+    require::all(policy)?;
     draft.track_as(Settings::of(&policy.tracking, conntrack_setting));
     draft.answer_as(answer_settings());
     let slots = old.as_ref().map_or_else(

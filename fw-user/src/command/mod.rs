@@ -9,6 +9,7 @@ pub mod load;
 pub mod names;
 pub mod output;
 pub mod recent;
+mod require;
 mod revoked;
 pub mod running;
 pub mod set;

@@ -259,6 +259,11 @@ impl Dump<'_> {
                 "text in cell {} flags {:#x} from {} to {}",
                 w[SET_PLACE], w[4], w[6], w[8]
             )?,
+            condition::CONNLIMIT => write!(
+                f,
+                "connlimit {} flags {:#x} limit {}",
+                w[SET_PLACE], w[4], w[8]
+            )?,
             condition::HASHLIMIT => write!(f, "hashlimit {} flags {:#x}", w[SET_PLACE], w[4])?,
             condition::CT_ADDRESS => write!(
                 f,

@@ -1,10 +1,11 @@
 //! How rules ask lists.
 
 use fw_common::abi::blob::Condition;
-use fw_common::abi::list::hashlimit;
+use fw_common::abi::list::{connlimit, hashlimit};
 
 use super::lower::Scope;
 use crate::policy::lists::ListMatch;
+use crate::policy::model::Side;
 
 /// The condition that a list says yes, and whether it is inverted.
 pub(super) fn asked(list: &ListMatch, scope: &Scope<'_>) -> (bool, Condition) {
@@ -18,6 +19,19 @@ pub(super) fn asked(list: &ListMatch, scope: &Scope<'_>) -> (bool, Condition) {
                 hits: recent.hits,
             };
             (recent.not, condition)
+        }
+        ListMatch::Connlimit(limit) => {
+            let destination = limit.side == Side::Destination;
+            let condition = Condition::Connlimit {
+                place,
+                flags: if destination {
+                    connlimit::DESTINATION
+                } else {
+                    0
+                },
+                limit: limit.limit,
+            };
+            (!limit.above, condition)
         }
         ListMatch::Hashlimit(limit) => {
             let flags = if limit.above { hashlimit::ABOVE } else { 0 };

@@ -121,6 +121,11 @@ impl Lowered {
                 });
                 return asked.collect();
             }
+            PacketMatch::Physdev(physdev) => {
+                if !physdev.holds_without_bridge() {
+                    self.never();
+                }
+            }
             PacketMatch::Text(text) => {
                 let fields = text.fields();
                 let condition = Condition::Text {
@@ -280,6 +285,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Esp(None)
             | PacketMatch::Ah(None)
             | PacketMatch::Text(_)
+            | PacketMatch::Physdev(_)
             | PacketMatch::Statistic(_) => 0,
             PacketMatch::AddressType(_) => HeaderFields::ADDRESS_KINDS,
             PacketMatch::FlowMark(_) => HeaderFields::FLOW_MARKS,
@@ -294,6 +300,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             _ => HeaderFields::FACTS,
         },
         Match::Conntrack(conntrack) if conntrack.connection.is_some() => HeaderFields::CONNECTIONS,
+        Match::List(ListMatch::Connlimit(_)) => HeaderFields::CONNECTIONS,
         Match::List(ListMatch::Recent(recent)) if recent.hops => HeaderFields::FACTS,
         _ => 0,
     };

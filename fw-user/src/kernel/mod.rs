@@ -4,6 +4,7 @@
 //! directory of a bpffs (see [`state`]), so that no process has to stay alive for it.
 
 pub mod attach;
+pub mod bridge;
 mod btf;
 mod bypassed;
 pub mod clock;

@@ -8,7 +8,8 @@ pub fn conntrack_setting(name: &str) -> Option<u32> {
     setting(&format!("netfilter/nf_conntrack_{name}"))
 }
 
-fn setting(name: &str) -> Option<u32> {
+/// What this network namespace's sysctl `net/NAME` says, if there is one.
+pub(super) fn setting(name: &str) -> Option<u32> {
     let path = format!("/proc/sys/net/{name}");
     std::fs::read_to_string(path).ok()?.trim().parse().ok()
 }

@@ -57,6 +57,9 @@ pub struct Pair {
     pub interrupted: &'static AtomicBool,
 }
 
+/// More than two ticks of a kernel with 250 a second, Debian's.
+const JIFFIES: Duration = Duration::from_millis(9);
+
 /// A step is processed before its send call returns, except when the kernel defers the work to a
 /// thread because of load. Only when the sides differ is it worth waiting for that.
 const PATIENCE: [Duration; 3] = [
@@ -72,8 +75,13 @@ impl Pair {
             return Ok(Some(refusal));
         }
         let tables: Vec<&str> = trial.rules.tables.iter().map(|table| table.name).collect();
+        let waits = trial.rules.count_connections();
         for (number, step) in trial.traffic.steps.iter().enumerate() {
             ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
+            if waits {
+                // Difference 21.
+                std::thread::sleep(JIFFIES);
+            }
             if let Some(difference) = self.step(trial, number, step)? {
                 return Ok(Some(difference));
             }

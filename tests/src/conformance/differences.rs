@@ -72,6 +72,10 @@
 //! 20. **SEEN_REPLY of TCP connections.** A fault that is not found yet (docs/conformance.md): now and then a
 //!     rule that asks for it counts a packet more or less. `--ctstatus SEEN_REPLY` is generated for other
 //!     protocols.
+//! 21. **connlimit's jiffies.** netfilter looks for connections that are gone once in a jiffy for each
+//!     address, leaves those alone that another CPU added within the last two, and forgets eight at a time
+//!     (net/netfilter/nf_conncount.c); fwbpf looks every time, and forgets all. Packets that meet such
+//!     rules are sent more than two jiffies apart.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

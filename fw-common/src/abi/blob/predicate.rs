@@ -133,6 +133,15 @@ pub enum Condition {
         /// Where it may begin, from the IP header, and before what it must end.
         range: (u32, u32),
     },
+    /// More connections of an address are open than this.
+    Connlimit {
+        /// The place of the rule's list.
+        place: u32,
+        /// Bits of [`crate::abi::list::connlimit`].
+        flags: u32,
+        /// How many may be.
+        limit: u32,
+    },
     /// The bucket of a packet's like has credit left, which this takes.
     Hashlimit {
         /// The place of its list.
@@ -226,6 +235,8 @@ pub mod condition {
     pub const CT_VALUE: u32 = 51;
     /// [`super::Condition::Text`].
     pub const TEXT: u32 = 44;
+    /// [`super::Condition::Connlimit`].
+    pub const CONNLIMIT: u32 = 43;
     /// The last of the conditions that are asked between two turns, of which [`RECENT`] is the first.
     pub const LAST_LIST: u32 = 46;
 }
@@ -376,6 +387,16 @@ impl PredicateFields {
                 cell.w[6] = from;
                 cell.w[8] = to;
                 condition::TEXT
+            }
+            Condition::Connlimit {
+                place,
+                flags,
+                limit,
+            } => {
+                cell.w[SET_PLACE] = place;
+                cell.w[4] = flags;
+                cell.w[8] = limit;
+                condition::CONNLIMIT
             }
             Condition::Hashlimit { place, flags } => {
                 cell.w[SET_PLACE] = place;

@@ -8,6 +8,7 @@
 //! One packet at a time changes a list: netfilter has a spin lock, and so has this. Nothing interrupts
 //! a program that holds it but interrupts, and these do not come here.
 
+mod connlimit;
 mod hashlimit;
 mod recent;
 
@@ -18,9 +19,10 @@ use super::header::Part;
 use super::limit::{FAIL, HOLD};
 use super::scratch::Scratch;
 use super::tables::{Step, Tables};
+use crate::abi::Addr;
 use crate::abi::blob::{Predicate, SET_PLACE, condition};
 use crate::abi::list::{
-    BUCKETS_IN_CELL, ENTRIES_MAX, FIRST_BUCKET, KEY_WORDS, ListCell, USED, entry, head,
+    BUCKETS_IN_CELL, ENTRIES_MAX, FIRST_BUCKET, KEY_REST, KEY_WORDS, ListCell, USED, entry, head,
 };
 
 /// The packet is dropped, as netfilter drops what it cannot remember (`hotdrop`).
@@ -31,7 +33,7 @@ pub const DROP: u32 = 4;
 const TRIES: u32 = 1 << 18;
 
 /// What a rule asks a list, and where the answer has got to.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Asked {
     kind: u32,
     not: bool,
@@ -51,6 +53,7 @@ pub struct Asked {
     /// The entry that is looked for, by its number.
     wanted: u32,
     counted: u32,
+    counting: connlimit::Counting,
 }
 
 impl Asked {
@@ -102,6 +105,7 @@ pub fn ask<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
         scratch.list.now = tables.now();
         answer = match scratch.list.kind {
             condition::RECENT => recent::ask(tables, scratch),
+            condition::CONNLIMIT => connlimit::ask(tables, scratch),
             condition::HASHLIMIT => hashlimit::ask(tables, scratch),
             _ => DROP,
         };
@@ -182,6 +186,22 @@ impl<'a, T: Tables> List<'a, T> {
         self.set(cell, (bucket % BUCKETS_IN_CELL) as usize, entry);
     }
 
+    /// Makes an address the key, as far as it counts.
+    #[inline(always)]
+    fn name(&mut self, address: &Addr, family: u32) {
+        let Some(head) = self.cell(0) else {
+            return;
+        };
+        let [a, b, c, d] = *address;
+        let mask = |word: usize| head[head::MASK + word].get();
+        self.asked.key = [0; KEY_REST + 1];
+        self.asked.key[0] = a & mask(0);
+        self.asked.key[1] = b & mask(1);
+        self.asked.key[2] = c & mask(2);
+        self.asked.key[3] = d & mask(3);
+        self.asked.key[KEY_REST] = family;
+    }
+
     /// Finds the entry of the key.
     #[inline(never)]
     fn find(&mut self) {
@@ -212,6 +232,31 @@ impl<'a, T: Tables> List<'a, T> {
     /// Makes an entry of the key, which is in none, the one used last; 0 if there is no room.
     #[inline(never)]
     fn insert(&mut self) -> u32 {
+        let at = self.take();
+        if at == 0 {
+            return 0;
+        }
+        let Some(head) = self.cell(0) else {
+            return 0;
+        };
+        let bucket = self.asked.bucket;
+        let Some(cell) = self.cell(at) else {
+            return 0;
+        };
+        for (word, value) in self.asked.key.into_iter().enumerate() {
+            cell[entry::KEY + word].set(value);
+        }
+        cell[entry::BUCKET].set(bucket);
+        cell[entry::NEXT].set(self.first(bucket));
+        cell[entry::STATE].set(USED);
+        self.set_first(bucket, at);
+        self.append(head, cell, at);
+        at
+    }
+
+    /// Room for an entry; 0 if there is none.
+    #[inline(always)]
+    fn take(&self) -> u32 {
         let Some(head) = self.cell(0) else {
             return 0;
         };
@@ -226,20 +271,20 @@ impl<'a, T: Tables> List<'a, T> {
             at = head[head::FRESH].get();
             head[head::FRESH].set(at.wrapping_add(head[head::STRIDE].get()));
         }
-        let bucket = self.asked.bucket;
-        let Some(cell) = self.cell(at) else {
-            return 0;
-        };
-        for (word, value) in self.asked.key.into_iter().enumerate() {
-            cell[entry::KEY + word].set(value);
-        }
-        cell[entry::BUCKET].set(bucket);
-        cell[entry::NEXT].set(self.first(bucket));
-        cell[entry::STATE].set(USED);
-        self.set_first(bucket, at);
         head[head::COUNT].set(count.wrapping_add(1));
-        self.append(head, cell, at);
         at
+    }
+
+    /// Gives room back.
+    #[inline(always)]
+    fn give(&self, at: u32) {
+        let (Some(head), Some(cell)) = (self.cell(0), self.cell(at)) else {
+            return;
+        };
+        cell[entry::STATE].set(0);
+        cell[entry::NEXT].set(head[head::FREE].get());
+        head[head::FREE].set(at);
+        head[head::COUNT].set(head[head::COUNT].get().wrapping_sub(1));
     }
 
     /// Takes an entry out.
@@ -261,10 +306,7 @@ impl<'a, T: Tables> List<'a, T> {
             self.set(self.asked.before, entry::NEXT, next);
         }
         self.detach(head, cell);
-        cell[entry::STATE].set(0);
-        cell[entry::NEXT].set(head[head::FREE].get());
-        head[head::FREE].set(at);
-        head[head::COUNT].set(head[head::COUNT].get().wrapping_sub(1));
+        self.give(at);
     }
 
     /// Makes an entry the one used last.

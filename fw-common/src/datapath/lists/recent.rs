@@ -6,7 +6,7 @@ use core::ops::ControlFlow;
 use super::{Asked, FAIL, HOLD, List, lock};
 use crate::abi::Addr;
 use crate::abi::blob::{BaseChain, fact};
-use crate::abi::list::{KEY_REST, USED, entry, head, recent};
+use crate::abi::list::{USED, entry, head, recent};
 use crate::datapath::scratch::Scratch;
 use crate::datapath::tables::{Step, Tables};
 
@@ -93,22 +93,6 @@ const BEHIND_ROUTING: u32 = 1 << BaseChain::FilterForward as u32
     | 1 << BaseChain::NatPostrouting as u32;
 
 impl<T: Tables> List<'_, T> {
-    /// Makes an address the key, as far as it counts.
-    #[inline(always)]
-    fn name(&mut self, address: &Addr, family: u32) {
-        let Some(head) = self.cell(0) else {
-            return;
-        };
-        let [a, b, c, d] = *address;
-        let mask = |word: usize| head[head::MASK + word].get();
-        self.asked.key = [0; KEY_REST + 1];
-        self.asked.key[0] = a & mask(0);
-        self.asked.key[1] = b & mask(1);
-        self.asked.key[2] = c & mask(2);
-        self.asked.key[3] = d & mask(3);
-        self.asked.key[KEY_REST] = family;
-    }
-
     /// Whether the entry that was found has this hop limit, or one of both is not known.
     #[inline(always)]
     fn has_hops(&self, hops: u32) -> bool {

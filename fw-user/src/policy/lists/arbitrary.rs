@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use proptest::prelude::*;
 use proptest::sample::select;
 
-use super::{Hashlimit, ListMatch, Question, Rate, Recent};
+use super::{Connlimit, Hashlimit, ListMatch, Question, Rate, Recent};
 use crate::policy::match_table::hashlimit::{Burst, Speed, burst, seconds_of, speed};
 use crate::policy::model::{Family, Match, Side};
 use crate::policy::save::Word;
@@ -16,7 +16,23 @@ pub(crate) fn list_match(family: Family) -> impl Strategy<Value = Match> {
     prop_oneof![
         recent(family).prop_map(|recent| Match::List(ListMatch::Recent(recent))),
         hashlimit(family).prop_map(|limit| Match::List(ListMatch::Hashlimit(limit))),
+        connlimit(family).prop_map(|limit| Match::List(ListMatch::Connlimit(limit))),
     ]
+}
+
+fn connlimit(family: Family) -> impl Strategy<Value = Connlimit> {
+    let bits = 0..=Hashlimit::whole(family);
+    (any::<[bool; 2]>(), 0..1_000_u32, bits).prop_map(|([above, source], limit, bits)| Connlimit {
+        above,
+        limit,
+        bits,
+        side: if source {
+            Side::Source
+        } else {
+            Side::Destination
+        },
+        number: 0,
+    })
 }
 
 /// Rates as iptables reads them, and prints them so that they are read as the same. The name says all, as

@@ -9,9 +9,10 @@ use std::net::IpAddr;
 
 use fw_common::abi::Addr;
 use fw_common::abi::list::{ListShape, recent};
+use fw_common::abi::set::MASKS;
 use serde::{Deserialize, Serialize};
 
-use super::model::{Family, Match, Origin, Policy, Side};
+use super::model::{Family, Match, Origin, Policy, Ruleset, Side};
 use crate::addr;
 pub use hashlimit::{Hashlimit, Rate};
 
@@ -22,6 +23,28 @@ pub enum ListMatch {
     Recent(Recent),
     /// `-m hashlimit`.
     Hashlimit(Hashlimit),
+    /// `-m connlimit`.
+    Connlimit(Connlimit),
+}
+
+/// `-m connlimit`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Connlimit {
+    /// `--connlimit-above`: more connections than this; else so many at most.
+    pub above: bool,
+    /// How many.
+    pub limit: u32,
+    /// `--connlimit-mask`: the bits of an address that count.
+    pub bits: u8,
+    /// `--connlimit-saddr` or `--connlimit-daddr`.
+    pub side: Side,
+    /// Which of the policy's it is: each keeps a list of its own. [`Policy::gather_lists`] counts.
+    pub number: u32,
+}
+
+impl Connlimit {
+    /// Addresses and connections, together, that one rule's list has room for.
+    pub const CELLS: u32 = 1 << 16;
 }
 
 /// `-m recent`.
@@ -136,6 +159,13 @@ pub enum ListKind {
         /// The first rule's limit.
         limit: Hashlimit,
     },
+    /// Connections, of the rule with this number.
+    Connlimit {
+        /// See [`Connlimit::number`].
+        number: u32,
+        /// The bits of an address that count.
+        bits: u8,
+    },
 }
 
 impl ListDefinition {
@@ -148,6 +178,9 @@ impl ListDefinition {
                 mask,
             } => ListShape::recent(*capacity, *times, *mask),
             ListKind::Hashlimit { limit, .. } => limit.shape(),
+            ListKind::Connlimit { bits, .. } => {
+                ListShape::connlimit(Connlimit::CELLS, MASKS[usize::from((*bits).min(128))])
+            }
         }
     }
 
@@ -196,6 +229,9 @@ impl ListDefinition {
             (ListMatch::Hashlimit(asked), ListKind::Hashlimit { family, .. }) => {
                 asked.name == self.name && *family == version
             }
+            (ListMatch::Connlimit(asked), ListKind::Connlimit { number, .. }) => {
+                asked.number == *number
+            }
             _ => false,
         }
     }
@@ -226,6 +262,7 @@ impl ListMatch {
         match self {
             Self::Recent(recent) => &recent.name,
             Self::Hashlimit(limit) => &limit.name,
+            Self::Connlimit(_) => "connlimit",
         }
     }
 
@@ -240,6 +277,10 @@ impl ListMatch {
             Self::Hashlimit(limit) => ListKind::Hashlimit {
                 family,
                 limit: limit.clone(),
+            },
+            Self::Connlimit(limit) => ListKind::Connlimit {
+                number: limit.number,
+                bits: limit.bits,
             },
         }
     }
@@ -278,6 +319,7 @@ impl Policy {
 
     /// Notes the lists that the rules name, each in a place of its own.
     pub fn gather_lists(&mut self) -> Result<(), Disagreement> {
+        self.number_connlimits();
         let mut lists: Vec<ListDefinition> = Vec::new();
         for (family, ruleset) in self.rulesets() {
             let chains = ruleset.tables().flat_map(|(_, table)| &table.chains);
@@ -309,5 +351,32 @@ impl Policy {
         }
         self.lists = lists;
         Ok(())
+    }
+
+    /// Tells the rules apart that count connections.
+    fn number_connlimits(&mut self) {
+        let mut number = 0;
+        let rulesets = [&mut self.ipv4, &mut self.ipv6].into_iter().flatten();
+        let tables = rulesets.flat_map(|ruleset| {
+            let Ruleset {
+                filter,
+                nat,
+                mangle,
+                raw,
+                security,
+            } = ruleset;
+            [filter, nat, mangle, raw, security].into_iter().flatten()
+        });
+        for rule in tables
+            .flat_map(|table| &mut table.chains)
+            .flat_map(|chain| &mut chain.rules)
+        {
+            for each in &mut rule.matches {
+                if let Match::List(ListMatch::Connlimit(limit)) = each {
+                    limit.number = number;
+                    number += 1;
+                }
+            }
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{ListMatch, Question, Recent, hashlimit};
+use super::{Connlimit, ListMatch, Question, Recent, hashlimit};
 use crate::policy::model::{Family, Side};
 
 impl ListMatch {
@@ -11,6 +11,7 @@ impl ListMatch {
         match self {
             Self::Recent(recent) => recent.to_string(),
             Self::Hashlimit(limit) => hashlimit::text(limit, family),
+            Self::Connlimit(limit) => limit.to_string(),
         }
     }
 }
@@ -49,5 +50,21 @@ impl Question {
             Self::Update => "update",
             Self::Remove => "remove",
         }
+    }
+}
+
+/// As `connlimit_save` prints it (extensions/libxt_connlimit.c).
+impl fmt::Display for Connlimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let way = if self.above { "above" } else { "upto" };
+        let side = match self.side {
+            Side::Source => "--connlimit-saddr",
+            Side::Destination => "--connlimit-daddr",
+        };
+        let (limit, bits) = (self.limit, self.bits);
+        write!(
+            f,
+            "-m connlimit --connlimit-{way} {limit} --connlimit-mask {bits} {side}"
+        )
     }
 }

@@ -143,7 +143,9 @@ pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
         .chain(matches::hashlimit::MATCHES)
         .chain(matches::addrtype::MATCHES)
         .chain(matches::routing::MATCHES)
-        .chain(matches::string::MATCHES);
+        .chain(matches::string::MATCHES)
+        .chain(matches::physdev::MATCHES)
+        .chain(matches::connlimit::MATCHES);
     known.chain(foreign::MATCHES)
 }
 

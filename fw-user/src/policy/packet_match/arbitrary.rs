@@ -8,15 +8,16 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::{
-    AddressType, Algorithm, Ecn, Hops, Owner, PacketMatch, Routing, Statistic, Text, Time,
+    AddressType, Algorithm, Ecn, Hops, Owner, PacketMatch, Physdev, Routing, Statistic, Text, Time,
 };
-use crate::policy::model::{Family, Match, Negatable};
+use crate::policy::model::{Family, InterfacePattern, Match, Negatable};
 
 /// A match for packets of any protocol, where no hook is asked for.
 pub(crate) fn packet_match(family: Family) -> impl Strategy<Value = Match> {
     let plain = prop_oneof![
         2 => ranges(family),
         1 => text().prop_map(PacketMatch::Text),
+        1 => physdev().prop_map(PacketMatch::Physdev),
         1 => negatable(ordered(any::<u16>())).prop_map(PacketMatch::Length),
         1 => hops().prop_map(PacketMatch::Hops),
         1 => negatable(0..=0x3f_u8).prop_map(PacketMatch::Dscp),
@@ -135,6 +136,21 @@ fn hops() -> impl Strategy<Value = Hops> {
 
 fn marked() -> impl Strategy<Value = (u32, u32)> {
     (any::<u32>(), prop_oneof![Just(u32::MAX), any::<u32>()])
+}
+
+/// Of ports that a packet came in by, which every hook takes.
+fn physdev() -> impl Strategy<Value = Physdev> {
+    let port = negatable("[a-z]{1,5}[0-9+]?").prop_map(|Negatable { not, value }| Negatable {
+        not,
+        value: InterfacePattern(value),
+    });
+    let is = || option::of(any::<bool>());
+    (is(), option::of(port), any::<bool>()).prop_map(|(is_in, input, bridged)| Physdev {
+        is_in,
+        input,
+        bridged: Some(bridged),
+        ..Physdev::default()
+    })
 }
 
 /// Texts that can be printed, and others.

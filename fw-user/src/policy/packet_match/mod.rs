@@ -3,10 +3,12 @@
 mod address_type;
 #[cfg(feature = "testing")]
 pub(crate) mod arbitrary;
+mod physdev;
 mod print;
 mod text;
 
 pub use address_type::AddressType;
+pub use physdev::Physdev;
 pub use text::{Algorithm, Text};
 
 pub(crate) use print::{DCCP_TYPES, PACKET_TYPES, WEEKDAYS, day_of};
@@ -60,6 +62,8 @@ pub enum PacketMatch {
     Owner(Owner),
     /// `-m string`.
     Text(Text),
+    /// `-m physdev`.
+    Physdev(Physdev),
     /// `-m statistic`.
     Statistic(Negatable<Statistic>),
     /// `-m time`.
@@ -195,6 +199,7 @@ impl PacketMatch {
             Self::AddressType(_) => "addrtype",
             Self::Owner(_) => "owner",
             Self::Text(_) => "string",
+            Self::Physdev(_) => "physdev",
             Self::Statistic(_) => "statistic",
             Self::Time(_) => "time",
             Self::Segment(_) => "tcpmss",
@@ -206,11 +211,14 @@ impl PacketMatch {
     }
 
     /// The hooks from which a rule with it may be reached, if not all (the `hooks` of `mac_mt_reg`
-    /// and `owner_mt_reg`, net/netfilter/xt_mac.c and xt_owner.c).
+    /// and `owner_mt_reg`, net/netfilter/xt_mac.c and xt_owner.c; `physdev_mt_check`).
     pub(crate) fn hooks(&self) -> Option<&'static [&'static str]> {
         match self {
             Self::LinkSource(_) => Some(&["PREROUTING", "INPUT", "FORWARD"]),
             Self::Owner(_) => Some(&["OUTPUT", "POSTROUTING"]),
+            Self::Physdev(physdev) if !physdev.may_be_in_output() => {
+                Some(&["PREROUTING", "INPUT", "FORWARD", "POSTROUTING"])
+            }
             _ => None,
         }
     }

@@ -108,6 +108,7 @@ impl PacketMatch {
                 ),
             },
             Self::Text(text) => text.write(f),
+            Self::Physdev(physdev) => physdev.write(f),
             Self::Time(time) => write_time(f, time),
             Self::Segment(Negatable { not, value }) => {
                 write!(f, " {}--mss {}", bang(*not), Range(*value))

@@ -88,3 +88,23 @@ pub fn recent(random: &mut impl Rng, family: Family) -> String {
     }
     text
 }
+
+/// A whole rule with `-m connlimit`, but for its chain.
+pub fn connlimit(random: &mut impl Rng, family: Family) -> String {
+    let mut one_of = |words: &[&str]| (*words.choose(random).expect("not empty")).to_owned();
+    // Difference 21.
+    let who = one_of(&[
+        "-p tcp -m tcp --syn",
+        "-p tcp --syn -m conntrack --ctstate NEW",
+    ]);
+    let not = one_of(&["", "", "! "]);
+    let side = one_of(&["upto", "above"]);
+    let limit = one_of(&["0", "1", "2", "3", "5"]);
+    let mask = match family {
+        Family::Ipv4 => one_of(&["", " --connlimit-mask 24", " --connlimit-mask 0"]),
+        Family::Ipv6 => one_of(&["", " --connlimit-mask 64", " --connlimit-mask 0"]),
+    };
+    let end = one_of(&["", "", " --connlimit-saddr", " --connlimit-daddr"]);
+    let target = one_of(&["", "", " -j ACCEPT", " -j DROP"]);
+    format!("{who} -m connlimit {not}--connlimit-{side} {limit}{mask}{end}{target}")
+}

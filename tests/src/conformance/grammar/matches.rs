@@ -18,7 +18,8 @@ pub fn packet(
     (from, to): (Endpoint, Endpoint),
 ) -> String {
     let not = if random.random_bool(0.25) { "! " } else { "" };
-    match random.random_range(0..15) {
+    match random.random_range(0..16) {
+        15 => physdev(random),
         0 | 1 => range(random, not, from, to),
         14 => text(random, not),
         2 if has_sender(spot) => link_source(random, not, from),
@@ -41,6 +42,19 @@ pub fn packet(
         11 => address_type(random, not, family),
         _ => time(random, not),
     }
+}
+
+/// Bridges hand nothing to iptables here: no packet has a port.
+fn physdev(random: &mut impl Rng) -> String {
+    let asked = [
+        "! --physdev-is-bridged",
+        "--physdev-is-bridged",
+        "! --physdev-in eth0",
+        "! --physdev-in veth+ ! --physdev-is-in",
+        "! --physdev-is-in --physdev-is-bridged",
+        "--physdev-in docker0 ! --physdev-is-bridged",
+    ];
+    format!("-m physdev {}", one_of(random, &asked))
 }
 
 /// Texts of more bytes than headers have by chance; payloads are made of the first of these.

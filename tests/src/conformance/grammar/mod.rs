@@ -108,6 +108,12 @@ impl Rules {
         })
     }
 
+    /// Whether rules count connections.
+    pub fn count_connections(&self) -> bool {
+        let mut rules = self.tables.iter().flat_map(|table| &table.rules);
+        rules.any(|rule| rule.contains("-m connlimit"))
+    }
+
     /// How many rules there are in all.
     pub fn count(&self) -> usize {
         self.tables.iter().map(|table| table.rules.len()).sum()
@@ -168,6 +174,10 @@ impl<R: Rng> Writer<'_, R> {
                 rules.push(format!(
                     "-A {name} -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT"
                 ));
+            }
+            if self.chance(0.1) {
+                let asked = lists::connlimit(self.random, self.family);
+                rules.push(format!("-A {name} {asked}"));
             }
             for _ in 0..self.upto(8) {
                 let target = self.filter_target(&users, false);
@@ -453,7 +463,7 @@ impl<R: Rng> Writer<'_, R> {
             words.push(self.multiport(from, to));
             return;
         }
-        if self.chance(0.6) {
+        if self.chance(0.1) {
             words.push(format!("-m {name}"));
         }
         if self.chance(0.3) {

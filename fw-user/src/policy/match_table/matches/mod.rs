@@ -1,9 +1,11 @@
 //! The matches that fwbpf knows.
 
 pub(crate) mod addrtype;
+pub(crate) mod connlimit;
 pub(crate) mod conntrack;
 pub(crate) mod hashlimit;
 mod packet;
+pub(crate) mod physdev;
 pub(crate) mod recent;
 pub(crate) mod routing;
 pub(crate) mod set;
@@ -19,6 +21,7 @@ use crate::policy::model::{
     Tcp, TcpFlags, WhichPort,
 };
 use crate::policy::names::{DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
+use crate::policy::packet_match::Physdev;
 use crate::policy::save::{Value, packet_values, values};
 use crate::policy::source::Span;
 
@@ -35,9 +38,11 @@ pub(crate) enum MatchDraft {
     Set(set::Draft),
     Recent(recent::Draft),
     Hashlimit(hashlimit::Draft),
+    Connlimit(connlimit::Draft),
     Comment(Option<String>),
     Packet(packet::PacketDraft),
     Text(string::Draft),
+    Physdev(Physdev),
 }
 
 /// `-m limit` while its options are being read.
@@ -76,9 +81,11 @@ impl MatchDraft {
             Self::Limit(limit) => return limit.finish(),
             Self::Recent(recent) => return recent.finish(family),
             Self::Hashlimit(limit) => return limit.finish(family),
+            Self::Connlimit(limit) => return limit.finish(family),
             Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Packet(packet) => return packet.finish(),
             Self::Text(text) => return text.finish(),
+            Self::Physdev(physdev) => return physdev::finish(physdev),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
         };
         whole.map_err(Unfinished::Says)
