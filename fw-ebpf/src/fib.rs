@@ -8,12 +8,13 @@ use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
 use aya_ebpf::bindings::{
-    __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS,
+    __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT,
     bpf_fib_lookup as FibParams,
 };
 use aya_ebpf::helpers::{bpf_check_mtu, bpf_fib_lookup};
 use fw_common::abi::{Addr, Family};
-use fw_common::datapath::packet::{Destination, Route, Way};
+use fw_common::datapath::packet::{Destination, NO_PATH, PATH_UNKNOWN, Route, Way};
 use fw_common::datapath::reject::WayBack;
 
 /// `AF_INET` and `AF_INET6`.
@@ -168,6 +169,53 @@ pub fn path_mtu(
         bpf_check_mtu(context, 0, &raw mut mtu, 0, 0);
         if mtu == 0 { u32::MAX } else { mtu }
     }
+}
+
+/// The interface by which the kernel would send to an address ([`fw_common::datapath::packet::Packet::path_to`]).
+///
+/// The helper looks for the way of what comes by an interface that forwards: it is asked about loopback's, as
+/// which this host's own packets go by the routing rules (`fib_lookup` of a `flowi4_iif` of
+/// `LOOPBACK_IFINDEX`).
+#[inline(never)]
+pub fn path_to(
+    context: *mut c_void,
+    family: Family,
+    from: Option<&Addr>,
+    to: &Addr,
+    tos: u32,
+) -> u32 {
+    const LOOPBACK: u32 = 1;
+    let mut question = MaybeUninit::<Question>::uninit();
+    let params = blank(&mut question);
+    params.ifindex = LOOPBACK;
+    aim(params, family, to);
+    if matches!(family, Family::V4) {
+        params.__bindgen_anon_2.tos = tos as u8;
+        if let Some(from) = from {
+            params.__bindgen_anon_3.ipv4_src = from[0].to_be();
+        }
+    } else {
+        params.__bindgen_anon_2.flowinfo = (tos << 20).to_be();
+        if let Some(from) = from {
+            params.__bindgen_anon_3.ipv6_src = from.map(u32::to_be);
+        }
+    }
+    // SAFETY: the context is the program's own, and `params` is as large as said.
+    let result =
+        unsafe { bpf_fib_lookup(context, &raw mut *params, size_of::<FibParams>() as i32, 0) };
+    if result == BPF_FIB_LKUP_RET_SUCCESS as i64
+        || result == BPF_FIB_LKUP_RET_NO_NEIGH as i64
+        || result == BPF_FIB_LKUP_RET_FRAG_NEEDED as i64
+    {
+        return params.ifindex;
+    }
+    if result < 0
+        || result == BPF_FIB_LKUP_RET_FWD_DISABLED as i64
+        || result == BPF_FIB_LKUP_RET_UNSUPP_LWT as i64
+    {
+        return PATH_UNKNOWN;
+    }
+    NO_PATH
 }
 
 /// Whether the kernel would forward what comes by the interface to a destination.

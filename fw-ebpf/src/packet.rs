@@ -23,14 +23,16 @@ use fw_common::abi::{Addr, Family};
 use fw_common::abi::flow::Flow;
 use fw_common::datapath::checksum::Difference;
 use fw_common::datapath::header::protocol;
-use fw_common::datapath::packet::{Destination, Owner, Packet, Route, SUM_AS_IT_WAS, Way};
+use fw_common::datapath::packet::{
+    Destination, Owner, PATH_UNKNOWN, Packet, Route, SUM_AS_IT_WAS, Way,
+};
 use fw_common::datapath::reject::WayBack;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::stage::Stage;
 use fw_common::datapath::tables::Tables;
 
 use crate::answer;
-use crate::fib::{WITH_SOURCE, fib_forwards, next_hop, path_mtu, way_to};
+use crate::fib::{WITH_SOURCE, fib_forwards, next_hop, path_mtu, path_to, way_to};
 use crate::maps::XDP_DEVICES;
 use crate::owner::owner_of;
 use crate::stages::{call_skb, call_xdp, fwbpf_forward, fwbpf_xdp_forward};
@@ -248,6 +250,10 @@ impl Packet for SkbPacket {
     #[inline(always)]
     fn is_forwardable(&self, destination: &Destination) -> bool {
         fib_forwards(self.0.cast::<c_void>(), self.device(), destination)
+    }
+
+    fn path_to(&self, family: Family, from: Option<&Addr>, to: &Addr, tos: u32) -> u32 {
+        path_to(self.0.cast::<c_void>(), family, from, to, tos)
     }
 
     fn route(&self, way: &Way, route: &mut Route) -> bool {
@@ -567,6 +573,12 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn is_forwardable(&self, destination: &Destination) -> bool {
         fib_forwards(self.0.cast::<c_void>(), self.device(), destination)
+    }
+
+    /// Policies that ask are not for this hook.
+    #[inline(always)]
+    fn path_to(&self, _: Family, _: Option<&Addr>, _: &Addr, _: u32) -> u32 {
+        PATH_UNKNOWN
     }
 
     #[inline(always)]

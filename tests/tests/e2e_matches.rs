@@ -163,6 +163,29 @@ fn ports_of_bridges_are_refused_where_bridges_ask() {
     });
 }
 
+/// Rules that tell apart what IPsec has to do with are good where it has to do with nothing.
+#[test]
+fn without_ipsec_no_packet_has_to_do_with_it() {
+    with_fwbpf("ipsec", &["ip"], |lab, fwbpf| {
+        let rules = "-A FORWARD -m policy --dir in --pol none -m policy --dir out --pol none -j ACCEPT\n\
+            -A FORWARD -j DROP\n";
+        load(fwbpf, rules)?;
+        for far in INTERNET {
+            ensure!(ping(&lab.container1, ip(far))?, "it is not forwarded");
+        }
+        let add = "xfrm policy add src 10.8.0.0/16 dst 10.9.0.0/16 dir out tmpl src 192.0.2.1 dst 192.0.2.2 \
+            proto esp mode tunnel";
+        run(lab.server.command("ip").args(add.split_whitespace()))?;
+        let status = fwbpf.text(&["status"])?;
+        ensure!(status.contains("IPsec is in use"), "{status}");
+        let refused = load(fwbpf, rules).err().map(|error| format!("{error:#}"));
+        let refused = refused.context("it is loaded")?;
+        ensure!(refused.contains(":2: `-m policy --pol none`"), "{refused}");
+        run(lab.server.command("ip").args(["xfrm", "policy", "flush"]))?;
+        load(fwbpf, rules)
+    });
+}
+
 #[test]
 fn chances_are_what_they_are_said_to_be() {
     with_fwbpf("chances", &[], |lab, fwbpf| {

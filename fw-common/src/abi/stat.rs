@@ -76,6 +76,8 @@ stats! {
     AnswerLimited = 20, "answer_limited", "REJECT sent no ICMP error, by the kernel's limits (net.ipv4.icmp_ratelimit, icmp_msgs_per_sec and their like)";
     /// An answer of REJECT could not be made.
     AnswerLost = 21, "answer_lost", "REJECT could not make an answer of the packet";
+    /// The kernel did not say which way answers to a packet would go.
+    PathUnknown = 26, "path_unknown", "`-m rpfilter` took a packet's way for the right one, as the kernel did not tell it (net.ipv4.conf.lo.forwarding, or IPv6's, is 0)";
 }
 
 /// Length of the `STATS` map.

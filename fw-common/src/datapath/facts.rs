@@ -11,6 +11,7 @@ use super::connection;
 use super::fragment::link_key;
 use super::header::{Part, protocol};
 use super::packet::Packet;
+use super::reverse_path;
 use super::routing;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
@@ -119,6 +120,9 @@ impl Stage for Gather {
         facts.set(fact::CPU, tables.cpu());
         if side == ARRIVING {
             read_link(packet, scratch);
+            if features & HeaderFields::REVERSE_PATHS != 0 {
+                reverse_path::read(packet, tables, scratch);
+            }
         } else if !scratch.made_here && features & HeaderFields::LINKS != 0 {
             recall_link(tables, scratch, packet.arrival_device());
         }

@@ -24,6 +24,7 @@ pub mod packet;
 mod predicate;
 pub mod quoted;
 pub mod reject;
+mod reverse_path;
 pub mod rewrite;
 pub mod routing;
 pub mod scratch;

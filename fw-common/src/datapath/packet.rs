@@ -8,6 +8,11 @@ use crate::abi::event::Event;
 use crate::abi::flow::Flow;
 use crate::abi::{Addr, Family};
 
+/// Result of [`Packet::path_to`]: the kernel sends nothing there.
+pub const NO_PATH: u32 = 0;
+/// The kernel does not say.
+pub const PATH_UNKNOWN: u32 = u32::MAX;
+
 /// What decides a packet's way.
 #[derive(Clone, Copy, Debug)]
 pub struct Destination {
@@ -154,6 +159,10 @@ pub trait Packet {
     /// Whether the kernel's routing table would send the packet on to another host. `false` means
     /// that it is for this host or cannot be delivered; `bpf_fib_lookup` does not tell these apart.
     fn is_forwardable(&self, destination: &Destination) -> bool;
+
+    /// The interface by which the kernel would send to an address, from another one if there is one, with a
+    /// type of service, if it came from this host; [`NO_PATH`] or [`PATH_UNKNOWN`].
+    fn path_to(&self, family: Family, from: Option<&Addr>, to: &Addr, tos: u32) -> u32;
 
     /// The next hop of a packet that the kernel would forward, if its neighbour is known, the packet
     /// fits the way, and this hook can send it there; false if not.

@@ -2,14 +2,54 @@
 
 use anyhow::{Result, bail};
 
-use crate::kernel::{bridge, probe};
+use crate::kernel::{bridge, bypassed, probe, reverse_path};
 use crate::policy::model::{Family, Match, Policy, Rule, Target};
 use crate::policy::packet_match::PacketMatch;
 
 /// Refuses rules that would not mean here what they say.
 pub(super) fn all(policy: &Policy) -> Result<()> {
     credentials(policy)?;
-    plain_bridges(policy)
+    plain_bridges(policy)?;
+    no_ipsec(policy)?;
+    plain_routes(policy)
+}
+
+/// Refuses rules about the way back where the kernel's routes do not tell all about it.
+fn plain_routes(policy: &Policy) -> Result<()> {
+    for (family, rule) in rules(policy) {
+        let strict = rule.matches.iter().find_map(|each| match each {
+            Match::Packet(PacketMatch::ReversePath { loose, .. }) => Some(!loose),
+            _ => None,
+        });
+        let Some(strict) = strict else { continue };
+        if let Some(why) = reverse_path::obstacle(family, strict)? {
+            bail!(
+                "{}: `-m rpfilter` is not exact here: {why}",
+                place(policy, rule)
+            )
+        }
+    }
+    Ok(())
+}
+
+/// Refuses rules that tell what IPsec has to do with from other packets, where it may have.
+fn no_ipsec(policy: &Policy) -> Result<()> {
+    match about_ipsec(policy) {
+        Some(rule) if bypassed::has_ipsec() => bail!(
+            "{}: `-m policy --pol none` would hold for all packets, also for those that IPsec has to do with, \
+             and this kernel has IPsec's policies or states (`ip xfrm policy`, `ip xfrm state`); match the \
+             tunnel's addresses, and `-p esp`",
+            place(policy, rule)
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// The first rule that tells what IPsec has to do with from other packets.
+pub(super) fn about_ipsec(policy: &Policy) -> Option<&Rule> {
+    let asks = |each: &Match| matches!(each, Match::Packet(PacketMatch::WithoutIpsec { .. }));
+    let mut rules = rules(policy);
+    rules.find_map(|(_, rule)| rule.matches.iter().any(asks).then_some(rule))
 }
 
 /// Refuses rules about who opened a socket where the kernel does not say.
@@ -46,7 +86,7 @@ fn plain_bridges(policy: &Policy) -> Result<()> {
         matches.any(|each| matches!(each, Match::Packet(PacketMatch::Physdev(_))))
     };
     for (family, rule) in rules(policy).filter(|(_, rule)| asks(rule)) {
-        let Some(why) = bridge::why_asked(family) else {
+        let Some(why) = bridge::why_asked(family)? else {
             continue;
         };
         bail!(

@@ -9,6 +9,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::output::Output;
+use super::require::about_ipsec;
 use super::running::Running;
 use super::trial::{Trial, TrialStatus};
 use crate::compile::Settings;
@@ -17,7 +18,7 @@ use crate::kernel::attach::Via;
 use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::flows::{FlowTable, count};
 use crate::kernel::state::{Fact, StateDir, current_netns};
-use crate::kernel::{probe, read};
+use crate::kernel::{bypassed, probe, read};
 use crate::policy::tracking::{KEYS, Key};
 
 /// How pins spell that hook.
@@ -274,6 +275,13 @@ fn degraded(
             "the firewall is in another network namespace ({owner}; this is {here}); the \
              interfaces listed are this one's"
         ));
+    }
+    if about_ipsec(&running.meta.policy).is_some() && bypassed::has_ipsec() {
+        degraded.push(
+            "rules with `-m policy --pol none` hold for all packets, and since the last load IPsec is in \
+             use here (`ip xfrm policy`, `ip xfrm state`)"
+                .to_owned(),
+        );
     }
     let layer3: Vec<&Interface> = host.layer3().collect();
     for interface in &layer3 {

@@ -126,6 +126,16 @@ impl Lowered {
                     self.never();
                 }
             }
+            PacketMatch::ReversePath { loose, invert } => {
+                let way = if *loose {
+                    fact::PATH_LOOSE
+                } else {
+                    fact::PATH_STRICT
+                };
+                return fact(*invert, fact::REVERSE_PATH, way, (way, way));
+            }
+            // `load` sees to it.
+            PacketMatch::WithoutIpsec { .. } => {}
             PacketMatch::Text(text) => {
                 let fields = text.fields();
                 let condition = Condition::Text {
@@ -286,10 +296,12 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Ah(None)
             | PacketMatch::Text(_)
             | PacketMatch::Physdev(_)
+            | PacketMatch::WithoutIpsec { .. }
             | PacketMatch::Statistic(_) => 0,
             PacketMatch::AddressType(_) => HeaderFields::ADDRESS_KINDS,
             PacketMatch::FlowMark(_) => HeaderFields::FLOW_MARKS,
             PacketMatch::Routing(_) => HeaderFields::ROUTING,
+            PacketMatch::ReversePath { .. } => HeaderFields::REVERSE_PATHS,
             PacketMatch::LinkSource(_) if !early => HeaderFields::FACTS | HeaderFields::LINKS,
             PacketMatch::Owner(_) => HeaderFields::OWNER,
             PacketMatch::Time(_) => HeaderFields::CLOCK,

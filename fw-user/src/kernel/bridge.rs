@@ -3,8 +3,13 @@
 
 use std::{fmt, fs};
 
+use anyhow::{Context as _, Result};
+use futures_util::TryStreamExt as _;
+use rtnetlink::packet_route::link::{InfoBridge, InfoData, LinkAttribute, LinkInfo, LinkMessage};
+
 use super::probe;
 use super::sysctl::setting;
+use crate::host::netlink;
 use crate::policy::model::Family;
 
 /// Why they do, or would.
@@ -21,25 +26,50 @@ pub enum Why {
 
 /// Whether and why iptables would see frames of an IP version that a bridge only switches, if it ran rules
 /// about ports of bridges.
-pub fn why_asked(family: Family) -> Option<Why> {
+pub fn why_asked(family: Family) -> Result<Option<Why>> {
     let (name, of_bridge) = match family {
         Family::Ipv4 => ("bridge-nf-call-iptables", "nf_call_iptables"),
         Family::Ipv6 => ("bridge-nf-call-ip6tables", "nf_call_ip6tables"),
     };
-    match setting(&format!("bridge/{name}")) {
-        Some(0) => bridge_that_asks(of_bridge).map(|bridge| Why::Bridge(bridge, of_bridge)),
+    Ok(match setting(&format!("bridge/{name}")) {
+        Some(0) => bridge_that_asks(family)?.map(|bridge| Why::Bridge(bridge, of_bridge)),
         Some(_) => Some(Why::Everywhere(name)),
         None => has_module().then_some(Why::Module(name)),
-    }
+    })
 }
 
-fn bridge_that_asks(setting: &str) -> Option<String> {
-    let interfaces = fs::read_dir("/sys/class/net").ok()?.flatten();
-    let mut asking = interfaces.filter(|interface| {
-        let on = fs::read_to_string(interface.path().join("bridge").join(setting));
-        on.is_ok_and(|on| on.trim() == "1")
+/// A bridge that asks though not all do.
+fn bridge_that_asks(family: Family) -> Result<Option<String>> {
+    let links: Vec<LinkMessage> =
+        netlink(async |handle| handle.link().get().execute().try_collect().await)
+            .context("cannot list the interfaces")?;
+    let asking = links.iter().find(|link| {
+        let mut settings = link.attributes.iter().flat_map(settings);
+        settings.any(|setting| match (setting, family) {
+            (InfoBridge::NfCallIpTables(on), Family::Ipv4)
+            | (InfoBridge::NfCallIp6Tables(on), Family::Ipv6) => *on,
+            _ => false,
+        })
     });
-    Some(asking.next()?.file_name().to_string_lossy().into_owned())
+    Ok(asking.and_then(|link| {
+        link.attributes
+            .iter()
+            .find_map(|attribute| match attribute {
+                LinkAttribute::IfName(name) => Some(name.clone()),
+                _ => None,
+            })
+    }))
+}
+
+fn settings(attribute: &LinkAttribute) -> &[InfoBridge] {
+    let LinkAttribute::LinkInfo(info) = attribute else {
+        return &[];
+    };
+    let settings = info.iter().find_map(|info| match info {
+        LinkInfo::Data(InfoData::Bridge(settings)) => Some(settings.as_slice()),
+        _ => None,
+    });
+    settings.unwrap_or_default()
 }
 
 fn has_module() -> bool {

@@ -74,20 +74,36 @@ fn has_netfilter_hook(family: u8, hook: u32) -> io::Result<bool> {
     Ok(answers.iter().any(|(kind, _)| *kind == GET))
 }
 
-/// Asks for the numbers of IPsec policies (`XFRM_MSG_GETSPDINFO`, include/uapi/linux/xfrm.h).
+/// Whether this network namespace has IPsec's policies or states.
+pub fn has_ipsec() -> bool {
+    has_ipsec_policy().unwrap_or(false) || has_ipsec_state().unwrap_or(false)
+}
+
+/// Asks for the numbers of IPsec policies (`XFRM_MSG_GETSPDINFO`, include/uapi/linux/xfrm.h): six of them, in,
+/// out and forward, then the same for per-socket ones.
 fn has_ipsec_policy() -> io::Result<bool> {
-    const GET: u16 = 0x10 + 0x15;
     const NEW: u16 = 0x10 + 0x14;
-    const INFO: u16 = 1;
-    let answers = ask(NETLINK_XFRM, GET, REQUEST, &u32::MAX.to_ne_bytes())?;
-    let Some((_, body)) = answers.iter().find(|(kind, _)| *kind == NEW) else {
+    counts_ipsec(NEW, 6)
+}
+
+/// Asks for the number of IPsec states (`XFRM_MSG_GETSADINFO`).
+fn has_ipsec_state() -> io::Result<bool> {
+    const NEW: u16 = 0x10 + 0x12;
+    counts_ipsec(NEW, 1)
+}
+
+/// Whether one of so many numbers is not zero that the first attribute of an answer has. A question has the
+/// number behind its answer's.
+fn counts_ipsec(answer: u16, numbers: usize) -> io::Result<bool> {
+    const FIRST: u16 = 1;
+    let answers = ask(NETLINK_XFRM, answer + 1, REQUEST, &u32::MAX.to_ne_bytes())?;
+    let Some((_, body)) = answers.iter().find(|(kind, _)| *kind == answer) else {
         return Ok(false);
     };
-    // The flags that were sent, then attributes; the one looked for has six counts: in, out and
-    // forward, then the same for per-socket ones.
+    // The flags that were sent, then attributes.
     let attributes = body.get(4..).unwrap_or_default();
-    let is_info = attributes.get(2..4) == Some(&INFO.to_ne_bytes());
-    let counts = attributes.get(4..28).unwrap_or_default();
+    let is_info = attributes.get(2..4) == Some(&FIRST.to_ne_bytes());
+    let counts = attributes.get(4..4 + 4 * numbers).unwrap_or_default();
     Ok(is_info && counts.iter().any(|byte| *byte != 0))
 }
 

@@ -6,7 +6,7 @@
 pub mod attach;
 pub mod bridge;
 mod btf;
-mod bypassed;
+pub mod bypassed;
 pub mod clock;
 mod ctnetlink;
 pub mod fast_path;
@@ -17,6 +17,7 @@ pub mod lists;
 pub mod load;
 pub mod probe;
 pub mod read;
+pub mod reverse_path;
 pub mod sets;
 pub mod state;
 pub mod sweep;

@@ -39,6 +39,8 @@ pub struct SlicePacket {
     pub back: Option<WayBack>,
     /// The MTU of all ways.
     pub path_mtu: u32,
+    /// The interface by which the kernel would send an answer ([`Packet::path_to`]).
+    pub path_back: u32,
 }
 
 impl SlicePacket {
@@ -63,6 +65,7 @@ impl SlicePacket {
             owner: Owner::default(),
             back: None,
             path_mtu: 1500,
+            path_back: device,
         }
     }
 
@@ -191,6 +194,10 @@ impl Packet for SlicePacket {
 
     fn is_forwardable(&self, _destination: &Destination) -> bool {
         self.forwardable
+    }
+
+    fn path_to(&self, _: Family, _: Option<&Addr>, _: &Addr, _: u32) -> u32 {
+        self.path_back
     }
 
     fn mark(&self) -> u32 {

@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fw_common::abi::blob::{Chain, DIRECTORY, chain_kind};
-use fw_common::datapath::packet::Owner;
+use fw_common::datapath::packet::{Owner, PATH_UNKNOWN};
 use fw_common::datapath::reject::WayBack;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::Tables as _;
@@ -289,6 +289,8 @@ impl<'k> Trial<'k> {
                 ..Owner::default()
             },
             forwardable: self.forwards && may_be_forwarded(frame),
+            // Packets come from where answers would go, if the kernel tells.
+            path_back: if self.forwards { index } else { PATH_UNKNOWN },
             back: real.answer.then(|| way_back(frame, real)).flatten(),
             ..SlicePacket::ethernet(frame.to_vec(), index)
         };

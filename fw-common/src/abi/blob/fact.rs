@@ -33,8 +33,15 @@ pub const GROUP: u32 = 13;
 pub const SOURCE_KIND: u32 = 14;
 /// The same for the destination.
 pub const DESTINATION_KIND: u32 = 15;
+/// [`PATH_STRICT`] and [`PATH_LOOSE`], if answers would find their way.
+pub const REVERSE_PATH: u32 = 16;
 /// How many places there are.
-pub const COUNT: usize = 16;
+pub const COUNT: usize = 32;
+
+/// Answers would leave by the interface that the packet came in by.
+pub const PATH_STRICT: u32 = 1;
+/// Answers would leave by some interface.
+pub const PATH_LOOSE: u32 = 2;
 
 /// Whether the fact is in the transport header, or of the whole datagram: a later fragment is
 /// then answered as its first one was.

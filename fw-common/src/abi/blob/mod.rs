@@ -72,7 +72,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 26;
+pub const ABI_VERSION: u32 = 27;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`].
@@ -125,6 +125,8 @@ impl HeaderFields {
     pub const CONNECTIONS: u32 = 1 << 6;
     /// A rule asks for IPv6's routing header.
     pub const ROUTING: u32 = 1 << 10;
+    /// A rule asks which way answers to a packet would go.
+    pub const REVERSE_PATHS: u32 = 1 << 11;
     /// Flows bear marks that rules set or ask for.
     pub const FLOW_MARKS: u32 = 1 << 9;
     /// What of a packet's flow rules ask for is found once its place is.

@@ -145,6 +145,8 @@ pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
         .chain(matches::routing::MATCHES)
         .chain(matches::string::MATCHES)
         .chain(matches::physdev::MATCHES)
+        .chain(matches::policy::MATCHES)
+        .chain(matches::rpfilter::MATCHES)
         .chain(matches::connlimit::MATCHES);
     known.chain(foreign::MATCHES)
 }

@@ -44,10 +44,16 @@ pub(crate) fn packet_match(family: Family) -> impl Strategy<Value = Match> {
 /// A match that the hook allows, if it is one of those that have their own.
 pub(crate) fn at_hook(chain: &str) -> Option<BoxedStrategy<Match>> {
     let strategy = match chain {
-        "INPUT" | "FORWARD" | "PREROUTING" => negatable(any::<[u8; 6]>())
-            .prop_map(PacketMatch::LinkSource)
-            .boxed(),
-        "OUTPUT" | "POSTROUTING" => owner().prop_map(PacketMatch::Owner).boxed(),
+        "INPUT" | "FORWARD" | "PREROUTING" => prop_oneof![
+            4 => negatable(any::<[u8; 6]>()).prop_map(PacketMatch::LinkSource),
+            1 => Just(PacketMatch::WithoutIpsec { out: false }),
+        ]
+        .boxed(),
+        "OUTPUT" | "POSTROUTING" => prop_oneof![
+            4 => owner().prop_map(PacketMatch::Owner),
+            1 => Just(PacketMatch::WithoutIpsec { out: true }),
+        ]
+        .boxed(),
         _ => return None,
     };
     Some(strategy.prop_map(Match::Packet).boxed())
@@ -157,7 +163,8 @@ fn physdev() -> impl Strategy<Value = Physdev> {
 fn text() -> impl Strategy<Value = Text> {
     let bytes = prop_oneof![
         "[ -~]{1,128}".prop_map(String::into_bytes),
-        proptest::collection::vec(any::<u8>(), 1..=Text::LONGEST),
+        // One byte less than the longest: iptables does not read the longest in hexadecimal again.
+        proptest::collection::vec(any::<u8>(), 1..Text::LONGEST),
     ];
     (any::<[bool; 3]>(), bytes, ordered(any::<u16>())).prop_map(
         |([not, any_case, bm], bytes, (from, to))| Text {

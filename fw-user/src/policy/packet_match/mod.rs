@@ -17,6 +17,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::ids::TableName;
 use super::model::{Negatable, Ports};
 
 /// One of these matches.
@@ -64,6 +65,18 @@ pub enum PacketMatch {
     Text(Text),
     /// `-m physdev`.
     Physdev(Physdev),
+    /// `-m policy --pol none`: IPsec has had nothing to do with the packet.
+    WithoutIpsec {
+        /// `--dir out`, not `in`.
+        out: bool,
+    },
+    /// `-m rpfilter`: answers would leave by the interface that the packet came in by.
+    ReversePath {
+        /// `--loose`: by any interface.
+        loose: bool,
+        /// `--invert`.
+        invert: bool,
+    },
     /// `-m statistic`.
     Statistic(Negatable<Statistic>),
     /// `-m time`.
@@ -200,6 +213,8 @@ impl PacketMatch {
             Self::Owner(_) => "owner",
             Self::Text(_) => "string",
             Self::Physdev(_) => "physdev",
+            Self::WithoutIpsec { .. } => "policy",
+            Self::ReversePath { .. } => "rpfilter",
             Self::Statistic(_) => "statistic",
             Self::Time(_) => "time",
             Self::Segment(_) => "tcpmss",
@@ -210,12 +225,21 @@ impl PacketMatch {
         }
     }
 
+    /// Whether a table may have it (`rpfilter_check`, net/ipv4/netfilter/ipt_rpfilter.c).
+    pub(crate) fn may_be_in(&self, table: TableName) -> bool {
+        !matches!(self, Self::ReversePath { .. })
+            || matches!(table, TableName::Raw | TableName::Mangle)
+    }
+
     /// The hooks from which a rule with it may be reached, if not all (the `hooks` of `mac_mt_reg`
-    /// and `owner_mt_reg`, net/netfilter/xt_mac.c and xt_owner.c; `physdev_mt_check`).
+    /// and `owner_mt_reg`, net/netfilter/xt_mac.c and xt_owner.c; `physdev_mt_check`; `policy_mt_check`).
     pub(crate) fn hooks(&self) -> Option<&'static [&'static str]> {
         match self {
             Self::LinkSource(_) => Some(&["PREROUTING", "INPUT", "FORWARD"]),
+            Self::ReversePath { .. } => Some(&["PREROUTING"]),
             Self::Owner(_) => Some(&["OUTPUT", "POSTROUTING"]),
+            Self::WithoutIpsec { out: false } => Some(&["PREROUTING", "INPUT", "FORWARD"]),
+            Self::WithoutIpsec { out: true } => Some(&["FORWARD", "OUTPUT", "POSTROUTING"]),
             Self::Physdev(physdev) if !physdev.may_be_in_output() => {
                 Some(&["PREROUTING", "INPUT", "FORWARD", "POSTROUTING"])
             }

@@ -109,6 +109,13 @@ impl PacketMatch {
             },
             Self::Text(text) => text.write(f),
             Self::Physdev(physdev) => physdev.write(f),
+            Self::ReversePath { loose, invert } => {
+                f.write_str(if *loose { " --loose" } else { "" })?;
+                f.write_str(if *invert { " --invert" } else { "" })
+            }
+            Self::WithoutIpsec { out } => {
+                write!(f, " --dir {} --pol none", if *out { "out" } else { "in" })
+            }
             Self::Time(time) => write_time(f, time),
             Self::Segment(Negatable { not, value }) => {
                 write!(f, " {}--mss {}", bang(*not), Range(*value))

@@ -169,6 +169,7 @@ impl TableBuilder {
     /// The finished table, after the checks that the kernel makes when a table is committed.
     pub fn finish(self, report: &mut Report<'_>) -> Table {
         self.check_calls(report);
+        self.check_matches(report);
         let finished = |(name, chain): (String, ChainBuilder)| Chain {
             name,
             policy: chain.policy,
@@ -181,6 +182,25 @@ impl TableBuilder {
             _ => other.policy.is_some().cmp(&one.policy.is_some()),
         });
         Table { chains }
+    }
+
+    /// Some matches are for some tables only, wherever they are reached from.
+    fn check_matches(&self, report: &mut Report<'_>) {
+        for chain in self.chains.values() {
+            for (rule, target) in chain.rules.iter().zip(&chain.targets) {
+                let misplaced = rule.matches.iter().find_map(|each| match each {
+                    Match::Packet(packet) => (!packet.may_be_in(self.name)).then(|| packet.name()),
+                    _ => None,
+                });
+                if let Some(name) = misplaced {
+                    let message = format!("`{name}` in the table {}", self.name);
+                    report.error(
+                        Problem::wrong("wrong-table", *target, message)
+                            .expected("the table raw or mangle"),
+                    );
+                }
+            }
+        }
     }
 
     /// Walks from each built-in chain to whatever it can reach, as mark_source_chains in
@@ -242,10 +262,14 @@ impl TableBuilder {
                 {
                     reported.push(*target);
                     let message = format!("`{name}` can be reached from {start}");
-                    report.error(
-                        Problem::wrong("wrong-chain", *target, message)
-                            .expected(format!("a place that only {} reach", hooks.join(", "))),
-                    );
+                    report.error(Problem::wrong("wrong-chain", *target, message).expected(
+                        match hooks {
+                            [one] => format!("a place that only {one} reaches"),
+                            several => {
+                                format!("a place that only {} reach", several.join(", "))
+                            }
+                        },
+                    ));
                 }
                 if always_ends(rule) {
                     path.pop();

@@ -18,7 +18,8 @@ pub fn packet(
     (from, to): (Endpoint, Endpoint),
 ) -> String {
     let not = if random.random_bool(0.25) { "! " } else { "" };
-    match random.random_range(0..16) {
+    match random.random_range(0..17) {
+        16 => policy(random, spot),
         15 => physdev(random),
         0 | 1 => range(random, not, from, to),
         14 => text(random, not),
@@ -55,6 +56,19 @@ fn physdev(random: &mut impl Rng) -> String {
         "--physdev-in docker0 ! --physdev-is-bridged",
     ];
     format!("-m physdev {}", one_of(random, &asked))
+}
+
+/// There is no IPsec here.
+fn policy(random: &mut impl Rng, spot: Spot) -> String {
+    let both = ["in", "out"];
+    let ways: &[&str] = match spot {
+        Spot::Prerouting | Spot::Input => &both[..1],
+        Spot::Output | Spot::Postrouting | Spot::UserPostrouting => &both[1..],
+        Spot::Forward => &both,
+        // Reached from all sides.
+        Spot::User => return physdev(random),
+    };
+    format!("-m policy --dir {} --pol none", one_of(random, ways))
 }
 
 /// Texts of more bytes than headers have by chance; payloads are made of the first of these.

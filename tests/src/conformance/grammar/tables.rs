@@ -13,6 +13,9 @@ impl<R: Rng> Writer<'_, R> {
     pub(super) fn raw(&mut self) -> TableText {
         let mut rules = Vec::new();
         for (name, spot) in [("PREROUTING", Spot::Prerouting), ("OUTPUT", Spot::Output)] {
+            if spot == Spot::Prerouting {
+                rules.extend(self.reverse_path());
+            }
             for _ in 0..self.upto(4) {
                 let target = self.raw_target();
                 // Difference 13.
@@ -42,6 +45,9 @@ impl<R: Rng> Writer<'_, R> {
             ("POSTROUTING", Spot::Postrouting),
         ];
         for (name, spot) in chains {
+            if spot == Spot::Prerouting {
+                rules.extend(self.reverse_path());
+            }
             for _ in 0..self.upto(4) {
                 if self.chance(0.12) {
                     let target = marks::segment_size(self.random, spot);
@@ -65,6 +71,19 @@ impl<R: Rng> Writer<'_, R> {
             chains: self.policies(&chains.map(|(name, _)| name)),
             rules,
         }
+    }
+
+    /// Rules that ask which way answers would go.
+    fn reverse_path(&mut self) -> Option<String> {
+        if !self.chance(0.3) {
+            return None;
+        }
+        let asked = ["", "", " --loose", " --invert", " --loose --invert"];
+        let asked = asked.choose(self.random)?;
+        let target = ["", "", "", " -j DROP"].choose(self.random)?;
+        // Most packets come from where they should.
+        let target = if asked.contains("invert") { target } else { "" };
+        Some(format!("-A PREROUTING -m rpfilter{asked}{target}"))
     }
 
     /// Few tables of this kind drop all that they do not name.

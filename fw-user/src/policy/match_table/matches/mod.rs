@@ -6,8 +6,10 @@ pub(crate) mod conntrack;
 pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod physdev;
+pub(crate) mod policy;
 pub(crate) mod recent;
 pub(crate) mod routing;
+pub(crate) mod rpfilter;
 pub(crate) mod set;
 pub(crate) mod string;
 
@@ -43,6 +45,8 @@ pub(crate) enum MatchDraft {
     Packet(packet::PacketDraft),
     Text(string::Draft),
     Physdev(Physdev),
+    Policy(policy::Draft),
+    ReversePath(rpfilter::Draft),
 }
 
 /// `-m limit` while its options are being read.
@@ -86,6 +90,8 @@ impl MatchDraft {
             Self::Packet(packet) => return packet.finish(),
             Self::Text(text) => return text.finish(),
             Self::Physdev(physdev) => return physdev::finish(physdev),
+            Self::Policy(policy) => return policy.finish(),
+            Self::ReversePath(path) => return Ok(path.finish()),
             Self::Comment(text) => text.map(Match::Comment).ok_or("--comment"),
         };
         whole.map_err(Unfinished::Says)
