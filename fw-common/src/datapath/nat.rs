@@ -13,7 +13,7 @@ use super::scratch::Scratch;
 use super::sources::{link, look_for_source};
 use super::stage::{Name, Stage};
 use super::tables::{InsertError, Step, Tables, Tier};
-use super::tcp::state;
+use super::tcp::{self, state};
 use super::transit::{SettleName, set_original};
 use super::tuple::Lookup;
 use crate::abi::flow::{Flow, FlowKey};
@@ -391,7 +391,7 @@ const ATTEMPTS: u32 = 128 + 64 + 32 + 16 + 8;
 
 /// For so many ports at a round's end, a TCP flow that is over makes way
 /// (`NF_NAT_HARDER_THRESH`).
-const PUSHED: u32 = 32;
+pub(super) const PUSHED: u32 = 32;
 
 /// The ports that are tried before those of the range: the source's, and the packet's own.
 const SPECIAL: u32 = 2;
@@ -522,7 +522,7 @@ impl<T: Tables> Search<'_, T> {
             return false;
         }
         self.draft.alias.kind = FlowKey::SECOND;
-        self.insert()
+        self.insert() || self.make_way() && self.insert()
     }
 
     /// Stores the alias, if its name is free. (Not inlined, so that its stack is not under that of what
@@ -563,21 +563,17 @@ impl<T: Tables> Search<'_, T> {
         })
     }
 
-    /// Whether the new flow takes a port whose flow only waits for its time to end: sequence numbers
-    /// have gone on, so that the far side takes the new flow's for later ones
+    /// Whether the new flow takes a port whose flow only waits for its time to end
     /// (`nf_nat_used_tuple_harder`).
     #[inline(always)]
     fn pushes_out(&self, alias: &Flow, flow: &Flow) -> bool {
-        const TCP_STATE: u32 = 0xff;
         let new = &self.draft.flow;
         let same_way = (alias.status.get() ^ new.status.get()) & Flow::LOW_OPENED == 0;
-        let advanced = new.sent[0].end.get().wrapping_sub(flow.sent[0].end.get()) as i32 > 0;
         self.draft.choice.pushes
             && self.draft.key.protocol == protocol::TCP
-            && new.tcp.get() & TCP_STATE == state::SYN_SENT as u32
-            && flow.tcp.get() & TCP_STATE >= state::TIME_WAIT as u32
+            && tcp::state_of(new) == state::SYN_SENT
             && same_way
-            && advanced
+            && tcp::makes_way(flow, new.sent[0].end.get())
     }
 
     /// Takes the port if no other flow to the same place has it.

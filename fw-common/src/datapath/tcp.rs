@@ -166,6 +166,16 @@ pub fn state_of(flow: &Flow) -> u8 {
     flow.tcp.get() as u8
 }
 
+/// Whether a connection that only waits for its time to end makes way for one that wants its translated
+/// source, whose SYN ends at this sequence number: that has gone on, so that the far side takes the new
+/// connection's segments for later ones (`nf_nat_used_tuple_harder`, net/netfilter/nf_nat_core.c).
+#[inline(always)]
+pub fn makes_way(flow: &Flow, end: u32) -> bool {
+    state_of(flow) >= state::TIME_WAIT
+        && flow.status.get() & Flow::SNAT != 0
+        && end.wrapping_sub(flow.sent[0].end.get()) as i32 > 0
+}
+
 /// Closes a flow that was sent a reset; false if it is closed already.
 #[inline(always)]
 pub fn close(flow: &Flow) -> bool {

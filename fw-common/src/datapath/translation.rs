@@ -9,11 +9,12 @@ use core::ops::ControlFlow;
 
 use super::fragment::note_destination;
 use super::header::{Headers, protocol};
-use super::nat::{Wish, is_translatable};
+use super::nat::{PUSHED, Wish, is_translatable};
 use super::packet::Packet;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
+use super::tcp::{self, Segment};
 use super::transit::is_alive;
 use super::tuple::Lookup;
 use crate::abi::blob::{Translation, target};
@@ -251,7 +252,7 @@ fn choose_destination<T: Tables>(
         let lookup = &mut scratch.lookup;
         lookup.tuple.set(headers);
         lookup.tuple.destination = address;
-        port = choose_port(tables, lookup, rule, own_port);
+        port = choose_port(tables, lookup, &scratch.segment, rule, own_port);
     }
     if !moves && port == own_port {
         return Ok(());
@@ -273,19 +274,22 @@ const ATTEMPTS: u32 = 128;
 fn choose_port<T: Tables>(
     tables: &T,
     lookup: &mut Lookup,
+    segment: &Segment,
     rule: Translation<'_>,
     own_port: u16,
 ) -> u16 {
     let (low, high) = (rule.ports() as u16, (rule.ports() >> 16) as u16);
-    if low == high {
-        return low;
-    }
     let flags = rule.flags();
     let keeps = flags & (Translation::OFFSET | Translation::RANDOM) == 0;
+    if keeps && own_port == low && low == high {
+        return low;
+    }
     let count = (high as u32).wrapping_sub(low as u32).wrapping_add(1);
     let mut search = Search {
         tables,
         lookup,
+        segment,
+        left: 0,
         low,
         count,
         offset: if flags & Translation::OFFSET != 0 {
@@ -301,6 +305,7 @@ fn choose_port<T: Tables>(
         return own_port;
     }
     let attempts = if count < ATTEMPTS { count } else { ATTEMPTS };
+    search.left = attempts;
     tables.run(attempts, &mut search);
     search.port
 }
@@ -308,6 +313,9 @@ fn choose_port<T: Tables>(
 struct Search<'a, T: Tables> {
     tables: &'a T,
     lookup: &'a mut Lookup,
+    segment: &'a Segment,
+    /// How many ports are left to try.
+    left: u32,
     low: u16,
     count: u32,
     offset: u32,
@@ -323,7 +331,9 @@ impl<T: Tables> Step for Search<'_, T> {
         let place = self.offset % self.count;
         self.offset = place.wrapping_add(1);
         self.port = self.low.wrapping_add(place as u16);
-        if self.is_taken(self.port) {
+        let taken = self.is_taken(self.port);
+        self.left = self.left.wrapping_sub(1);
+        if taken {
             ControlFlow::Continue(())
         } else {
             ControlFlow::Break(())
@@ -353,9 +363,30 @@ impl<T: Tables> Search<'_, T> {
         let status = flow.status.get();
         let opened_here = (status & Flow::LOW_OPENED != 0) == from_low;
         if status & Flow::ALIAS != 0 {
-            opened_here && is_alive(self.tables, flow)
+            opened_here && is_alive(self.tables, flow) && !self.pushes_out(flow)
         } else {
             status & Flow::DYING == 0 && (status & Flow::TRANSLATED == 0 || !opened_here)
         }
+    }
+
+    /// A connection that only waits for its time to end makes way among the last ports to try. Whoever
+    /// comes upon its names removes them: here is too little stack for that.
+    #[inline(never)]
+    fn pushes_out(&self, alias: &Flow) -> bool {
+        if self.left == 0
+            || self.left > PUSHED
+            || self.lookup.tuple.protocol != protocol::TCP
+            || !self.segment.opens_anew()
+        {
+            return false;
+        }
+        let Some(flow) = self.tables.flow(&alias.other) else {
+            return true;
+        };
+        let makes_way = tcp::makes_way(flow, self.segment.end);
+        if makes_way {
+            flow.status.set(flow.status.get() | Flow::DYING);
+        }
+        makes_way
     }
 }

@@ -129,6 +129,12 @@ impl Segment {
         }
     }
 
+    /// Whether it opens a connection whose opening it is, and not one that is picked up in the middle.
+    #[inline(always)]
+    pub fn opens_anew(&self) -> bool {
+        self.kind() == kind::SYN
+    }
+
     /// Whether the flags make sense together. ECN bits and PSH go with anything.
     #[inline(always)]
     pub fn flags_are_valid(&self) -> bool {
