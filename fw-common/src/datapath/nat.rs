@@ -188,6 +188,8 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     let second = draft.wish.nat && is_taken(tables, &draft.key, opened);
     if second {
         draft.key.kind = FlowKey::SECOND;
+        // Whoever bears that name, too, is over: alive, the packet would be its.
+        clear_name(tables, &draft.key);
     }
 
     let port = (headers.flow_ports >> 16) as u16;

@@ -490,6 +490,68 @@ fn what_one_packet_met_is_forgotten_for_the_next() {
     }
 }
 
+/// Between the same endpoints, one after the other: a connection of another source that is masqueraded, one
+/// that is redirected and reset, and one of the masquerade's own address. Each has its names, though what
+/// has ended keeps its record for rules that may ask for it.
+#[test]
+fn a_connection_takes_the_second_name_of_one_that_has_ended() {
+    const PEER: &str = "2001:db8:50::9";
+    let rules = "-A PREROUTING -j REDIRECT\n-A POSTROUTING -p tcp -j MASQUERADE\nCOMMIT\n\
+                 *mangle\n-A INPUT -m conntrack --ctstatus SEEN_REPLY";
+    let mut machine = Machine::with(Family::Ipv6, rules);
+    let first = tcp(["fd17::1", PEER], [81, 50_000], flag::ACK, [900, 300], 0);
+    let (_, packet) = machine.leave(ETH1, frame(first).made_here());
+    assert_eq!(ports(&packet), (81, 50_000));
+    for _ in 0..2 {
+        let redirected = tcp([PEER, "fd00:10::3"], [50_000, 81], flag::ACK, [500, 700], 0);
+        let (_, packet) = machine.arrive(ETH1, frame(redirected));
+        assert_eq!(ports(&packet), (50_000, 81), "its name was free again");
+        let reset = tcp([SERVER6, PEER], [81, 50_000], flag::RST, [700, 0], 0);
+        let (verdict, _) = machine.leave(ETH1, frame(reset).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+    }
+    let own = tcp([SERVER6, PEER], [81, 50_000], flag::ACK, [700, 500], 0);
+    let (_, packet) = machine.leave(ETH1, frame(own).made_here());
+    let (drawn, _) = ports(&packet);
+    assert_ne!(drawn, 81, "answers would be the first one's");
+    let answer = tcp([PEER, SERVER6], [50_000, drawn], flag::ACK, [500, 700], 0);
+    let (_, packet) = machine.arrive(ETH1, frame(answer));
+    assert_eq!(ports(&packet), (50_000, 81));
+}
+
+/// A connection that only waits for its time to end makes way for one whose destination a rule with one
+/// port gives the same two ends; one that goes on does not.
+#[test]
+fn a_closed_connection_makes_way_for_a_translated_destination() {
+    const SERVER: &str = "203.0.113.7";
+    let rules = "-A OUTPUT -p tcp -j DNAT --to-destination :22\n\
+                 -A POSTROUTING -o eth1 -j MASQUERADE";
+    for (closed, sequence, kept) in [(true, 9000, true), (true, 50, false), (false, 9000, false)] {
+        let mut machine = Machine::with(Family::Ipv4, rules);
+        let way = ["10.0.0.9", SERVER];
+        let first = tcp(way, [1023, 8080], flag::ACK, [100, 500], 0);
+        let (_, packet) = machine.leave(ETH1, frame(first).made_here());
+        assert_eq!(source_port(&packet), 1023);
+        let answer = tcp([SERVER, SERVER4], [22, 1023], flag::ACK, [500, 100], 6);
+        assert_eq!(machine.arrive(ETH1, frame(answer)).0, Verdict::Pass);
+        if closed {
+            let reset = tcp(way, [1023, 8080], flag::RST, [100, 0], 0);
+            machine.leave(ETH1, frame(reset).made_here());
+        }
+        let (way, ports) = ([SERVER4, SERVER], [1023, 8080]);
+        let own = tcp(way, ports, flag::SYN, [sequence, 0], 0);
+        let (verdict, packet) = machine.leave(ETH1, frame(own).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+        assert_eq!(source_port(&packet) == 1023, kept, "{closed} {sequence}");
+    }
+}
+
 fn source_port(packet: &SlicePacket) -> u16 {
     u16::from_be_bytes([packet.bytes[34], packet.bytes[35]])
+}
+
+/// Of an IPv6 packet without extension headers.
+fn ports(packet: &SlicePacket) -> (u16, u16) {
+    let at = |place| u16::from_be_bytes([packet.bytes[place], packet.bytes[place + 1]]);
+    (at(54), at(56))
 }
