@@ -5,7 +5,7 @@
 //! flow that the packet opens there is no record yet: the packet tells it, as far as chains have got.
 //! What this host answers in the stead of a packet carries that packet's connection, which is left here.
 
-use super::conntrack::{NO_FLOW, is_about_transit};
+use super::conntrack::{NO_FLOW, NOTE_SEEN, is_about_transit};
 use super::header::{Icmp, protocol};
 use super::predicate::under_mask;
 use super::scratch::Scratch;
@@ -39,7 +39,7 @@ pub(super) fn find<T: Tables>(tables: &T, scratch: &mut Scratch) {
     }
     let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
     if scratch.made_here {
-        if scratch.answer.in_hand {
+        if scratch.answer.in_hand && scratch.note as u16 & NOTE_SEEN != 0 {
             return;
         }
         if error && !scratch.tracked.stored && is_about_transit(scratch) {

@@ -7,7 +7,7 @@
 //! addresses do.
 
 use super::connection;
-use super::conntrack::{NO_FLOW, about, is_about_transit};
+use super::conntrack::{NO_FLOW, NOTE_SEEN, about, is_about_transit};
 use super::fragment::mark_key;
 use super::header::{Icmp, Part};
 use super::packet::Packet;
@@ -16,6 +16,7 @@ use super::stage::{Name, Stage};
 use super::tables::Tables;
 use super::tuple::Lookup;
 use crate::abi::blob::{HeaderFields, fact};
+use crate::abi::ct;
 use crate::abi::flow::{Flow, FlowKey, Fragment};
 
 /// The mark of the flow that the packet in hand belongs to.
@@ -139,7 +140,7 @@ impl Stage for FindMark {
         } else if scratch.tracked.opens {
             scratch.mark.place = NOTE;
         } else if has_label || !scratch.tracked.stored {
-            recall(packet, tables, scratch);
+            recall(packet, tables, scratch, argument);
         }
         if scratch.tracked.stored {
             let mark = &mut scratch.mark;
@@ -156,8 +157,9 @@ impl Stage for FindMark {
 
 /// Finds the flow of a packet that is only known by its label.
 #[inline(never)]
-fn recall<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch) {
-    let answers = scratch.answer.in_hand;
+fn recall<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, argument: u32) {
+    // What answers a packet without a flow is tracked by itself.
+    let answers = scratch.answer.in_hand && scratch.note as u16 & NOTE_SEEN != 0;
     if scratch.headers.icmp as u8 == Icmp::Error as u8 {
         if scratch.made_here && (answers || is_about_transit(scratch)) {
             // The flow is not stored yet, or no more.
@@ -178,25 +180,52 @@ fn recall<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratc
         return;
     }
     let direction = scratch.tracked.direction;
+    let translated = scratch.tracked.ct & (ct::SNAT | ct::DNAT) != 0;
+    let alias = if argument == EARLY {
+        // Both ends have been translated by now.
+        direction == 0 && translated
+    } else if argument == EGRESS && !scratch.made_here {
+        // Ingress has translated the destination, or restored it.
+        scratch.tracked.ct & ct::DNAT != 0
+    } else {
+        direction != 0 && translated
+    };
     scratch.lookup.tuple.set(&scratch.headers);
-    if let Some(flow) = by_label(tables, &mut scratch.lookup, direction) {
+    if let Some(flow) = by_label(tables, &mut scratch.lookup, direction, alias) {
         scratch.tracked.stored = true;
         scratch.tracked.mark = flow.mark().get();
     }
 }
 
-/// The flow that a packet belongs to which goes in this direction, under whichever of its names.
+/// The flow that a packet belongs to which goes in this direction and bears the flow's own name or its
+/// alias; if there is none, that of another name.
 #[inline(never)]
-fn by_label<'t, T: Tables>(tables: &'t T, lookup: &mut Lookup, direction: u8) -> Option<&'t Flow> {
+fn by_label<'t, T: Tables>(
+    tables: &'t T,
+    lookup: &mut Lookup,
+    direction: u8,
+    alias: bool,
+) -> Option<&'t Flow> {
     let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
+    let mut fits = 0;
     if let Some(flow) = tables.flow(&lookup.key) {
         // An alias says which endpoint the translated source is: the one that opened the flow.
         let opened_low = flow.status.get() & Flow::LOW_OPENED != 0;
         if (opened_low != from_low) as u8 == direction || lookup.key.is_to_itself() {
-            return own(tables, flow);
+            if flow.is_alias() == alias {
+                return own(tables, flow);
+            }
+            fits = 1;
         }
     }
     lookup.key.kind = FlowKey::SECOND;
+    if let Some(flow) = tables.flow(&lookup.key) {
+        return own(tables, flow);
+    }
+    if fits == 0 {
+        return None;
+    }
+    lookup.key.kind = FlowKey::FIRST;
     own(tables, tables.flow(&lookup.key)?)
 }
 

@@ -10,6 +10,7 @@ use fw_user::policy::model::Family;
 use fw_user::policy::{LoadOptions, SourceFile, load};
 use fw_user::sim::{Host, HostDevice, HostTables, SlicePacket};
 
+const LO: u32 = 1;
 const ETH0: u32 = 2;
 const DOCKER0: u32 = 3;
 const SECOND: u64 = 1_000_000_000;
@@ -46,6 +47,7 @@ impl Machine {
         };
         let host = Host {
             devices: vec![
+                HostDevice::loopback(),
                 device(ETH0, "eth0", SERVER),
                 device(DOCKER0, "docker0", BRIDGE),
             ],
@@ -269,6 +271,50 @@ fn the_reset_that_ends_a_connection_has_its_status() {
         machine.arrive(ETH0, tcp(client, server, flag::SYN, [900, 0]));
     });
     assert_eq!(hits, ["from"]);
+}
+
+/// A reset that ends a connection on its way through is that one's, though another's alias has its name.
+#[test]
+fn the_reset_that_ends_a_connection_is_no_other_s() {
+    let text = format!(
+        "*filter\n{OPEN}-A FORWARD -m conntrack --ctstatus SEEN_REPLY -m comment --comment seen\n\
+         -A FORWARD -m conntrack --ctorigdst 203.0.113.7 -m comment --comment direct\nCOMMIT\n{NAT}\
+         -A PREROUTING -p tcp -d 192.0.2.50 -m comment --comment dnat -j DNAT --to-destination 203.0.113.7\n\
+         COMMIT\n"
+    );
+    let mut machine = Machine::new(&text);
+    let (inner, far, other) = ((INNER, 4000), (CLIENT, 80), ([192, 0, 2, 50], 80));
+    let out = |to, flags, numbers| tcp(inner, to, flags, numbers);
+    machine.forward(DOCKER0, ETH0, out(other, flag::SYN, [100, 0]));
+    machine.forward(DOCKER0, ETH0, out(far, flag::SYN, [100, 0]));
+    let both = flag::SYN | flag::ACK;
+    machine.forward(ETH0, DOCKER0, tcp(far, inner, both, [500, 101]));
+    let hits = machine.hits(|machine| {
+        machine.forward(DOCKER0, ETH0, out(far, flag::RST, [101, 0]));
+    });
+    assert_eq!(hits, ["direct"]);
+}
+
+/// The second packet from an endpoint to itself is the first one's answer.
+#[test]
+fn what_is_sent_to_its_sender_has_a_connection() {
+    let text = format!(
+        "*filter\n{OPEN}-A INPUT -m conntrack --ctstatus SEEN_REPLY -m comment --comment seen\n\
+         -A INPUT -m conntrack --ctexpire 1: -m comment --comment lives\nCOMMIT\n"
+    );
+    let mut machine = Machine::new(&text);
+    let own = (SERVER, 4000);
+    let mut send = || {
+        machine.hits(|machine| {
+            let mut packet = machine.leave(LO, udp(own, own));
+            packet.device = LO;
+            packet.arrival_device = LO;
+            let verdict = ingress(&mut packet, &machine.tables, &mut machine.scratch);
+            assert_eq!(verdict, Verdict::Pass);
+        })
+    };
+    assert_eq!(send(), ["lives"]);
+    assert_eq!(send(), ["seen", "lives"]);
 }
 
 /// The tuples of a connection to a published port whose source is translated, too, at each hook.

@@ -69,10 +69,7 @@
 //!     four names that its two ends can have there; a fifth connection of one source, to a fifth address or
 //!     port that is translated to the same, is dropped and counted. A trial that differs, and in which
 //!     that happened, does not count.
-//! 20. **SEEN_REPLY of TCP connections.** A fault that is not found yet (docs/conformance.md): now and then a
-//!     rule that asks for it counts a packet more or less. `--ctstatus SEEN_REPLY` is generated for other
-//!     protocols.
-//! 21. **connlimit's jiffies.** netfilter looks for connections that are gone once in a jiffy for each
+//! 20. **connlimit's jiffies.** netfilter looks for connections that are gone once in a jiffy for each
 //!     address, leaves those alone that another CPU added within the last two, and forgets eight at a time
 //!     (net/netfilter/nf_conncount.c); fwbpf looks every time, and forgets all. Packets that meet such
 //!     rules are sent more than two jiffies apart.

@@ -146,7 +146,7 @@ impl<R: Rng> Writer<'_, R> {
                 )
             }
             1 if tcp => {
-                let lists = ["ASSURED", "ASSURED,EXPECTED"];
+                let lists = ["ASSURED", "ASSURED,EXPECTED", "SEEN_REPLY,ASSURED"];
                 format!(
                     "--ctproto 6 {not}--ctstatus {}",
                     one_of(self.random, &lists)
@@ -156,18 +156,14 @@ impl<R: Rng> Writer<'_, R> {
                 let lists = [
                     "NONE",
                     "EXPECTED",
+                    "SEEN_REPLY",
+                    "SEEN_REPLY",
                     "CONFIRMED",
                     "CONFIRMED",
+                    "SEEN_REPLY,CONFIRMED",
                     "EXPECTED,CONFIRMED",
                 ];
-                // Difference 20.
-                if self.upto(3) == 0 {
-                    let seen = ["SEEN_REPLY", "SEEN_REPLY,CONFIRMED"];
-                    let list = one_of(self.random, &seen);
-                    return format!("! --ctproto tcp {not}--ctstatus {list}");
-                }
-                let list = one_of(self.random, &lists);
-                format!("{not}--ctstatus {list}")
+                format!("{not}--ctstatus {}", one_of(self.random, &lists))
             }
         }
     }
