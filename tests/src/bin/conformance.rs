@@ -150,6 +150,12 @@ fn compare(arguments: &Arguments) -> Result<bool> {
             outcome.nameless
         );
     }
+    if outcome.rerouted > 0 {
+        println!(
+            "the counters of {} rulesets are not compared: an error of the host's was routed anew",
+            outcome.rerouted
+        );
+    }
     if outcome.fast_path > 0 {
         println!("the fast path sent {} packets on", outcome.fast_path);
     }

@@ -7,7 +7,7 @@
 //!    later fragments follow the first, and counts the datagram once, as netfilter does. So the
 //!    fragments of a datagram are all sent, in order, and what is delivered is compared whole. Its
 //!    length is not known before its last one: nothing is sent in fragments through rules that ask
-//!    for lengths, or answer: an answer would quote the first one.
+//!    for lengths, answer, or end a packet's time: an answer would quote the first one.
 //! 3. **Random ports.** `--random`, `--to-ports` and collisions make both sides draw a port; each
 //!    translated port is replaced by a number that stands for its flow ([`RandomPorts`]). That it
 //!    is a port at all that brings replies back is tested by sending them there. A draw can also
@@ -64,7 +64,8 @@
 //!     without a connection may resemble one about another connection, whose destination is
 //!     translated; it is translated like that, and netfilter routes it anew in OUTPUT. In fwbpf it stays
 //!     on its way. By which interface errors of the kernel's leave is not compared, and no answer is past
-//!     its time where rules translate destinations.
+//!     its time where rules translate destinations. Where an error left by another interface, the rules'
+//!     counters are not compared: it met other chains.
 //! 19. **Four names.** A packet whose destination is translated goes from ingress to egress under one of
 //!     four names that its two ends can have there; a fifth connection of one source, to a fifth address or
 //!     port that is translated to the same, is dropped and counted. A trial that differs, and in which
@@ -206,6 +207,16 @@ pub fn blank_source(bytes: &mut [u8]) {
     };
     if let Some(source) = bytes.get_mut(source) {
         source.fill(0);
+    }
+}
+
+/// Difference 18: makes an error equal that comes out of a raw socket or of an interface. IPv6's raw sockets
+/// leave out the header, in whose stead there is one without a hop limit.
+pub fn forget_the_way(bytes: &mut [u8]) {
+    if bytes.first().is_some_and(|first| first >> 4 == 6)
+        && let Some(hop_limit) = bytes.get_mut(7)
+    {
+        *hop_limit = 0;
     }
 }
 

@@ -81,6 +81,8 @@ pub struct Outcome {
     pub draws: usize,
     /// Rule sets in which a flow found no name for its way.
     pub nameless: usize,
+    /// Rule sets whose counters are not compared, as an error of the host's was routed anew.
+    pub rerouted: usize,
     /// Packets that took the fast path, minimisation included.
     pub fast_path: u64,
 }
@@ -133,7 +135,9 @@ fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
             } else {
                 0
             };
-            shared.outcome.lock().expect("no worker panicked").fast_path += sent_on;
+            let mut outcome = shared.outcome.lock().expect("no worker panicked");
+            outcome.fast_path += sent_on;
+            outcome.rerouted += pair.rerouted;
             return Ok(());
         }
         if options.only.is_some_and(|only| only != number) {
@@ -246,6 +250,7 @@ fn pair(options: &Options, job: usize) -> Result<Pair> {
         reference,
         tested,
         interrupted: options.interrupted,
+        rerouted: 0,
         falsify: match options.sabotage {
             None => compare::unchanged,
             Some(Sabotage::Rule) => compare::without_a_rule,

@@ -11,7 +11,7 @@ use fw_user::policy::model::Family;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 
-use super::differences::{RandomPorts, blank_source, canonical, is_the_same};
+use super::differences::{RandomPorts, blank_source, canonical, forget_the_way, is_the_same};
 use super::grammar::neighbours;
 use super::simulated::Simulated;
 use super::traffic::{
@@ -49,6 +49,7 @@ pub struct Side {
     /// Where a flow's requests came out, if elsewhere than where they were sent to.
     arrived: HashMap<usize, Endpoint>,
     random_ports: RandomPorts,
+    errors_at: Vec<Place>,
     draws: bool,
     _silent: Vec<Socket>,
     lab: ServerLab,
@@ -133,6 +134,7 @@ impl Side {
             translated: HashMap::new(),
             arrived: HashMap::new(),
             random_ports: RandomPorts::default(),
+            errors_at: Vec::new(),
             draws: false,
             _silent: lab.server.enter(silent_listeners)??,
             lab,
@@ -164,6 +166,7 @@ impl Side {
         self.draws = draws;
         self.translated.clear();
         self.arrived.clear();
+        self.errors_at.clear();
         self.random_ports = RandomPorts::default();
         for family in [Family::Ipv4, Family::Ipv6] {
             self.collect(family, Duration::ZERO)?;
@@ -236,7 +239,8 @@ impl Side {
                 }
                 let quotes = Layers::read(&bytes).is_some_and(|it| it.quoted(&bytes).is_some());
                 let place = if quotes && !matches!(step.what, What::Error { .. }) {
-                    // Difference 18.
+                    self.errors_at.push(place);
+                    forget_the_way(&mut bytes);
                     Place::Server
                 } else {
                     place
@@ -265,6 +269,13 @@ impl Side {
             Some(&b) if step.way == Way::Back => Flow { b, ..*flow },
             _ => *flow,
         }
+    }
+
+    /// Where errors of the kernel's came out since the last reset (difference 18), in some order.
+    pub fn errors_at(&self) -> Vec<Place> {
+        let mut places = self.errors_at.clone();
+        places.sort();
+        places
     }
 
     /// Everything that waits in the sockets.

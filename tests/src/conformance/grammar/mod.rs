@@ -103,7 +103,14 @@ impl Rules {
     pub fn ask_for_lengths(&self) -> bool {
         let mut rules = self.tables.iter().flat_map(|table| &table.rules);
         rules.any(|rule| {
-            let words = ["-m length", "-m string", "-j REJECT", "-j SET"];
+            let words = [
+                "-m length",
+                "-m string",
+                "-j REJECT",
+                "-j SET",
+                "-j TTL",
+                "-j HL",
+            ];
             words.iter().any(|word| rule.contains(word))
         })
     }
