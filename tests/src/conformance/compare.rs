@@ -81,7 +81,7 @@ impl Pair {
         for (number, step) in trial.traffic.steps.iter().enumerate() {
             ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
             if waits {
-                // Difference 21.
+                // Difference 20.
                 std::thread::sleep(JIFFIES);
             }
             if let Some(difference) = self.step(trial, number, step)? {

@@ -92,7 +92,7 @@ pub fn recent(random: &mut impl Rng, family: Family) -> String {
 /// A whole rule with `-m connlimit`, but for its chain.
 pub fn connlimit(random: &mut impl Rng, family: Family) -> String {
     let mut one_of = |words: &[&str]| (*words.choose(random).expect("not empty")).to_owned();
-    // Difference 21.
+    // Difference 20.
     let who = one_of(&[
         "-p tcp -m tcp --syn",
         "-p tcp --syn -m conntrack --ctstate NEW",
