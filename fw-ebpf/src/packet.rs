@@ -302,6 +302,13 @@ impl Packet for SkbPacket {
         unsafe { (&raw const (*self.0).pkt_type).read_volatile() }
     }
 
+    #[inline(always)]
+    fn has_socket(&self) -> bool {
+        // SAFETY: as in `len`.
+        let socket = unsafe { (&raw const (*self.0).__bindgen_anon_2.sk).read_volatile() };
+        !socket.is_null()
+    }
+
     fn owner(&self, owner: &mut Owner) {
         owner_of(self.0, owner)
     }
@@ -592,6 +599,11 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn packet_type(&self) -> u32 {
         PACKET_HOST
+    }
+
+    #[inline(always)]
+    fn has_socket(&self) -> bool {
+        false
     }
 
     #[inline(always)]

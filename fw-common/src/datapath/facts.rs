@@ -36,6 +36,8 @@ pub struct Facts {
     pub link: [u32; 2],
     /// Whether LOG may tell who sends: user and group are known, and the socket is no mere request.
     pub owner_is_told: u32,
+    /// 1 if the packet leaves this host, is of its own, and belongs to no socket.
+    pub has_no_socket: u32,
     /// The kinds of TCP options that it has, a bit each.
     options: [u32; 8],
     /// Where the options' walk is, and where it ends.
@@ -109,6 +111,7 @@ impl Stage for Gather {
         facts.known &= KINDS;
         facts.has_link = 0;
         facts.owner_is_told = 0;
+        facts.has_no_socket = 0;
         facts.set(fact::LENGTH, headers.bytes);
         facts.set(fact::TOS, headers.tos as u32);
         let hops = headers.l3 as u32 + if headers.is_v6() { 7 } else { 8 };
@@ -118,6 +121,15 @@ impl Stage for Gather {
         facts.set(fact::MARK, packet.mark());
         facts.set(fact::PACKET_TYPE, packet.packet_type());
         facts.set(fact::CPU, tables.cpu());
+        if side == LEAVING && scratch.made_here {
+            // Resets of REJECT have none, errors one of the kernel's.
+            let has_socket = if scratch.answer.in_hand {
+                scratch.headers.key.protocol as u8 != protocol::TCP
+            } else {
+                packet.has_socket()
+            };
+            facts.has_no_socket = !has_socket as u32;
+        }
         if side == ARRIVING {
             read_link(packet, scratch);
             if features & HeaderFields::REVERSE_PATHS != 0 {
@@ -127,9 +139,8 @@ impl Stage for Gather {
             recall_link(tables, scratch, packet.arrival_device());
         }
         if features & HeaderFields::OWNER != 0 && side == LEAVING && scratch.made_here {
-            // Resets have no socket, errors one of the kernel's.
             if scratch.answer.in_hand {
-                scratch.owner.exists = scratch.headers.key.protocol as u8 != protocol::TCP;
+                scratch.owner.exists = scratch.facts.has_no_socket == 0;
                 scratch.owner.known = false;
             } else {
                 packet.owner(&mut scratch.owner);

@@ -177,6 +177,9 @@ pub trait Packet {
     /// Whom the frame was sent to, as linux/if_packet.h counts: this host, all, many.
     fn packet_type(&self) -> u32;
 
+    /// Whether a packet belongs to a socket of this host's, be it one of the kernel's own.
+    fn has_socket(&self) -> bool;
+
     /// Who sends a packet that this host made.
     fn owner(&self, owner: &mut Owner);
 

@@ -33,6 +33,8 @@ pub struct SlicePacket {
     pub mark: u32,
     /// Whom the frame was sent to, as linux/if_packet.h counts.
     pub packet_type: u32,
+    /// Whether a packet of this host's own belongs to a socket. IPv6's resets that the kernel sends do not.
+    pub has_socket: bool,
     /// Who sends it.
     pub owner: Owner,
     /// Where the kernel would send an answer to it, if it knows.
@@ -62,6 +64,7 @@ impl SlicePacket {
             partial_sum: false,
             mark: 0,
             packet_type: 0,
+            has_socket: true,
             owner: Owner::default(),
             back: None,
             path_mtu: 1500,
@@ -235,6 +238,10 @@ impl Packet for SlicePacket {
 
     fn packet_type(&self) -> u32 {
         self.packet_type
+    }
+
+    fn has_socket(&self) -> bool {
+        self.has_socket
     }
 
     fn owner(&self, owner: &mut Owner) {

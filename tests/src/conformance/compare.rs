@@ -80,7 +80,7 @@ impl Pair {
         let waits = trial.rules.count_connections();
         for (number, step) in trial.traffic.steps.iter().enumerate() {
             ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
-            if waits {
+            if waits && step.has_syn() {
                 // Difference 20.
                 std::thread::sleep(JIFFIES);
             }

@@ -73,7 +73,7 @@
 //! 20. **connlimit's jiffies.** netfilter looks for connections that are gone once in a jiffy for each
 //!     address, leaves those alone that another CPU added within the last two, and forgets eight at a time
 //!     (net/netfilter/nf_conncount.c); fwbpf looks every time, and forgets all. Packets that meet such
-//!     rules are sent more than two jiffies apart.
+//!     rules, which all ask for SYN, are sent more than two jiffies apart.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -6,6 +6,7 @@ mod talk;
 use std::fmt;
 use std::net::IpAddr;
 
+use fw_common::datapath::tcp::flag;
 use fw_user::policy::model::Family;
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -119,6 +120,13 @@ pub struct Step {
     pub dressing: Dressing,
     /// In fragments of so many bytes, if at all.
     pub fragment: Option<usize>,
+}
+
+impl Step {
+    /// Whether it is a TCP segment with SYN.
+    pub fn has_syn(&self) -> bool {
+        matches!(self.what, What::Segment { flags, .. } if flags & flag::SYN != 0)
+    }
 }
 
 /// What a [`Step`] sends.

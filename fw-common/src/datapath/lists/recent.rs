@@ -68,7 +68,8 @@ fn says(answer: bool) -> u32 {
 }
 
 /// The hop limit as it was before this host forwarded the packet; 0 where the policy has no rule that
-/// compares it.
+/// compares it. To `recent_mt` (net/netfilter/xt_recent.c), what leaves and has no socket was forwarded:
+/// resets of REJECT and, in IPv6, of the kernel.
 #[inline(always)]
 fn hops(scratch: &Scratch) -> u32 {
     let facts = &scratch.facts;
@@ -78,7 +79,8 @@ fn hops(scratch: &Scratch) -> u32 {
     let hops = facts.values[fact::HOPS as usize];
     let first = BaseChain::FilterInput.id(scratch.headers.family);
     let chain = scratch.walk.base.wrapping_sub(first) & 31;
-    if BEHIND_ROUTING >> chain & 1 != 0 && !scratch.made_here {
+    let forwarded = BEHIND_ROUTING >> chain & 1 != 0 && !scratch.made_here;
+    if forwarded || facts.has_no_socket != 0 {
         hops.wrapping_add(1) & 0xff
     } else {
         hops
