@@ -74,6 +74,10 @@
 //!     address, leaves those alone that another CPU added within the last two, and forgets eight at a time
 //!     (net/netfilter/nf_conncount.c); fwbpf looks every time, and forgets all. Packets that meet such
 //!     rules, which all ask for SYN, are sent more than two jiffies apart.
+//! 21. **The address of a source that INPUT translates.** A rule there that names ports only keeps the
+//!     address in fwbpf. netfilter takes that of another connection of the same source, if POSTROUTING
+//!     gave it one with a port of the range (`find_appropriate_src`); this host would answer itself. Both
+//!     chains' rules name other ports.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
