@@ -3,7 +3,8 @@
 //!
 //! It is found where the mark of the packet's flow is ([`super::flow_mark`]), in the flow's record. Of a
 //! flow that the packet opens there is no record yet: the packet tells it, as far as chains have got.
-//! What this host answers in the stead of a packet carries that packet's connection, which is left here.
+//! What this host answers in the stead of a packet carries that packet's connection, which is left here; in
+//! the stead of one without a connection, what tracking finds.
 
 use super::conntrack::{NO_FLOW, NOTE_SEEN, is_about_transit};
 use super::header::{Icmp, protocol};

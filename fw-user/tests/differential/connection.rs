@@ -392,6 +392,30 @@ fn tuples_are_those_of_both_ends() {
     assert_eq!(sorted(answer), sorted(everywhere(&known)));
 }
 
+/// What answers a packet that belongs to no connection carries none; its own is that which the packet
+/// resembles, and not that of the packet before.
+#[test]
+fn the_answer_to_a_packet_without_a_connection_has_the_one_that_it_is_about() {
+    const RULES: &str = "\
+        -A FORWARD -m conntrack --ctstate INVALID -m comment --comment refused -j REJECT\n\
+        -A OUTPUT -m conntrack --ctrepldst 172.17.0.2 -m comment --comment before\n\
+        -A OUTPUT -m conntrack --ctrepldst 172.17.0.3 -m comment --comment about\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{RULES}COMMIT\n"));
+    let (inner, server) = (([172, 17, 0, 3], 5000), (CLIENT, 80));
+    machine.forward(DOCKER0, ETH0, tcp(inner, server, flag::SYN, [1, 0]));
+    machine.forward(DOCKER0, ETH0, udp((INNER, 4000), (CLIENT, 53)));
+    let hits = machine.hits(|machine| {
+        let packet = machine.arrive(ETH0, tcp(server, inner, 0, [1, 0]));
+        let mut packet = packet.at_egress_of(DOCKER0);
+        let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+        assert_eq!(verdict, Verdict::Answer);
+        let mut answer = packet.at_egress_of(ETH0);
+        let verdict = egress(&mut answer, &machine.tables, &mut machine.scratch);
+        assert_eq!(verdict, Verdict::Pass);
+    });
+    assert_eq!(sorted(hits), ["about", "refused"]);
+}
+
 fn sorted(mut names: Vec<String>) -> Vec<String> {
     names.sort();
     names
