@@ -14,6 +14,9 @@ pub const UNTRACKED: u8 = 1 << 4;
 pub const SNAT: u8 = 1 << 5;
 /// Virtual: the flow's destination is translated.
 pub const DNAT: u8 = 1 << 6;
+/// In place of [`SNAT`], and for no rule to see: an echo's identifier was changed together with its
+/// destination ([`super::flow::Flow::RENAMED`]).
+pub const RENAMED: u8 = 1 << 7;
 
 /// What rules ask about a packet's connection, by number: its protocol, the ports of its tuples in the
 /// order of [`end`], its status and for how many seconds it lives on.

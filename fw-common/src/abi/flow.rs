@@ -265,6 +265,10 @@ impl Flow {
     /// until its time is over, answers that still come belong to no flow and open none, and no segment
     /// picks it up in the middle.
     pub const REVOKED: u32 = 1 << 11;
+    /// Beside [`Flow::SNAT`] and [`Flow::DNAT`]: all that changes of the source is the identifier of an
+    /// echo, which was taken. netfilter changes it together with the destination, and takes the source for
+    /// untranslated (`nf_nat_l4proto_unique_tuple`, net/netfilter/nf_nat_core.c).
+    pub const RENAMED: u32 = 1 << 12;
     /// Either end is translated, so that there is an alias.
     pub const TRANSLATED: u32 = Self::SNAT | Self::DNAT;
 

@@ -6,7 +6,7 @@
 //! What this host answers in the stead of a packet carries that packet's connection, which is left here; in
 //! the stead of one without a connection, what tracking finds.
 
-use super::conntrack::{NO_FLOW, NOTE_SEEN, is_about_transit};
+use super::conntrack::{NO_FLOW, NOTE_SEEN, Tracked, is_about_transit};
 use super::header::{Icmp, protocol};
 use super::predicate::under_mask;
 use super::scratch::Scratch;
@@ -14,7 +14,7 @@ use super::tables::Tables;
 use super::tuple::Tuple;
 use crate::abi::Addr;
 use crate::abi::blob::{HeaderFields, Predicate, WITHOUT_FLOW, condition};
-use crate::abi::ct::{asked, end, status};
+use crate::abi::ct::{self, asked, end, status};
 use crate::abi::flow::{Flow, FlowKey};
 
 /// The connection of the packet in hand.
@@ -143,8 +143,9 @@ fn read_packet(scratch: &mut Scratch, error: bool) {
     } else {
         connection.set_original(source, destination, ports);
         connection.set_reply(source, destination, ports);
-        if tracked.opens && tracked.ct & crate::abi::ct::DNAT != 0 {
+        if tracked.opens && tracked.ct & ct::DNAT != 0 {
             let original = &tracked.original;
+            connection.set_reply(source, destination, as_renamed(tracked, ports));
             let ports = ports & 0xffff_0000 | original.port as u32;
             connection.set_original(source, &original.address, ports);
         }
@@ -177,7 +178,18 @@ fn take_destination(scratch: &mut Scratch) {
     } = scratch;
     if tracked.direction == 0 && !tracked.stored {
         let key = &headers.key;
-        connection.set_reply(&key.source, &key.destination, headers.flow_ports);
+        let ports = as_renamed(tracked, headers.flow_ports);
+        connection.set_reply(&key.source, &key.destination, ports);
+    }
+}
+
+/// The ports of a packet that opens a flow, with the identifier that an echo got with its destination.
+#[inline(always)]
+fn as_renamed(tracked: &Tracked, ports: u32) -> u32 {
+    if tracked.ct & ct::RENAMED != 0 {
+        (tracked.identifier as u32) << 16 | ports & 0xffff
+    } else {
+        ports
     }
 }
 

@@ -333,7 +333,7 @@ fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, 0) {
         if found.direction == direction {
             scratch.tracked.set_in_flow(&found, label);
-            scratch.tracked.ct = label | scratch.tracked.ct & ct::DNAT;
+            scratch.tracked.ct = label | scratch.tracked.ct & (ct::DNAT | ct::RENAMED);
             if direction == 0 && found.flow.status.get() & Flow::FOREIGN != 0 {
                 found
                     .flow
@@ -352,7 +352,7 @@ fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
         && found.direction == direction
     {
         scratch.tracked.set_in_flow(&found, label);
-        scratch.tracked.ct = label | scratch.tracked.ct & ct::DNAT;
+        scratch.tracked.ct = label | scratch.tracked.ct & (ct::DNAT | ct::RENAMED);
     }
 }
 

@@ -22,7 +22,7 @@ use super::stage::{Name, Stage};
 use super::start::{Start, patterns_of_arrival, start};
 use super::tables::Tables;
 use super::transit::{find_error_on_way, find_on_way};
-use super::translation::{Choose, OUTPUT, SOURCE};
+use super::translation::{Choose, IDENTIFIER, OUTPUT, SOURCE};
 use super::tuple::Lookup;
 use crate::abi::blob::BaseChain;
 use crate::abi::ct;
@@ -91,13 +91,16 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
                 if packet.call::<Choose, T>(tables, scratch, OUTPUT) == 0 {
                     return Verdict::Drop(scratch.reason);
                 }
-                scratch.query.ct = scratch.tracked.ct;
-                if scratch.device.flags & Device::LOOPBACK != 0 {
-                    packet.set_note(scratch.tracked.note());
-                }
             }
             // No nat table has REJECT.
             Decision::Accept | Decision::Reject | Decision::Masquerade { .. } => {}
+        }
+        if scratch.opens_echo() {
+            packet.call::<Choose, T>(tables, scratch, IDENTIFIER);
+        }
+        scratch.query.ct = scratch.tracked.ct;
+        if scratch.device.flags & Device::LOOPBACK != 0 {
+            packet.set_note(scratch.tracked.note());
         }
     }
     if scratch.made_here && is_refused_redirect(scratch) {
@@ -353,7 +356,11 @@ fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if found || redirected && !answer {
         return;
     }
-    about(packet, tables, scratch, true);
+    // Another flow has the name under which the error would be found.
+    let renamed = answer && note as u8 & ct::RENAMED != 0 && scratch.tracked.direction == 1;
+    if scratch.forget(renamed as u32) == 0 {
+        about(packet, tables, scratch, true);
+    }
     let direction = scratch.tracked.direction;
     if !answer {
         scratch.tracked.translates &= Tracked::SOURCE;

@@ -2,16 +2,16 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
-use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, Tracked, follow, track};
+use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
 use super::facts::{ARRIVING, gather, gather_anew, keep_link};
 use super::flow_mark;
 use super::fragment::{Side, borrow, lend};
 use super::gates::{are_slow, count_forwarded, passes, passes_raw};
-use super::header::{Icmp, Part, protocol};
+use super::header::{Icmp, Part};
 use super::log::note_link;
 use super::nat::open;
 use super::packet::{Destination, Packet};
-use super::quoted::{Quoted, read_quoted};
+use super::quoted::read_quoted;
 use super::reject::{self, refuse};
 use super::rewrite::{End, rewrite, rewrite_error};
 use super::scratch::Scratch;
@@ -19,7 +19,7 @@ use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
 use super::transit::TakeName;
-use super::translation::{Choose, DESTINATION, INPUT};
+use super::translation::{Choose, DESTINATION, IDENTIFIER, INPUT};
 use crate::abi::blob::{BaseChain, HeaderFields};
 use crate::abi::ct;
 use crate::abi::device::Device;
@@ -91,11 +91,14 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
                 if packet.call::<Choose, T>(tables, scratch, DESTINATION) == 0 {
                     return Verdict::Drop(scratch.reason);
                 }
-                scratch.query.ct = scratch.tracked.ct;
             }
             // No nat table has REJECT.
             Decision::Accept | Decision::Reject | Decision::Masquerade { .. } => {}
         }
+        if scratch.opens_echo() {
+            packet.call::<Choose, T>(tables, scratch, IDENTIFIER);
+        }
+        scratch.query.ct = scratch.tracked.ct;
     }
     if is_refused_redirect(scratch) {
         return Verdict::Drop(Stat::Rewrite);
@@ -345,18 +348,10 @@ impl Stage for Translate {
         if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
             return 0;
         }
-        scratch.quoted.keeps_sender =
-            end as u8 == End::Source as u8 && is_renamed_echo(&scratch.tracked, &scratch.quoted);
+        // netfilter takes the source of such an echo for untranslated.
+        scratch.quoted.keeps_sender = end as u8 == End::Source as u8
+            && scratch.tracked.ct & ct::RENAMED != 0
+            && scratch.tracked.direction == 0;
         rewrite_error(packet, &mut scratch.headers, &scratch.quoted, end, endpoint).is_some() as u32
     }
-}
-
-/// Whether an error is about an echo whose destination is translated and that got another identifier, but no
-/// other source. netfilter changes the identifier with the destination then, and takes the source for
-/// untranslated (`nf_nat_l4proto_unique_tuple`, net/netfilter/nf_nat_core.c).
-#[inline(always)]
-fn is_renamed_echo(tracked: &Tracked, quoted: &Quoted) -> bool {
-    tracked.ct & ct::DNAT != 0
-        && matches!(quoted.tuple.protocol, protocol::ICMP | protocol::ICMPV6)
-        && quoted.tuple.destination == tracked.source.address
 }

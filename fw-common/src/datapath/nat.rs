@@ -192,7 +192,13 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
         clear_name(tables, &draft.key);
     }
 
-    let port = (headers.flow_ports >> 16) as u16;
+    let own_port = (headers.flow_ports >> 16) as u16;
+    let renamed = scratch.tracked.ct & ct::RENAMED != 0;
+    let port = if renamed {
+        scratch.tracked.identifier
+    } else {
+        own_port
+    };
     let keep_port = !has_port(headers) || !draft.wish.random && draft.wish.takes_port(port);
     let stays = keep_port && draft.wish.takes_address(&headers.key.source);
     if stays && !second && !redirected {
@@ -218,7 +224,7 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     // Where the packet's own address and port would do, there is nothing to choose
     // (`get_unique_tuple` asks for the source's other flows only if not).
     let sources = &mut scratch.sources;
-    let wanted = !(draft.wish.random || stays);
+    let wanted = !(draft.wish.random || stays || renamed);
     look_for_source(tables, headers, draft, sources, wanted);
     let choice = &mut draft.choice;
     choice.set_candidates(headers, draft.wish.ports, port);
@@ -234,7 +240,8 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     };
     choice.port = if stays { port } else { sources.port };
     choice.own_address = headers.key.source;
-    choice.own_port = port;
+    choice.own_port = own_port;
+    choice.kept_port = port;
     choice.own_first = keep_port;
     choice.may_stay = redirected;
     choice.found = false;
@@ -265,6 +272,13 @@ fn store<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
     let mut tier = Tier::Confirmed;
     if draft.choice.changes {
         status |= Flow::SNAT;
+        // What POSTROUTING changes besides is the source's.
+        if scratch.tracked.ct & ct::RENAMED != 0
+            && draft.choice.port == draft.choice.kept_port
+            && lookup.tuple.source == draft.choice.own_address
+        {
+            status |= Flow::RENAMED;
+        }
         let own = draft.choice.port == draft.choice.own_port && draft.wish.has_one_address();
         if !own || scratch.sources.has_list() {
             status |= Flow::LISTED;
@@ -415,6 +429,9 @@ pub struct Choice {
     /// The packet's own.
     own_address: Addr,
     own_port: u16,
+    /// The one to keep if it is free: the packet's own, or the identifier that an echo got with its
+    /// destination.
+    kept_port: u16,
     /// Ports left in this round of tries, and in all of it.
     left: u32,
     round: u32,
@@ -472,7 +489,7 @@ impl<T: Tables> Step for Search<'_, T> {
     #[inline(always)]
     fn step(&mut self, turn: u32) -> ControlFlow<()> {
         let choice = &mut self.draft.choice;
-        let mut port = choice.own_port;
+        let mut port = choice.kept_port;
         self.lookup.tuple.source = self.draft.wish.address;
         if turn == 0 {
             if !choice.at_once {

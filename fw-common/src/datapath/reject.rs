@@ -145,7 +145,7 @@ fn note_of(scratch: &Scratch) -> u16 {
     let (tracked, headers) = (&scratch.tracked, &scratch.headers);
     let mut note = NOTE_ANSWER;
     if tracked.direction != NO_FLOW {
-        let label = ct::RELATED | tracked.ct & (ct::SNAT | ct::DNAT);
+        let label = ct::RELATED | tracked.ct & (ct::SNAT | ct::DNAT | ct::RENAMED);
         note |= NOTE_SEEN | label as u16 | ((tracked.direction ^ 1) as u16 & 1) << 8;
         note |= (tracked.transit as u16 & 3) << NOTE_TRANSIT;
         // A reset is the first packet of a flow that is not stored to come to POSTROUTING, and

@@ -2,12 +2,12 @@
 
 use super::classify::{Query, Walk};
 use super::connection::Connection;
-use super::conntrack::{NOTE_SEEN, Tracked};
+use super::conntrack::{NOTE_SEEN, Tracked, nat_labels};
 use super::facts::Facts;
 use super::flow_mark::FlowMark;
 use super::forward::Sending;
 use super::fragment::Outcomes;
-use super::header::Headers;
+use super::header::{Headers, Icmp};
 use super::limit::Asked;
 use super::lists;
 use super::nat::Draft;
@@ -80,7 +80,7 @@ pub struct Scratch {
     pub transit_direction: u8,
     /// It opens its flow.
     pub transit_opens: bool,
-    /// [`ct::SNAT`] and [`ct::DNAT`] if its flow is translated.
+    /// [`ct::SNAT`] and its siblings if its flow is translated.
     pub transit_nat: u8,
     /// If its destination was translated: what it was before.
     pub transit_outside: Endpoint,
@@ -166,6 +166,12 @@ impl Scratch {
         (self.tracked.opens || self.tracked.replayed) && self.has_nat()
     }
 
+    /// Whether the packet is an ICMP query that opens a flow.
+    #[inline(always)]
+    pub fn opens_echo(&self) -> bool {
+        self.headers.icmp as u8 == Icmp::Request as u8 && self.tracked.opens
+    }
+
     /// The patterns that an interface fits, in the generation that judges the packet.
     #[inline(always)]
     pub fn patterns(&self, device: &Device) -> u64 {
@@ -209,7 +215,7 @@ impl Scratch {
         self.transit.set(&self.headers);
         self.transit_direction = self.tracked.direction;
         self.transit_opens = self.tracked.opens;
-        self.transit_nat = self.tracked.ct & (ct::SNAT | ct::DNAT);
+        self.transit_nat = self.tracked.ct & (ct::SNAT | ct::DNAT | ct::RENAMED);
     }
 
     /// Keeps the destination in mind, which is about to be translated.
@@ -233,9 +239,10 @@ impl Scratch {
     #[inline(always)]
     pub fn take_translation(&mut self) {
         let flow = &self.draft.flow;
-        if flow.status.get() & Flow::SNAT != 0 {
+        let status = flow.status.get();
+        if status & Flow::SNAT != 0 {
             self.tracked.set_source(&flow.nat_source, flow.nat_port);
-            self.tracked.ct |= ct::SNAT;
+            self.tracked.ct = self.tracked.ct & !ct::RENAMED | nat_labels(status);
         }
     }
 

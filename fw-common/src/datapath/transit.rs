@@ -58,6 +58,7 @@ impl Stage for TakeName {
             .set(Flow::ALIAS | Flow::TENTATIVE | opened);
         draft.flow.other.set(&draft.key);
         draft.flow.expires.set(tables.now().wrapping_add(GRACE));
+        draft.flow.nat_port = tracked.identifier;
         tuple.set(headers);
         tuple.write_key(FlowKey::TRANSIT, &mut draft.alias);
         for number in 0..FlowKey::TRANSITS {
@@ -138,7 +139,6 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
         tracked, lookup, ..
     } = scratch;
     let reply = tracked.direction != 0;
-    let both = ct::SNAT | ct::DNAT;
     tracked.transit = number;
     let mut from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
     let opens = note & NOTE_OPENS != 0;
@@ -149,7 +149,8 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
         record = tentative(tables, &mut lookup.key, number);
     }
     // Where the alias is the name.
-    if record.is_none() && note as u8 & both != both {
+    let both = note as u8 & ct::DNAT != 0 && note as u8 & (ct::SNAT | ct::RENAMED) != 0;
+    if record.is_none() && !both {
         lookup.key.kind = FlowKey::FIRST;
         record = alias(tables, &lookup.key, from_low != reply, opens);
         if record.is_none() {
@@ -175,6 +176,7 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
         };
         tracked.original.address = address;
         tracked.original.port = port;
+        tracked.identifier = record.nat_port;
         tracked.opens = tracked.ct & ct::NEW != 0;
         if reply {
             // An answer in the stead of the packet that would have opened the flow.

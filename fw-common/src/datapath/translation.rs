@@ -35,6 +35,9 @@ pub const DESTINATION: u32 = 1;
 pub const OUTPUT: u32 = 2;
 /// INPUT.
 pub const INPUT: u32 = 3;
+/// No rule's: behind the chains of PREROUTING and OUTPUT, an echo request whose identifier is taken gets
+/// another one.
+pub const IDENTIFIER: u32 = 4;
 
 impl Stage for Choose {
     const NAME: Name = Name::Choose;
@@ -46,6 +49,10 @@ impl Stage for Choose {
         scratch: &mut Scratch,
         place: u32,
     ) -> u32 {
+        if place == IDENTIFIER {
+            choose_identifier(tables, scratch);
+            return 1;
+        }
         let Some(generation) = tables.generation(scratch.place()) else {
             return 0;
         };
@@ -267,6 +274,45 @@ fn choose_destination<T: Tables>(
     Ok(())
 }
 
+/// netfilter looks for an identifier together with the destination, with or without a rule, and takes the
+/// destination for translated then; it tries the lowest first.
+#[inline(always)]
+fn choose_identifier<T: Tables>(tables: &T, scratch: &mut Scratch) {
+    let Scratch {
+        headers,
+        tracked,
+        lookup,
+        ..
+    } = scratch;
+    let own = (headers.flow_ports >> 16) as u16;
+    lookup.tuple.set(headers);
+    if tracked.translates_destination() {
+        lookup.tuple.destination = tracked.destination.address;
+    }
+    let mut search = Search {
+        tables,
+        lookup,
+        low: 0,
+        count: 0x1_0000,
+        offset: 0,
+        port: own,
+        of_source: true,
+    };
+    if !search.is_taken(own) {
+        return;
+    }
+    tables.run(ATTEMPTS, &mut search);
+    tracked.identifier = search.port;
+    tracked.ct |= ct::DNAT | ct::RENAMED;
+    if !tracked.translates_destination() {
+        let (address, port) = (headers.key.destination, headers.flow_ports as u16);
+        tracked.original.set(&address, port);
+        tracked.set_destination(&address, port);
+        tracked.lacks_name = true;
+        note_destination(tables, scratch);
+    }
+}
+
 /// How many ports of a range are tried (`nf_nat_l4proto_unique_tuple`).
 const ATTEMPTS: u32 = 128;
 
@@ -285,11 +331,10 @@ fn choose_port<T: Tables>(
         return low;
     }
     let count = (high as u32).wrapping_sub(low as u32).wrapping_add(1);
+    let is_tcp = lookup.tuple.protocol == protocol::TCP;
     let mut search = Search {
         tables,
         lookup,
-        segment,
-        left: 0,
         low,
         count,
         offset: if flags & Translation::OFFSET != 0 {
@@ -300,53 +345,67 @@ fn choose_port<T: Tables>(
             0
         },
         port: own_port,
+        of_source: false,
     };
     if keeps && own_port >= low && own_port <= high && !search.is_taken(own_port) {
         return own_port;
     }
     let attempts = if count < ATTEMPTS { count } else { ATTEMPTS };
-    search.left = attempts;
+    let mut search = Pushing {
+        search,
+        pushes: is_tcp && segment.opens_anew(),
+        end: segment.end,
+        left: attempts,
+    };
     tables.run(attempts, &mut search);
-    search.port
+    search.search.port
 }
 
 struct Search<'a, T: Tables> {
     tables: &'a T,
     lookup: &'a mut Lookup,
-    segment: &'a Segment,
-    /// How many ports are left to try.
-    left: u32,
     low: u16,
     count: u32,
     offset: u32,
     port: u16,
+    /// It is the source's, and an identifier.
+    of_source: bool,
 }
 
 impl<T: Tables> Step for Search<'_, T> {
     #[inline(always)]
     fn step(&mut self, _: u32) -> ControlFlow<()> {
-        if self.count == 0 {
-            return ControlFlow::Break(());
-        }
-        let place = self.offset % self.count;
-        self.offset = place.wrapping_add(1);
-        self.port = self.low.wrapping_add(place as u16);
-        let taken = self.is_taken(self.port);
-        self.left = self.left.wrapping_sub(1);
-        if taken {
-            ControlFlow::Continue(())
-        } else {
+        if self.tries_next() {
             ControlFlow::Break(())
+        } else {
+            ControlFlow::Continue(())
         }
     }
 }
 
 impl<T: Tables> Search<'_, T> {
-    /// Whether replies from that port would belong to another flow (`nf_nat_used_tuple`).
+    /// Tries the next port; whether the search ends with it.
+    #[inline(always)]
+    fn tries_next(&mut self) -> bool {
+        if self.count == 0 {
+            return true;
+        }
+        let place = self.offset % self.count;
+        self.offset = place.wrapping_add(1);
+        self.port = self.low.wrapping_add(place as u16);
+        !self.is_taken(self.port)
+    }
+
+    /// Whether replies from that port would belong to another flow (`nf_nat_used_tuple`), whose name is
+    /// [`Lookup::key`] then.
     #[inline(always)]
     fn is_taken(&mut self, port: u16) -> bool {
         let tuple = &mut self.lookup.tuple;
-        tuple.ports = tuple.ports & 0xffff_0000 | port as u32;
+        tuple.ports = if self.of_source {
+            tuple.ports & 0xffff | (port as u32) << 16
+        } else {
+            tuple.ports & 0xffff_0000 | port as u32
+        };
         let from_low = tuple.write_key(FlowKey::FIRST, &mut self.lookup.key);
         if self.takes(from_low) {
             return true;
@@ -363,30 +422,51 @@ impl<T: Tables> Search<'_, T> {
         let status = flow.status.get();
         let opened_here = (status & Flow::LOW_OPENED != 0) == from_low;
         if status & Flow::ALIAS != 0 {
-            opened_here && is_alive(self.tables, flow) && !self.pushes_out(flow)
+            opened_here && is_alive(self.tables, flow)
         } else {
             status & Flow::DYING == 0 && (status & Flow::TRANSLATED == 0 || !opened_here)
         }
     }
+}
 
-    /// A connection that only waits for its time to end makes way among the last ports to try. Whoever
-    /// comes upon its names removes them: here is too little stack for that.
-    #[inline(never)]
-    fn pushes_out(&self, alias: &Flow) -> bool {
-        if self.left == 0
-            || self.left > PUSHED
-            || self.lookup.tuple.protocol != protocol::TCP
-            || !self.segment.opens_anew()
-        {
-            return false;
+/// A search among whose last ports a connection makes way that only waits for its time to end.
+struct Pushing<'a, T: Tables> {
+    search: Search<'a, T>,
+    /// The packet is a SYN, and its sequence numbers end there.
+    pushes: bool,
+    end: u32,
+    /// How many ports are left to try.
+    left: u32,
+}
+
+impl<T: Tables> Step for Pushing<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, _: u32) -> ControlFlow<()> {
+        let last = self.left <= PUSHED;
+        self.left = self.left.wrapping_sub(1);
+        if self.search.tries_next() {
+            return ControlFlow::Break(());
         }
-        let Some(flow) = self.tables.flow(&alias.other) else {
-            return true;
-        };
-        let makes_way = tcp::makes_way(flow, self.segment.end);
-        if makes_way {
-            flow.status.set(flow.status.get() | Flow::DYING);
+        if last && self.pushes && push_out(self.search.tables, &self.search.lookup.key, self.end) {
+            return ControlFlow::Break(());
         }
-        makes_way
+        ControlFlow::Continue(())
     }
+}
+
+/// Ends the connection whose alias that is, if it makes way for one whose SYN ends there. Whoever comes upon
+/// its names removes them: here is too little stack for that.
+#[inline(never)]
+fn push_out<T: Tables>(tables: &T, alias: &FlowKey, end: u32) -> bool {
+    let Some(alias) = tables.flow(alias).filter(|alias| alias.is_alias()) else {
+        return false;
+    };
+    let Some(flow) = tables.flow(&alias.other) else {
+        return false;
+    };
+    let makes_way = tcp::makes_way(flow, end);
+    if makes_way {
+        flow.status.set(flow.status.get() | Flow::DYING);
+    }
+    makes_way
 }

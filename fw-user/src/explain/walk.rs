@@ -352,7 +352,7 @@ impl<'m> Walk<'m> {
                 1 => Some(false),
                 _ => None,
             },
-            translated: tracked.ct & ct::SNAT != 0,
+            translated: tracked.ct & (ct::SNAT | ct::RENAMED) != 0,
             // Of a packet that opens one, the rules that come decide.
             redirected: tracked.ct & ct::DNAT != 0 && !tracked.opens,
         });

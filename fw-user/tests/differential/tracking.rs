@@ -546,6 +546,68 @@ fn a_closed_connection_makes_way_for_a_translated_destination() {
     }
 }
 
+/// The identifier of an echo of this host's that a masqueraded one has already is changed in OUTPUT, with
+/// the destination, to the lowest that is free; POSTROUTING keeps it, whatever the source becomes
+/// (`nf_nat_l4proto_unique_tuple` and `nf_nat_alloc_null_binding`, net/netfilter/nf_nat_core.c). ICMP errors
+/// are translated accordingly (`nf_nat_icmp_reply_translation`, net/netfilter/nf_nat_proto.c).
+#[test]
+fn an_echo_whose_identifier_is_taken_gets_another_one_with_its_destination() {
+    const FAR: &str = "203.0.113.7";
+    const OTHER: &str = "198.51.100.20";
+    const REQUEST: u8 = 8;
+    const MASQUERADE: &str = "-A POSTROUTING -s 10.0.0.2 -j MASQUERADE\n";
+    let snat = format!("{MASQUERADE}-A POSTROUTING -o eth0 -j SNAT --to-source {OTHER}");
+    let of_rule = ct::DNAT | ct::SNAT;
+    for (rules, source, nat) in [
+        (MASQUERADE, SERVER4, ct::DNAT | ct::RENAMED),
+        (&snat, OTHER, of_rule),
+    ] {
+        let mut machine = Machine::with(Family::Ipv4, rules);
+        let first = machine.forward(ETH1, ETH0, echo(["10.0.0.2", FAR], REQUEST, 5));
+        assert_eq!(first.bytes[14..], echo([SERVER4, FAR], REQUEST, 5));
+        for state in [ct::NEW, ct::NEW] {
+            let own = frame(echo([SERVER4, FAR], REQUEST, 5)).made_here();
+            let (verdict, own) = machine.leave(ETH0, own);
+            assert_eq!(verdict, Verdict::Pass);
+            assert_eq!(own.bytes[14..], echo([source, FAR], REQUEST, 0));
+            assert_eq!(machine.label(), (state | nat, 0));
+        }
+
+        let about = |way, quoted: &[u8]| icmpv4(way, 3, 1, quoted);
+        let error = about(["192.0.2.1", source], &echo([source, FAR], REQUEST, 0));
+        let (verdict, error) = machine.arrive(ETH0, frame(error));
+        assert_eq!(verdict, Verdict::Pass);
+        let restored = about([FAR, SERVER4], &echo([SERVER4, FAR], REQUEST, 5));
+        assert_eq!(error.bytes[14..], restored);
+        assert_eq!(machine.label(), (ct::RELATED | nat, 1));
+
+        let (verdict, reply) = machine.arrive(ETH0, frame(echo([FAR, source], 0, 0)));
+        assert_eq!(verdict, Verdict::Pass);
+        assert_eq!(reply.bytes[14..], echo([FAR, SERVER4], 0, 5));
+        assert_eq!(machine.label(), (ct::ESTABLISHED | nat, 1));
+
+        let error = about(["192.168.50.1", FAR], &echo([FAR, SERVER4], 0, 5));
+        let (verdict, error) = machine.leave(ETH0, frame(error).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+        let sender = if nat == of_rule {
+            source
+        } else {
+            "192.168.50.1"
+        };
+        let translated = about([sender, FAR], &echo([FAR, source], 0, 0));
+        assert_eq!(error.bytes[14..], translated);
+    }
+}
+
+fn echo(way: [&str; 2], kind: u8, identifier: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ip(way[0], way[1], 64)
+        .icmpv4_raw(kind, 0, [0, identifier, 0, 1])
+        .write(&mut bytes, b"odd")
+        .expect("a packet");
+    bytes
+}
+
 fn source_port(packet: &SlicePacket) -> u16 {
     u16::from_be_bytes([packet.bytes[34], packet.bytes[35]])
 }

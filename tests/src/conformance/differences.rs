@@ -29,11 +29,10 @@
 //!    translates, and until then fragments stay fragments and nat chains see no packet. fwbpf
 //!    always tracks. The reference has a rule in mangle that asks for a state and does nothing
 //!    ([`prepare_reference`]).
-//! 10. **Errors about echo requests that took another identifier.** When the identifier of an echo
-//!     request of the server's own is taken, netfilter changes it in OUTPUT already, as if the
-//!     destination were translated (`nf_nat_l4proto_unique_tuple` changes identifiers for either
-//!     end). ICMP errors about it then reach the server as if the destination had sent them, not the
-//!     router; in fwbpf they keep their sender ([`blank_source`]).
+//! 10. **The address of a source that INPUT translates.** A rule there that names ports only keeps the
+//!     address in fwbpf. netfilter takes that of another connection of the same source, if POSTROUTING
+//!     gave it one with a port of the range (`find_appropriate_src`); this host would answer itself. Both
+//!     chains' rules name other ports.
 //! 11. **Answers that OUTPUT refuses.** The reset about a forwarded segment bears its receiver's
 //!     address. When OUTPUT refuses that reset, the error goes to that receiver, by the way to it; in
 //!     fwbpf it is judged as one to this host, on loopback. Where FORWARD resets, OUTPUT drops.
@@ -74,10 +73,6 @@
 //!     address, leaves those alone that another CPU added within the last two, and forgets eight at a time
 //!     (net/netfilter/nf_conncount.c); fwbpf looks every time, and forgets all. Packets that meet such
 //!     rules, which all ask for SYN, are sent more than two jiffies apart.
-//! 21. **The address of a source that INPUT translates.** A rule there that names ports only keeps the
-//!     address in fwbpf. netfilter takes that of another connection of the same source, if POSTROUTING
-//!     gave it one with a port of the range (`find_appropriate_src`); this host would answer itself. Both
-//!     chains' rules name other ports.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -194,23 +189,16 @@ pub fn canonical(mut bytes: Vec<u8>, sent: &[u8], random: &RandomPorts) -> Vec<u
     if let Some(inner) = layers.quoted(&bytes) {
         replace_ports(&mut bytes, inner, random, None);
     }
-    if let Some(at) = layers.checksum()
-        && let Some(field) = bytes.get_mut(at..at + 2)
-    {
-        field.fill(0);
-    }
+    blank_checksum(&mut bytes);
     bytes
 }
 
-/// Difference 10: makes the sender of a packet equal.
-pub fn blank_source(bytes: &mut [u8]) {
-    let source = if bytes.first().is_some_and(|first| first >> 4 == 4) {
-        12..16
-    } else {
-        8..24
-    };
-    if let Some(source) = bytes.get_mut(source) {
-        source.fill(0);
+/// Blanks the checksum of layer 4.
+fn blank_checksum(bytes: &mut [u8]) {
+    if let Some(at) = Layers::read(bytes).and_then(|layers| layers.checksum())
+        && let Some(field) = bytes.get_mut(at..at + 2)
+    {
+        field.fill(0);
     }
 }
 

@@ -11,12 +11,11 @@ use fw_user::policy::model::Family;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 
-use super::differences::{RandomPorts, blank_source, canonical, forget_the_way, is_the_same};
+use super::differences::{RandomPorts, canonical, forget_the_way, is_the_same};
 use super::grammar::neighbours;
 use super::simulated::Simulated;
 use super::traffic::{
-    Carried, Endpoint, Flow, OTHER_PROTOCOLS, Place, SILENT_PORTS, Step, Traffic, Way, What,
-    addresses,
+    Endpoint, Flow, OTHER_PROTOCOLS, Place, SILENT_PORTS, Step, Traffic, Way, What, addresses,
 };
 use super::write::{packet, sender};
 use crate::lab::{
@@ -228,15 +227,11 @@ impl Side {
         let raw = self.collect(family, patience)?;
         self.learn(traffic, step, &raw);
         let sent = self.packet(&traffic.flows[step.flow], step).bytes();
-        let from_nowhere = self.is_about_redrawn_echo(traffic, step);
         let mut seen: Vec<Seen> = raw
             .into_iter()
             .map(|(place, bytes)| {
                 let sound = checksum_is_sound(&bytes);
                 let mut bytes = canonical(bytes, &sent, &self.random_ports);
-                if from_nowhere && place == Place::Server {
-                    blank_source(&mut bytes);
-                }
                 let quotes = Layers::read(&bytes).is_some_and(|it| it.quoted(&bytes).is_some());
                 let place = if quotes && !matches!(step.what, What::Error { .. }) {
                     self.errors_at.push(place);
@@ -315,18 +310,6 @@ impl Side {
                 }
             }
         }
-    }
-
-    /// Difference 10: whether the step is an ICMP error about the server's own echo request whose
-    /// identifier had to change.
-    fn is_about_redrawn_echo(&self, traffic: &Traffic, step: &Step) -> bool {
-        let flow = &traffic.flows[step.flow];
-        let own = sender(flow, Way::Forth);
-        let seen_as = self.translated.get(&(step.flow, Way::Forth));
-        matches!(step.what, What::Error { .. })
-            && matches!(flow.carried, Carried::Echo)
-            && own.place == Place::Server
-            && seen_as.is_some_and(|(_, id)| *id != own.port)
     }
 
     /// Learns under which address and port the step's sender is seen at the other end.

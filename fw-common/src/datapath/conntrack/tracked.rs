@@ -45,6 +45,8 @@ pub struct Tracked {
     pub stored: bool,
     /// If so, its mark ([`super::flow_mark`]).
     pub mark: u32,
+    /// The identifier that an echo gets which opens a flow, if the label says [`ct::RENAMED`].
+    pub identifier: u16,
 }
 
 impl Tracked {
@@ -93,7 +95,7 @@ impl Tracked {
     #[inline(always)]
     pub fn has_source_ahead(&self) -> bool {
         match self.direction {
-            0 => self.ct & ct::SNAT != 0,
+            0 => self.ct & (ct::SNAT | ct::RENAMED) != 0,
             1 => self.ct & ct::DNAT != 0,
             _ => false,
         }
@@ -103,10 +105,11 @@ impl Tracked {
     /// that has one of the packet's names.
     #[inline(always)]
     pub fn keep_labelled(&mut self, label: u8) {
+        let opener = ct::SNAT | ct::RENAMED;
         let (source, destination) = if self.direction == 1 {
-            (ct::DNAT, ct::SNAT)
+            (ct::DNAT, opener)
         } else {
-            (ct::SNAT, ct::DNAT)
+            (opener, ct::DNAT)
         };
         if label & source == 0 {
             self.translates &= !Self::SOURCE;
@@ -252,7 +255,8 @@ pub const NO_FLOW: u8 = 2;
 pub fn nat_labels(status: u32) -> u8 {
     let source = (status / Flow::SNAT) as u8 & 1;
     let destination = (status / Flow::DNAT) as u8 & 1;
-    (source * ct::SNAT) | (destination * ct::DNAT)
+    let renamed = (status / Flow::RENAMED) as u8 & source;
+    ((source ^ renamed) * ct::SNAT) | (destination * ct::DNAT) | (renamed * ct::RENAMED)
 }
 
 /// Where in a note [`Tracked::transit`] is.

@@ -152,7 +152,7 @@ impl<R: Rng> Writer<'_, R> {
         let host = self.host(&POOL);
         let mut to = host.clone();
         if matches!(flow.carried, Carried::Tcp | Carried::Udp) && self.chance(0.3) {
-            // Not those of INPUT (difference 21).
+            // Not those of INPUT (difference 10).
             let first = 30_000 + self.upto(1000) as u16;
             let ports = if self.chance(0.3) {
                 first.to_string()
