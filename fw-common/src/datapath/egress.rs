@@ -356,19 +356,16 @@ fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if found || redirected && !answer {
         return;
     }
-    // Another flow has the name under which the error would be found.
-    let renamed = answer && note as u8 & ct::RENAMED != 0 && scratch.tracked.direction == 1;
-    if scratch.forget(renamed as u32) == 0 {
-        about(packet, tables, scratch, true);
-    }
-    let direction = scratch.tracked.direction;
+    about(packet, tables, scratch, true);
+    let (direction, label) = (scratch.tracked.direction, scratch.tracked.ct);
     if !answer {
         scratch.tracked.translates &= Tracked::SOURCE;
     }
     scratch.tracked.take_label(note);
     if answer {
-        // What it answers may resemble another flow, which goes the other way.
-        if direction != scratch.tracked.direction {
+        // What it answers may resemble another flow, which goes the other way, or is translated otherwise.
+        let nat = (label ^ note as u8) & (ct::SNAT | ct::DNAT | ct::RENAMED);
+        if direction != scratch.tracked.direction || nat != 0 {
             scratch.tracked.translates = 0;
         }
         scratch.tracked.keep_labelled(note as u8);

@@ -416,6 +416,35 @@ fn the_answer_to_a_packet_without_a_connection_has_the_one_that_it_is_about() {
     assert_eq!(sorted(hits), ["about", "refused"]);
 }
 
+/// Of two connections of one source that are redirected to one place, the second has another source there. An
+/// answer to its packet is about the second, though the packet bears a name of the first.
+#[test]
+fn an_answer_is_translated_as_the_connection_that_it_is_about() {
+    const OTHER: [u8; 4] = [192, 0, 2, 2];
+    const REFUSES: &str = "-A INPUT -m conntrack --ctstate ESTABLISHED -j REJECT\n";
+    let redirects = "-A PREROUTING -p udp -j REDIRECT\nCOMMIT\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{REFUSES}COMMIT\n{NAT}{redirects}"));
+    let inner = (INNER, 4000);
+    machine.arrive(DOCKER0, udp(inner, (CLIENT, 53)));
+    let second = machine.arrive(DOCKER0, udp(inner, (OTHER, 53)));
+    let drawn = u16::from_be_bytes([second.bytes[34], second.bytes[35]]);
+    assert_ne!(drawn, 4000);
+    machine.leave(DOCKER0, udp((BRIDGE, 53), (INNER, drawn)));
+
+    let mut packet = SlicePacket::ethernet(udp(inner, (OTHER, 53)), DOCKER0);
+    packet.arrival_device = DOCKER0;
+    let verdict = ingress(&mut packet, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Answer);
+    let mut answer = packet.at_egress_of(DOCKER0);
+    let verdict = egress(&mut answer, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(answer.bytes[26..30], OTHER);
+    assert_eq!(answer.bytes[30..34], INNER);
+    let quoted = &answer.bytes[42..];
+    assert_eq!(quoted[12..20], [INNER, OTHER].concat());
+    assert_eq!(quoted[20..22], 4000u16.to_be_bytes());
+}
+
 fn sorted(mut names: Vec<String>) -> Vec<String> {
     names.sort();
     names
