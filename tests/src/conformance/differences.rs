@@ -19,10 +19,11 @@
 //!    program cannot know whether the card has checked. No such packet is generated.
 //! 6. **The kernel's own fields.** IP identification and IPv6 flow label of packets that the
 //!    server's kernel makes by itself (errors, resets, echo replies) are drawn by the kernel: they
-//!    are blanked ([`canonical`]). Those of packets that were sent are compared.
+//!    are blanked ([`canonical`]), also where an error quotes such a packet. Those of packets that were
+//!    sent are compared.
 //! 7. **Checksums left to the card.** The sum of a packet that the server's kernel makes may be
 //!    unfinished on a veth (CHECKSUM_PARTIAL). Whether a sum is right, finished or not, is
-//!    compared; then it is blanked.
+//!    compared; then it is blanked, also where an error quotes such a packet.
 //! 8. **`! --sport 0:65535`.** iptables-save leaves it out, and so turns a rule that never matches
 //!    into one that does when its dump is loaded; fwbpf prints it. It is not generated.
 //! 9. **Conntrack is always on.** netfilter tracks nothing until some rule asks for a state or
@@ -37,8 +38,9 @@
 //!     address. When OUTPUT refuses that reset, the error goes to that receiver, by the way to it; in
 //!     fwbpf it is judged as one to this host, on loopback. Where FORWARD resets, OUTPUT drops.
 //! 12. **Answers about drawn ports.** What answers quote on loopback of a connection that was never
-//!     stored bears a port that was drawn, which stands for no flow of the test's. Where a policy
-//!     refuses, nothing is masqueraded to drawn ports.
+//!     stored bears a port that was drawn. Where a policy refuses, nothing is masqueraded to drawn ports;
+//!     one that was drawn since two connections had one name is known by the packet that was answered
+//!     ([`RandomPorts::learn_answered`]).
 //! 13. **raw OUTPUT and ICMP errors of the kernel's.** An ICMP error that the kernel makes carries the
 //!     connection of the packet that it is about into raw OUTPUT, where rules see its state and NOTRACK
 //!     leaves it alone; in fwbpf rules there see INVALID, and NOTRACK leaves alone only errors that turn
@@ -62,9 +64,10 @@
 //! 18. **Errors of this host's that are routed anew.** An ICMP error that the kernel makes about a packet
 //!     without a connection may resemble one about another connection, whose destination is
 //!     translated; it is translated like that, and netfilter routes it anew in OUTPUT. In fwbpf it stays
-//!     on its way. By which interface errors of the kernel's leave is not compared, and no answer is past
-//!     its time where rules translate destinations. Where an error left by another interface, the rules'
-//!     counters are not compared: it met other chains.
+//!     on its way. By which interface errors of the kernel's leave is not compared, and where rules
+//!     translate destinations no answer is past its time, nor is anything where rules keep packets from
+//!     being tracked. Where they redirect to this host, FORWARD drops what it would refuse. Where an error
+//!     left by another interface all the same, the rules' counters are not compared: it met other chains.
 //! 19. **Four names.** A packet whose destination is translated goes from ingress to egress under one of
 //!     four names that its two ends can have there; a fifth connection of one source, to a fifth address or
 //!     port that is translated to the same, is dropped and counted. A trial that differs, and in which
@@ -79,7 +82,7 @@ use std::net::IpAddr;
 
 use anyhow::Result;
 
-use super::traffic::{SKEW, Way};
+use super::traffic::{CLIENT_PORTS, CLOSED_PORTS, SILENT_PORTS, SKEW, Way};
 use crate::lab::{Namespace, run};
 use crate::packet::{Layers, ones_complement, protocol};
 
@@ -129,7 +132,8 @@ impl RandomPorts {
     }
 
     /// An ICMP error that was sent quotes a port that came out as another: a flow drew it whose
-    /// own packet reached nobody. Way is that of the quoted packet.
+    /// own packet reached nobody. Or it quotes one that was drawn, at another address. Way is that of
+    /// the quoted packet.
     pub fn learn_quoted(&mut self, sent: &[u8], received: &[u8], quoted: (usize, Way)) {
         let ends = |bytes: &[u8]| {
             let packet = bytes.get(Layers::read(bytes)?.quoted(bytes)?..)?;
@@ -143,9 +147,39 @@ impl RandomPorts {
         };
         let (flow, way) = quoted;
         for (own, peer, way) in [(0, 1, way), (1, 0, way.reversed())] {
-            let drawn = before[own].1 != after[own].1;
-            if drawn && self.stand_in(protocol, after[own], after[peer]).is_none() {
+            if self.stand_in(protocol, after[own], after[peer]).is_some() {
+                continue;
+            }
+            if before[own].1 != after[own].1 {
                 self.learn(protocol, after[own], after[peer], (flow, way));
+            } else if let Some(stand_in) = self.stand_in(protocol, before[own], before[peer]) {
+                // It stays where only the address is translated.
+                let key = (protocol, after[own], peer_of(protocol, after[peer]));
+                self.known.insert(key, stand_in);
+            }
+        }
+    }
+
+    /// An answer quotes the packet that was sent as it had become, and the flow may never be stored: a
+    /// port that is none of the generator's was drawn for it. Way is that of the packet.
+    pub fn learn_answered(&mut self, sent: &[u8], received: &[u8], (flow, way): (usize, Way)) {
+        let quoted = Layers::read(received)
+            .and_then(|layers| received.get(layers.quoted(received)?..))
+            .filter(|quoted| is_the_same(quoted, sent));
+        let Some((quoted, layers)) = quoted.and_then(|it| Some((it, Layers::read(it)?))) else {
+            return;
+        };
+        let Some((source, destination)) = layers.ports(quoted) else {
+            return;
+        };
+        let ends = [(layers.source, source), (layers.destination, destination)];
+        for (own, peer, way) in [(0, 1, way), (1, 0, way.reversed())] {
+            if !is_the_generators(ends[own].1)
+                && self
+                    .stand_in(layers.protocol, ends[own], ends[peer])
+                    .is_none()
+            {
+                self.learn(layers.protocol, ends[own], ends[peer], (flow, way));
             }
         }
     }
@@ -163,6 +197,14 @@ impl RandomPorts {
     }
 }
 
+/// Whether a port is one that flows use or rules translate to.
+fn is_the_generators(port: u16) -> bool {
+    /// Rules' ranges reach so far.
+    const NEAR: u16 = 5;
+    let flows = [&SILENT_PORTS[..], &CLOSED_PORTS, &CLIENT_PORTS].concat();
+    flows.iter().any(|used| used.abs_diff(port) <= NEAR)
+}
+
 /// The identifier of an echo belongs to both ends; only the asking one's address goes with it.
 fn peer_of(protocol: u8, peer: End) -> End {
     match protocol {
@@ -172,7 +214,7 @@ fn peer_of(protocol: u8, peer: End) -> End {
 }
 
 /// The packet with everything made equal that may differ (3, 6 and 7). `sent` is the packet that
-/// was sent last: what it became keeps its identification.
+/// was sent last: what it became keeps its identification, and so does a quotation of it.
 pub fn canonical(mut bytes: Vec<u8>, sent: &[u8], random: &RandomPorts) -> Vec<u8> {
     let Some(layers) = Layers::read(&bytes) else {
         return bytes;
@@ -188,6 +230,16 @@ pub fn canonical(mut bytes: Vec<u8>, sent: &[u8], random: &RandomPorts) -> Vec<u
     replace_ports(&mut bytes, 0, random, sent_to);
     if let Some(inner) = layers.quoted(&bytes) {
         replace_ports(&mut bytes, inner, random, None);
+        if let Some(quoted) = bytes.get_mut(inner..)
+            && Layers::read(quoted).is_some()
+            && !is_of_what_was_sent(quoted, sent)
+        {
+            blank_identification(quoted);
+            if layers.source.is_ipv4() {
+                quoted[10..12].fill(0);
+            }
+            blank_checksum(quoted);
+        }
     }
     blank_checksum(&mut bytes);
     bytes
@@ -231,6 +283,13 @@ pub fn is_the_same(bytes: &[u8], sent: &[u8]) -> bool {
     left.protocol == right.protocol
         && left.end - left.body == right.end - right.body
         && of(bytes, &left) == of(sent, &right)
+}
+
+/// Whether what an ICMP error quotes is the packet that was sent, or what that quotes, and not one that
+/// the kernel made.
+fn is_of_what_was_sent(quoted: &[u8], sent: &[u8]) -> bool {
+    let in_sent = Layers::read(sent).and_then(|layers| sent.get(layers.quoted(sent)?..));
+    is_the_same(quoted, sent) || in_sent.is_some_and(|in_sent| is_the_same(quoted, in_sent))
 }
 
 fn blank_identification(bytes: &mut [u8]) {
@@ -355,6 +414,40 @@ mod tests {
         assert_eq!(left, right);
         let unknown = canonical(packet(31_008), &packet(1), &random(31_007));
         assert_ne!(left, unknown);
+    }
+
+    #[test]
+    fn only_what_was_sent_keeps_its_identification_where_it_is_quoted() {
+        let quote = |id: u16| {
+            let mut quoted = packet(1);
+            quoted[4..6].copy_from_slice(&id.to_be_bytes());
+            Packet {
+                source: "203.0.113.7".parse().unwrap(),
+                destination: "198.51.100.10".parse().unwrap(),
+                ttl: 64,
+                id: 0,
+                tos: 0,
+                mss: None,
+                dressing: Dressing::Plain,
+                payload: Payload::Icmp {
+                    kind: 3,
+                    code: 3,
+                    rest: [0; 4],
+                    data: quoted,
+                },
+            }
+            .bytes()
+        };
+        let random = RandomPorts::default();
+        let about = |id, sent: &[u8]| canonical(quote(id), sent, &random);
+        assert_ne!(about(7, &packet(1)), about(8, &packet(1)));
+        assert_ne!(about(7, &quote(0)), about(8, &quote(0)));
+        let other = {
+            let mut bytes = packet(1);
+            bytes[9] = 6;
+            bytes
+        };
+        assert_eq!(about(7, &other), about(8, &other));
     }
 
     #[test]

@@ -212,7 +212,7 @@ fn trial(options: &Options, number: usize) -> Trial {
     }
     if rules.translate_destinations() {
         // Difference 18.
-        traffic.keep_answers_alive();
+        traffic.keep_alive(rules.leave_untracked());
     }
     Trial {
         family,

@@ -329,6 +329,10 @@ impl Side {
         if step.way == Way::Forth {
             self.learn_arrival(flow, step, &sent.bytes(), raw);
         }
+        for (_, bytes) in raw {
+            self.random_ports
+                .learn_answered(&sent.bytes(), bytes, (step.flow, step.way));
+        }
         let arrived = match step.way {
             Way::Forth => self.arrived.get(&step.flow).copied(),
             Way::Back => None,

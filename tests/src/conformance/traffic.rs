@@ -219,11 +219,12 @@ impl Traffic {
         Self { flows, steps }
     }
 
-    /// Has no answer that is past its time.
-    pub fn keep_answers_alive(&mut self) {
-        let answers = self.steps.iter_mut().filter(|step| step.way == Way::Back);
-        for step in answers {
-            step.ttl = step.ttl.max(2);
+    /// Has no answer that is past its time, or nothing at all.
+    pub fn keep_alive(&mut self, all: bool) {
+        for step in &mut self.steps {
+            if all || step.way == Way::Back {
+                step.ttl = step.ttl.max(2);
+            }
         }
     }
 

@@ -98,6 +98,12 @@ impl Rules {
         })
     }
 
+    /// Whether rules keep packets from being tracked.
+    pub fn leave_untracked(&self) -> bool {
+        let mut rules = self.tables.iter().flat_map(|table| &table.rules);
+        rules.any(|rule| rule.contains("-j NOTRACK") || rule.contains("-j CT --notrack"))
+    }
+
     /// Whether what the rules do depends on how long datagrams are or what is in them, which their
     /// first fragments do not tell; or on a set that the first fragment changes.
     pub fn ask_for_lengths(&self) -> bool {

@@ -56,13 +56,18 @@ pub(super) fn fitting(target: &str, words: &[String]) -> String {
     target.into()
 }
 
-/// Takes out what fwbpf does not do as netfilter does it: differences 11 and 12.
+/// Takes out what fwbpf does not do as netfilter does it: differences 11, 12 and 18.
 pub(super) fn tame(tables: &mut [TableText]) {
     let rules = || tables.iter().flat_map(|table| &table.rules);
     let refuses = rules().any(|rule| rule.contains("-j REJECT"));
+    let redirects = rules().any(|rule| rule.contains("-j REDIRECT"));
     let resets = rules().any(|rule| rule.contains("tcp-reset") && !rule.starts_with("-A INPUT "));
     for rule in tables.iter_mut().flat_map(|table| &mut table.rules) {
-        let passed = rule.starts_with("-A INPUT ") || rule.starts_with("-A FORWARD ");
+        let input = rule.starts_with("-A INPUT ");
+        let passed = input || rule.starts_with("-A FORWARD ");
+        if redirects && !input && !rule.starts_with("-A OUTPUT ") && rule.contains("-j REJECT") {
+            *rule = without(rule, "--reject-with", 1).replace("-j REJECT", "-j DROP");
+        }
         if resets && !passed && rule.contains("-j REJECT") {
             *rule = without(rule, "--reject-with", 1).replace("-j REJECT", "-j DROP");
         }
