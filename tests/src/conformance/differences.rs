@@ -102,6 +102,8 @@ pub fn prepare_reference(server: &Namespace) -> Result<()> {
 pub struct RandomPorts {
     known: HashMap<(u8, End, End), u16>,
     by_itself: HashMap<(u8, End), u16>,
+    /// What only quotations have shown: it counts in quotations.
+    quoted: HashMap<(u8, End, End), u16>,
 }
 
 /// With how many other draws a trial with drawn ports has to differ, too, or its difference is put down
@@ -119,7 +121,7 @@ impl RandomPorts {
     /// stand-in stays: another flow between the same ends is the same connection. ICMP errors
     /// about unknown flows quote the port beside it, which is as random.
     pub fn learn(&mut self, protocol: u8, seen_as: End, peer: End, (flow, way): (usize, Way)) {
-        let stand_in = FIRST_STAND_IN + flow as u16 * 4 + u16::from(way == Way::Back) * 2;
+        let stand_in = stand_in_of((flow, way));
         let (address, port) = seen_as;
         for (port, stand_in) in [(port, stand_in), (port.wrapping_add(SKEW), stand_in + 1)] {
             self.known
@@ -155,7 +157,7 @@ impl RandomPorts {
             } else if let Some(stand_in) = self.stand_in(protocol, before[own], before[peer]) {
                 // It stays where only the address is translated.
                 let key = (protocol, after[own], peer_of(protocol, after[peer]));
-                self.known.insert(key, stand_in);
+                self.quoted.insert(key, stand_in);
             }
         }
     }
@@ -179,14 +181,26 @@ impl RandomPorts {
                     .stand_in(layers.protocol, ends[own], ends[peer])
                     .is_none()
             {
-                self.learn(layers.protocol, ends[own], ends[peer], (flow, way));
+                let key = (
+                    layers.protocol,
+                    ends[own],
+                    peer_of(layers.protocol, ends[peer]),
+                );
+                let stand_in = stand_in_of((flow, way));
+                self.quoted.entry(key).or_insert(stand_in);
             }
         }
     }
 
     /// Whether no port was drawn.
     pub fn is_empty(&self) -> bool {
-        self.known.is_empty()
+        self.known.is_empty() && self.quoted.is_empty()
+    }
+
+    /// For a packet that begins at `start`, and not at 0 if it is quoted.
+    fn quoted(&self, start: usize, protocol: u8, end: End, peer: End) -> Option<u16> {
+        let key = (protocol, end, peer_of(protocol, peer));
+        (start > 0).then(|| self.quoted.get(&key).copied())?
     }
 
     fn stand_in(&self, protocol: u8, end: End, peer: End) -> Option<u16> {
@@ -195,6 +209,10 @@ impl RandomPorts {
             .or_else(|| self.by_itself.get(&(protocol, end)))
             .copied()
     }
+}
+
+fn stand_in_of((flow, way): (usize, Way)) -> u16 {
+    FIRST_STAND_IN + flow as u16 * 4 + u16::from(way == Way::Back) * 2
 }
 
 /// Whether a port is one that flows use or rules translate to.
@@ -330,7 +348,9 @@ fn replace_ports(
             (ends[0], ends[1], layers.body),
             (ends[1], ends[0], layers.body + 2),
         ] {
-            let stand_in = random.stand_in(layers.protocol, own, peer);
+            let stand_in = random
+                .stand_in(layers.protocol, own, peer)
+                .or_else(|| random.quoted(start, layers.protocol, own, peer));
             let sent_to = sent_to.filter(|(port, _)| *port == own.1 && at != layers.body);
             if let Some(stand_in) = stand_in.or(sent_to.map(|(_, stand_in)| stand_in)) {
                 replace_word(packet, &layers, at, stand_in);
