@@ -1,6 +1,6 @@
 //! What some rules ask of the kernel that they are loaded on, and is not for every kernel.
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 
 use crate::kernel::{bridge, bypassed, probe, reverse_path};
 use crate::policy::model::{Family, Match, Policy, Rule, Target};
@@ -34,15 +34,25 @@ fn plain_routes(policy: &Policy) -> Result<()> {
 
 /// Refuses rules that tell what IPsec has to do with from other packets, where it may have.
 fn no_ipsec(policy: &Policy) -> Result<()> {
-    match about_ipsec(policy) {
-        Some(rule) if bypassed::has_ipsec() => bail!(
+    let Some(rule) = about_ipsec(policy) else {
+        return Ok(());
+    };
+    let has_ipsec = bypassed::has_ipsec().with_context(|| {
+        format!(
+            "{}: cannot ask the kernel for IPsec's policies and states, without which `-m policy --pol none` \
+             holds for all packets",
+            place(policy, rule)
+        )
+    })?;
+    if has_ipsec {
+        bail!(
             "{}: `-m policy --pol none` would hold for all packets, also for those that IPsec has to do with, \
              and this kernel has IPsec's policies or states (`ip xfrm policy`, `ip xfrm state`); match the \
              tunnel's addresses, and `-p esp`",
             place(policy, rule)
-        ),
-        _ => Ok(()),
+        )
     }
+    Ok(())
 }
 
 /// The first rule that tells what IPsec has to do with from other packets.

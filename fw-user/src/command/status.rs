@@ -276,7 +276,8 @@ fn degraded(
              interfaces listed are this one's"
         ));
     }
-    if about_ipsec(&running.meta.policy).is_some() && bypassed::has_ipsec() {
+    // What cannot be asked is not known to be well.
+    if about_ipsec(&running.meta.policy).is_some() && bypassed::has_ipsec().unwrap_or(true) {
         degraded.push(
             "rules with `-m policy --pol none` hold for all packets, and since the last load IPsec is in \
              use here (`ip xfrm policy`, `ip xfrm state`)"

@@ -74,9 +74,14 @@ fn has_netfilter_hook(family: u8, hook: u32) -> io::Result<bool> {
     Ok(answers.iter().any(|(kind, _)| *kind == GET))
 }
 
-/// Whether this network namespace has IPsec's policies or states.
-pub fn has_ipsec() -> bool {
-    has_ipsec_policy().unwrap_or(false) || has_ipsec_state().unwrap_or(false)
+/// Whether this network namespace has IPsec's policies or states. A kernel without IPsec has none; of one
+/// that does not answer otherwise, nothing is known.
+pub fn has_ipsec() -> io::Result<bool> {
+    match has_ipsec_policy() {
+        Err(error) if error.raw_os_error() == Some(libc::EPROTONOSUPPORT) => Ok(false),
+        Ok(false) => has_ipsec_state(),
+        known => known,
+    }
 }
 
 /// Asks for the numbers of IPsec policies (`XFRM_MSG_GETSPDINFO`, include/uapi/linux/xfrm.h): six of them, in,
