@@ -38,18 +38,7 @@ impl Draft {
 /// A row of the table, for what is done to this match's draft.
 macro_rules! option {
     ($name:literal, $arguments:literal, $negatable:literal, $read:expr) => {
-        OptionRow {
-            names: &[$name],
-            arguments: $arguments,
-            negatable: $negatable,
-            read: ReadOption::Into(|draft, argument| match draft {
-                MatchDraft::Connlimit(draft) => {
-                    let read: fn(&mut Draft, &Argument<'_>) -> Value<()> = $read;
-                    read(draft, argument)
-                }
-                _ => Ok(()),
-            }),
-        }
+        draft_option!(Connlimit(Draft), &[$name], $arguments, $negatable, $read)
     };
 }
 

@@ -119,18 +119,7 @@ fn wrong(at: Span, message: impl Into<String>, expected: &'static str) -> Unfini
 /// A row of the table, for what is done to this match's draft.
 macro_rules! option {
     ([$($name:literal),*], $negatable:literal, $read:expr) => {
-        OptionRow {
-            names: &[$($name),*],
-            arguments: 1,
-            negatable: $negatable,
-            read: ReadOption::Into(|draft, argument| match draft {
-                MatchDraft::Hashlimit(draft) => {
-                    let read: fn(&mut Draft, &Argument<'_>) -> Value<()> = $read;
-                    read(draft, argument)
-                }
-                _ => Ok(()),
-            }),
-        }
+        draft_option!(Hashlimit(Draft), &[$($name),*], 1, $negatable, $read)
     };
 }
 

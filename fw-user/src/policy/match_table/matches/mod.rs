@@ -1,5 +1,23 @@
 //! The matches that fwbpf knows.
 
+/// A row of the table, for what an option does to the draft of one match.
+macro_rules! draft_option {
+    ($variant:ident($draft:ty), $names:expr, $arguments:expr, $negatable:expr, $read:expr) => {
+        OptionRow {
+            names: $names,
+            arguments: $arguments,
+            negatable: $negatable,
+            read: ReadOption::Into(|draft, argument| match draft {
+                MatchDraft::$variant(draft) => {
+                    let read: fn(&mut $draft, &Argument<'_>) -> Value<()> = $read;
+                    read(draft, argument)
+                }
+                _ => Ok(()),
+            }),
+        }
+    };
+}
+
 pub(crate) mod addrtype;
 pub(crate) mod connlimit;
 pub(crate) mod conntrack;

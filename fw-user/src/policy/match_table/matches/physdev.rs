@@ -19,18 +19,7 @@ pub(super) fn finish(physdev: Physdev) -> Result<Match, Unfinished> {
 /// A row of the table, for what is done to this match.
 macro_rules! option {
     ($name:literal, $arguments:literal, $read:expr) => {
-        OptionRow {
-            names: &[$name],
-            arguments: $arguments,
-            negatable: true,
-            read: ReadOption::Into(|draft, argument| match draft {
-                MatchDraft::Physdev(physdev) => {
-                    let read: fn(&mut Physdev, &Argument<'_>) -> Value<()> = $read;
-                    read(physdev, argument)
-                }
-                _ => Ok(()),
-            }),
-        }
+        draft_option!(Physdev(Physdev), &[$name], $arguments, true, $read)
     };
 }
 

@@ -75,18 +75,7 @@ fn wrong(at: Span, message: impl Into<String>, expected: &'static str) -> Unfini
 /// A row of the table, for what is done to this match's draft.
 macro_rules! option {
     ($name:literal, $arguments:literal, $negatable:literal, $read:expr) => {
-        OptionRow {
-            names: &[$name],
-            arguments: $arguments,
-            negatable: $negatable,
-            read: ReadOption::Into(|draft, argument| match draft {
-                MatchDraft::Recent(draft) => {
-                    let read: fn(&mut Draft, &Argument<'_>) -> Value<()> = $read;
-                    read(draft, argument)
-                }
-                _ => Ok(()),
-            }),
-        }
+        draft_option!(Recent(Draft), &[$name], $arguments, $negatable, $read)
     };
 }
 

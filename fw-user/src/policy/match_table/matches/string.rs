@@ -52,18 +52,7 @@ impl Draft {
 /// A row of the table, for what is done to this match's draft.
 macro_rules! option {
     ($name:literal, $arguments:literal, $negatable:literal, $read:expr) => {
-        OptionRow {
-            names: &[$name],
-            arguments: $arguments,
-            negatable: $negatable,
-            read: ReadOption::Into(|draft, argument| match draft {
-                MatchDraft::Text(draft) => {
-                    let read: fn(&mut Draft, &Argument<'_>) -> Value<()> = $read;
-                    read(draft, argument)
-                }
-                _ => Ok(()),
-            }),
-        }
+        draft_option!(Text(Draft), &[$name], $arguments, $negatable, $read)
     };
 }
 
