@@ -1,8 +1,9 @@
 //! `recent` against the kernel's way to keep lists, written down once more, with the clock in hand.
 
 use etherparse::PacketBuilder;
-use fw_common::datapath::ingress;
+use fw_common::abi::stat::Stat;
 use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::{Verdict, ingress};
 use fw_user::compile::{Slots, compile};
 use fw_user::policy::lists::Question;
 use fw_user::policy::model::Family;
@@ -10,6 +11,8 @@ use fw_user::policy::{LoadOptions, SourceFile, load};
 use fw_user::sim::{Host, HostDevice, HostTables, SlicePacket};
 use proptest::collection::vec;
 use proptest::prelude::*;
+
+use crate::machine::{ETH0, Machine, SERVER6, frame, udp};
 
 const JIFFY_MS: u64 = 4;
 const HZ: u64 = 250;
@@ -263,4 +266,23 @@ fn a_rules_matches_are_asked_in_their_order() {
         "-A INPUT -m recent --rcheck --name B --hitcount 2"
     );
     assert_eq!(rule(&both), [2, 2]);
+}
+
+/// To `recent_mt`, what leaves without a socket was forwarded, and came with one more hop: IPv6's resets that
+/// the kernel sends.
+#[test]
+fn what_leaves_without_a_socket_counts_as_forwarded() {
+    let rules = "COMMIT\n*mangle\n-A OUTPUT -m recent --rcheck --rttl --name L -j DROP\n\
+                 -A OUTPUT -m recent --set --name L";
+    for has_socket in [true, false] {
+        let mut machine = Machine::with(Family::Ipv6, rules);
+        let first = frame(udp([SERVER6, "2001:db8::2"], [5000, 53])).made_here();
+        assert_eq!(machine.leave(ETH0, first.clone()).0, Verdict::Pass);
+        let second = SlicePacket {
+            has_socket,
+            ..first
+        };
+        let (verdict, _) = machine.leave(ETH0, second);
+        assert_eq!(verdict == Verdict::Drop(Stat::Policy), has_socket);
+    }
 }

@@ -1,0 +1,258 @@
+//! Corners of NAT, packet by packet, with what netfilter makes of them.
+
+use fw_common::abi::ct;
+use fw_common::datapath::Verdict;
+use fw_common::datapath::tcp::flag;
+use fw_user::policy::model::Family;
+use fw_user::sim::SlicePacket;
+
+use crate::machine::{ETH0, ETH1, Machine, SERVER4, SERVER6, frame, icmpv4, ip, tcp, udp};
+
+/// Redirects about translated connections are dropped (`nf_nat_icmp_reply_translation`).
+#[test]
+fn redirects_about_translated_connections_are_dropped() {
+    let mut machine = Machine::with(Family::Ipv4, "-A POSTROUTING -o eth1 -j MASQUERADE");
+    let packet = udp(["192.0.2.7", "203.0.113.9"], [5000, 53]);
+    let sent = machine.forward(ETH0, ETH1, packet).bytes.split_off(14);
+    let router = ["203.0.113.1", SERVER4];
+    let unreachable = icmpv4(router, 3, 1, &sent);
+    assert_eq!(machine.arrive(ETH1, frame(unreachable)).0, Verdict::Pass);
+    assert_eq!(machine.label().0, ct::RELATED | ct::SNAT);
+    let redirect = icmpv4(router, 5, 1, &sent);
+    assert!(matches!(
+        machine.arrive(ETH1, frame(redirect)).0,
+        Verdict::Drop(_)
+    ));
+}
+
+/// A connection whose reply's name was taken has a drawn port, and keeps it to its end.
+#[test]
+fn a_reset_leaves_under_the_port_that_its_flow_drew() {
+    for (client, inner) in [("192.0.2.9", "10.0.0.2"), ("10.0.0.2", "192.0.2.9")] {
+        for data in [0, 1] {
+            let rule = format!("-A PREROUTING -d {SERVER4} -j DNAT --to-destination {inner}");
+            let mut machine = Machine::with(Family::Ipv4, &rule);
+            let ack = tcp([inner, client], [80, 1023], flag::ACK, [500, 100], 10);
+            assert_eq!(machine.leave(ETH0, frame(ack).made_here()).0, Verdict::Pass);
+            let (way, ports) = ([client, SERVER4], [1023, 80]);
+            let first = tcp(way, ports, flag::ACK, [99, 500], data);
+            let drawn = source_port(&machine.forward(ETH0, ETH1, first));
+            assert_ne!(drawn, 1023);
+            let reset = tcp(way, ports, flag::RST | flag::ACK, [100, 500], 0);
+            let port = source_port(&machine.forward(ETH0, ETH1, reset));
+            assert_eq!(port, drawn, "from {client}, after {data} bytes");
+        }
+    }
+}
+
+/// As above, where the name that the packet comes under is that of a connection whose destination is
+/// translated: the reset is none of that one's.
+#[test]
+fn a_reset_under_the_name_of_a_redirected_connection_leaves_under_its_drawn_port() {
+    const HERE: &str = "10.0.0.2";
+    const THERE: &str = "10.0.1.2";
+    let rule = format!("-A PREROUTING -d 203.0.113.7 -j DNAT --to-destination {THERE}");
+    let mut machine = Machine::with(Family::Ipv4, &rule);
+    let open = tcp([HERE, "203.0.113.7"], [1023, 80], flag::SYN, [1000, 0], 0);
+    machine.forward(ETH0, ETH1, open);
+    let way = [HERE, THERE];
+    let open = tcp(way, [1023, 80], flag::SYN, [5000, 0], 0);
+    let drawn = source_port(&machine.forward(ETH0, ETH1, open));
+    assert_ne!(drawn, 1023, "two connections bear one name");
+    let reset = tcp(way, [1023, 80], flag::RST | flag::ACK, [5001, 0], 0);
+    assert_eq!(source_port(&machine.forward(ETH0, ETH1, reset)), drawn);
+    // It has ended, and the other one lives.
+    assert_eq!(machine.tables.state().flows.len(), 2);
+}
+
+/// Two connections of one source to two places, which are translated to one and drew a port each.
+#[test]
+fn connections_to_one_translated_place_live_side_by_side() {
+    const CLIENT: &str = "198.51.100.1";
+    const OTHER: &str = "10.1.2.3";
+    const PUBLIC: &str = "192.168.50.1";
+    let rules = format!(
+        "-A PREROUTING -d {PUBLIC} -p tcp -j DNAT --to-destination 203.0.113.7:39999-40001\n\
+         -A POSTROUTING -o eth1 -j MASQUERADE"
+    );
+    let mut machine = Machine::with(Family::Ipv4, &rules);
+    let first = tcp([OTHER, PUBLIC], [1023, 53], flag::SYN, [1, 0], 0);
+    assert_eq!(source_port(&machine.forward(ETH0, ETH1, first)), 1023);
+    let way = [CLIENT, PUBLIC];
+    let ended = tcp(way, [1023, 81], flag::SYN, [100, 0], 0);
+    let drawn = source_port(&machine.forward(ETH0, ETH1, ended));
+    let reset = tcp(
+        ["203.0.113.7", SERVER4],
+        [39_999, drawn],
+        flag::RST | flag::ACK,
+        [9, 101],
+        0,
+    );
+    assert_eq!(machine.arrive(ETH1, frame(reset)).0, Verdict::Pass);
+    let met = tcp(way, [1023, 25], flag::ACK, [500, 900], 20);
+    let drawn = source_port(&machine.forward(ETH0, ETH1, met));
+    let again = tcp(way, [1023, 81], flag::SYN, [7000, 0], 0);
+    assert_ne!(source_port(&machine.forward(ETH0, ETH1, again)), drawn);
+    let more = tcp(way, [1023, 25], flag::ACK, [520, 900], 60);
+    assert_eq!(source_port(&machine.forward(ETH0, ETH1, more)), drawn);
+}
+
+/// Of two connections between the same endpoints, the one that was opened from here goes on when the
+/// other, redirected one has ended and waits for its reset to leave.
+#[test]
+fn a_connection_outlives_another_one_of_the_same_endpoints() {
+    const CLIENT: &str = "203.0.113.7";
+    let rule = "-A PREROUTING -d 192.168.50.1 -j DNAT --to-destination 10.0.0.9";
+    let mut machine = Machine::with(Family::Ipv4, rule);
+    let ports = [40_000, 40_000];
+    let redirected = tcp([CLIENT, "192.168.50.1"], ports, flag::SYN, [100, 0], 0);
+    machine.forward(ETH0, ETH1, redirected);
+    let way = ["192.168.50.1", CLIENT];
+    let own = tcp(way, ports, flag::SYN, [7000, 0], 0);
+    let (verdict, packet) = machine.leave(ETH0, frame(own).made_here());
+    assert_eq!(verdict, Verdict::Pass);
+    let drawn = source_port(&packet);
+    assert_ne!(
+        drawn, 40_000,
+        "answers would be the redirected connection's requests"
+    );
+    let reset = tcp(
+        ["10.0.0.9", CLIENT],
+        ports,
+        flag::RST | flag::ACK,
+        [9, 101],
+        0,
+    );
+    assert_eq!(machine.arrive(ETH1, frame(reset)).0, Verdict::Pass);
+    let more = tcp(way, ports, flag::SYN, [7000, 0], 0);
+    let (verdict, packet) = machine.leave(ETH0, frame(more).made_here());
+    assert_eq!((verdict, source_port(&packet)), (Verdict::Pass, drawn));
+}
+
+/// Between the same endpoints, one after the other: a connection of another source that is masqueraded, one
+/// that is redirected and reset, and one of the masquerade's own address. Each has its names, though what
+/// has ended keeps its record for rules that may ask for it.
+#[test]
+fn a_connection_takes_the_second_name_of_one_that_has_ended() {
+    const PEER: &str = "2001:db8:50::9";
+    let rules = "-A PREROUTING -j REDIRECT\n-A POSTROUTING -p tcp -j MASQUERADE\nCOMMIT\n\
+                 *mangle\n-A INPUT -m conntrack --ctstatus SEEN_REPLY";
+    let mut machine = Machine::with(Family::Ipv6, rules);
+    let first = tcp(["fd17::1", PEER], [81, 50_000], flag::ACK, [900, 300], 0);
+    let (_, packet) = machine.leave(ETH1, frame(first).made_here());
+    assert_eq!(ports(&packet), (81, 50_000));
+    for _ in 0..2 {
+        let redirected = tcp([PEER, "fd00:10::3"], [50_000, 81], flag::ACK, [500, 700], 0);
+        let (_, packet) = machine.arrive(ETH1, frame(redirected));
+        assert_eq!(ports(&packet), (50_000, 81), "its name was free again");
+        let reset = tcp([SERVER6, PEER], [81, 50_000], flag::RST, [700, 0], 0);
+        let (verdict, _) = machine.leave(ETH1, frame(reset).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+    }
+    let own = tcp([SERVER6, PEER], [81, 50_000], flag::ACK, [700, 500], 0);
+    let (_, packet) = machine.leave(ETH1, frame(own).made_here());
+    let (drawn, _) = ports(&packet);
+    assert_ne!(drawn, 81, "answers would be the first one's");
+    let answer = tcp([PEER, SERVER6], [50_000, drawn], flag::ACK, [500, 700], 0);
+    let (_, packet) = machine.arrive(ETH1, frame(answer));
+    assert_eq!(ports(&packet), (50_000, 81));
+}
+
+/// A connection that only waits for its time to end makes way for one whose destination a rule with one
+/// port gives the same two ends; one that goes on does not.
+#[test]
+fn a_closed_connection_makes_way_for_a_translated_destination() {
+    const SERVER: &str = "203.0.113.7";
+    let rules = "-A OUTPUT -p tcp -j DNAT --to-destination :22\n\
+                 -A POSTROUTING -o eth1 -j MASQUERADE";
+    for (closed, sequence, kept) in [(true, 9000, true), (true, 50, false), (false, 9000, false)] {
+        let mut machine = Machine::with(Family::Ipv4, rules);
+        let way = ["10.0.0.9", SERVER];
+        let first = tcp(way, [1023, 8080], flag::ACK, [100, 500], 0);
+        let (_, packet) = machine.leave(ETH1, frame(first).made_here());
+        assert_eq!(source_port(&packet), 1023);
+        let answer = tcp([SERVER, SERVER4], [22, 1023], flag::ACK, [500, 100], 6);
+        assert_eq!(machine.arrive(ETH1, frame(answer)).0, Verdict::Pass);
+        if closed {
+            let reset = tcp(way, [1023, 8080], flag::RST, [100, 0], 0);
+            machine.leave(ETH1, frame(reset).made_here());
+        }
+        let (way, ports) = ([SERVER4, SERVER], [1023, 8080]);
+        let own = tcp(way, ports, flag::SYN, [sequence, 0], 0);
+        let (verdict, packet) = machine.leave(ETH1, frame(own).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+        assert_eq!(source_port(&packet) == 1023, kept, "{closed} {sequence}");
+    }
+}
+
+/// The identifier of an echo of this host's that a masqueraded one has already is changed in OUTPUT, with
+/// the destination, to the lowest that is free; POSTROUTING keeps it, whatever the source becomes
+/// (`nf_nat_l4proto_unique_tuple` and `nf_nat_alloc_null_binding`, net/netfilter/nf_nat_core.c). ICMP errors
+/// are translated accordingly (`nf_nat_icmp_reply_translation`, net/netfilter/nf_nat_proto.c).
+#[test]
+fn an_echo_whose_identifier_is_taken_gets_another_one_with_its_destination() {
+    const FAR: &str = "203.0.113.7";
+    const OTHER: &str = "198.51.100.20";
+    const REQUEST: u8 = 8;
+    const MASQUERADE: &str = "-A POSTROUTING -s 10.0.0.2 -j MASQUERADE\n";
+    let snat = format!("{MASQUERADE}-A POSTROUTING -o eth0 -j SNAT --to-source {OTHER}");
+    let of_rule = ct::DNAT | ct::SNAT;
+    for (rules, source, nat) in [
+        (MASQUERADE, SERVER4, ct::DNAT | ct::RENAMED),
+        (&snat, OTHER, of_rule),
+    ] {
+        let mut machine = Machine::with(Family::Ipv4, rules);
+        let first = machine.forward(ETH1, ETH0, echo(["10.0.0.2", FAR], REQUEST, 5));
+        assert_eq!(first.bytes[14..], echo([SERVER4, FAR], REQUEST, 5));
+        for state in [ct::NEW, ct::NEW] {
+            let own = frame(echo([SERVER4, FAR], REQUEST, 5)).made_here();
+            let (verdict, own) = machine.leave(ETH0, own);
+            assert_eq!(verdict, Verdict::Pass);
+            assert_eq!(own.bytes[14..], echo([source, FAR], REQUEST, 0));
+            assert_eq!(machine.label(), (state | nat, 0));
+        }
+
+        let about = |way, quoted: &[u8]| icmpv4(way, 3, 1, quoted);
+        let error = about(["192.0.2.1", source], &echo([source, FAR], REQUEST, 0));
+        let (verdict, error) = machine.arrive(ETH0, frame(error));
+        assert_eq!(verdict, Verdict::Pass);
+        let restored = about([FAR, SERVER4], &echo([SERVER4, FAR], REQUEST, 5));
+        assert_eq!(error.bytes[14..], restored);
+        assert_eq!(machine.label(), (ct::RELATED | nat, 1));
+
+        let (verdict, reply) = machine.arrive(ETH0, frame(echo([FAR, source], 0, 0)));
+        assert_eq!(verdict, Verdict::Pass);
+        assert_eq!(reply.bytes[14..], echo([FAR, SERVER4], 0, 5));
+        assert_eq!(machine.label(), (ct::ESTABLISHED | nat, 1));
+
+        let error = about(["192.168.50.1", FAR], &echo([FAR, SERVER4], 0, 5));
+        let (verdict, error) = machine.leave(ETH0, frame(error).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+        let sender = if nat == of_rule {
+            source
+        } else {
+            "192.168.50.1"
+        };
+        let translated = about([sender, FAR], &echo([FAR, source], 0, 0));
+        assert_eq!(error.bytes[14..], translated);
+    }
+}
+
+fn echo(way: [&str; 2], kind: u8, identifier: u8) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    ip(way[0], way[1], 64)
+        .icmpv4_raw(kind, 0, [0, identifier, 0, 1])
+        .write(&mut bytes, b"odd")
+        .expect("a packet");
+    bytes
+}
+
+fn source_port(packet: &SlicePacket) -> u16 {
+    u16::from_be_bytes([packet.bytes[34], packet.bytes[35]])
+}
+
+/// Of an IPv6 packet without extension headers.
+fn ports(packet: &SlicePacket) -> (u16, u16) {
+    let at = |place| u16::from_be_bytes([packet.bytes[place], packet.bytes[place + 1]]);
+    (at(54), at(56))
+}
