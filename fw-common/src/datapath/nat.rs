@@ -4,7 +4,11 @@
 //! The reservation is the insertion of the alias itself, so there is nothing between checking a
 //! port and taking it.
 
-use core::ops::ControlFlow;
+mod search;
+
+pub use search::Choice;
+pub(super) use search::PUSHED;
+use search::{ATTEMPTS, ROUND, SPECIAL, Search, in_range};
 
 use super::conntrack::{draft_flow, end_flow};
 use super::header::{Headers, Icmp, protocol};
@@ -12,10 +16,8 @@ use super::packet::Packet;
 use super::scratch::Scratch;
 use super::sources::{link, look_for_source};
 use super::stage::{Name, Stage};
-use super::tables::{InsertError, Step, Tables, Tier};
-use super::tcp::{self, state};
+use super::tables::{InsertError, Tables, Tier};
 use super::transit::{SettleName, set_original};
-use super::tuple::Lookup;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::stat::Stat;
 use crate::abi::{Addr, ct};
@@ -393,223 +395,4 @@ fn insert<T: Tables>(tables: &T, draft: &Draft, tier: Tier) -> Result<(), Insert
         return tables.insert_flow(&draft.key, &draft.flow, tier);
     }
     result
-}
-
-/// How many ports of a range are tried, from a random place on: all of a small one, else so many,
-/// and then half as many from another place, again and again (`nf_nat_l4proto_unique_tuple`).
-const ROUND: u32 = 128;
-
-/// A smaller round is the last one.
-const SMALLEST_ROUND: u32 = 16;
-
-/// The sum of all rounds.
-const ATTEMPTS: u32 = 128 + 64 + 32 + 16 + 8;
-
-/// For so many ports at a round's end, a TCP flow that is over makes way
-/// (`NF_NAT_HARDER_THRESH`).
-pub(super) const PUSHED: u32 = 32;
-
-/// The ports that are tried before those of the range: the source's, and the packet's own.
-const SPECIAL: u32 = 2;
-
-/// Choosing a port.
-#[derive(Clone, Copy, Debug, Default)]
-#[repr(C)]
-pub struct Choice {
-    /// How many candidates there are, and the first.
-    count: u32,
-    low: u16,
-    port: u16,
-    /// Offset of the next candidate in the range, from a random place.
-    offset: u32,
-    /// An address and a port that are tried before all: the packet's own, or those of another flow
-    /// of this source. They wait here and in `port`.
-    address: Addr,
-    at_once: bool,
-    /// The packet's own.
-    own_address: Addr,
-    own_port: u16,
-    /// The one to keep if it is free: the packet's own, or the identifier that an echo got with its
-    /// destination.
-    kept_port: u16,
-    /// Ports left in this round of tries, and in all of it.
-    left: u32,
-    round: u32,
-    /// A TCP flow that is over makes way.
-    pushes: bool,
-    /// The original port is tried before the range.
-    own_first: bool,
-    /// [`Flow::LOW_OPENED`] or 0: the flow's.
-    opened: u32,
-    /// The source may stay what it is, as the destination is translated.
-    may_stay: bool,
-    found: bool,
-    /// The source becomes another.
-    changes: bool,
-}
-
-impl Choice {
-    #[inline(always)]
-    fn set_candidates(&mut self, headers: &Headers, ports: u32, port: u16) {
-        let query = headers.icmp as u8 == Icmp::Request as u8;
-        (self.low, self.count) = if !has_port(headers) {
-            // Nothing but the address can be changed: one try.
-            (port, 1)
-        } else if ports != 0 {
-            let (first, last) = (ports as u16, (ports >> 16) as u16);
-            (
-                first,
-                (last as u32).wrapping_sub(first as u32).wrapping_add(1),
-            )
-        } else if query {
-            (0, 65_536)
-        } else {
-            // Privileged ports stay privileged (RFC 4787 REQ-3, RFC 6056 3.2).
-            match port {
-                0..512 => (1, 511),
-                512..1024 => (600, 424),
-                1024.. => (1024, 64_512),
-            }
-        };
-    }
-}
-
-#[inline(always)]
-fn in_range(ports: u32, port: u16) -> bool {
-    port >= ports as u16 && port <= (ports >> 16) as u16
-}
-
-struct Search<'a, T: Tables> {
-    tables: &'a T,
-    lookup: &'a mut Lookup,
-    draft: &'a mut Draft,
-}
-
-impl<T: Tables> Step for Search<'_, T> {
-    #[inline(always)]
-    fn step(&mut self, turn: u32) -> ControlFlow<()> {
-        let choice = &mut self.draft.choice;
-        let mut port = choice.kept_port;
-        self.lookup.tuple.source = self.draft.wish.address;
-        if turn == 0 {
-            if !choice.at_once {
-                return ControlFlow::Continue(());
-            }
-            self.lookup.tuple.source = choice.address;
-            port = choice.port;
-        } else if turn == 1 {
-            if !choice.own_first {
-                return ControlFlow::Continue(());
-            }
-        } else {
-            if choice.left == 0 {
-                if choice.round >= choice.count || choice.round < SMALLEST_ROUND {
-                    return ControlFlow::Break(());
-                }
-                choice.round /= 2;
-                choice.left = choice.round;
-                choice.offset = self.tables.random();
-            }
-            choice.pushes = choice.left <= PUSHED;
-            choice.left = choice.left.wrapping_sub(1);
-            if choice.count == 0 {
-                return ControlFlow::Break(());
-            }
-            let place = choice.offset % choice.count;
-            choice.offset = place.wrapping_add(1);
-            port = choice.low.wrapping_add(place as u16);
-        }
-        if self.reserve(port) {
-            self.draft.choice.port = port;
-            self.draft.choice.found = true;
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    }
-}
-
-impl<T: Tables> Search<'_, T> {
-    /// Stores the alias. A flow or an alias whose time is over, though nothing has removed it yet,
-    /// makes way.
-    #[inline(always)]
-    fn insert_alias(&mut self) -> bool {
-        if self.insert() || self.make_way() && self.insert() {
-            return true;
-        }
-        // Who bears the name may do so in the other direction only.
-        if !self.leaves_room() {
-            return false;
-        }
-        self.draft.alias.kind = FlowKey::SECOND;
-        self.insert() || self.make_way() && self.insert()
-    }
-
-    /// Stores the alias, if its name is free. (Not inlined, so that its stack is not under that of what
-    /// makes way, which is deep.)
-    #[inline(never)]
-    fn insert(&self) -> bool {
-        let draft = &*self.draft;
-        let tier = if draft.choice.changes || !draft.wish.embryo {
-            Tier::Confirmed
-        } else {
-            Tier::Embryo
-        };
-        self.tables
-            .insert_flow(&draft.alias, &draft.flow, tier)
-            .is_ok()
-    }
-
-    /// Whether nothing that goes the alias's way belongs to what has its name.
-    #[inline(never)]
-    fn leaves_room(&self) -> bool {
-        let Some(old) = self.tables.flow(&self.draft.alias) else {
-            return false;
-        };
-        let (old, new) = (old.status.get(), self.draft.flow.status.get());
-        let same_way = (old ^ new) & Flow::LOW_OPENED == 0;
-        if old & Flow::ALIAS != 0 {
-            !same_way
-        } else {
-            same_way && old & Flow::TRANSLATED != 0
-        }
-    }
-
-    /// Removes what bears the alias's name, if it is over.
-    #[inline(never)]
-    fn make_way(&self) -> bool {
-        clear(self.tables, &self.draft.alias, |alias, flow| {
-            self.pushes_out(alias, flow)
-        })
-    }
-
-    /// Whether the new flow takes a port whose flow only waits for its time to end
-    /// (`nf_nat_used_tuple_harder`).
-    #[inline(always)]
-    fn pushes_out(&self, alias: &Flow, flow: &Flow) -> bool {
-        let new = &self.draft.flow;
-        let same_way = (alias.status.get() ^ new.status.get()) & Flow::LOW_OPENED == 0;
-        self.draft.choice.pushes
-            && self.draft.key.protocol == protocol::TCP
-            && tcp::state_of(new) == state::SYN_SENT
-            && same_way
-            && tcp::makes_way(flow, new.sent[0].end.get())
-    }
-
-    /// Takes the port if no other flow to the same place has it.
-    #[inline(always)]
-    fn reserve(&mut self, port: u16) -> bool {
-        let choice = &mut self.draft.choice;
-        let tuple = &mut self.lookup.tuple;
-        choice.changes = port != choice.own_port || tuple.source != choice.own_address;
-        if !choice.changes && !choice.may_stay {
-            return false;
-        }
-        tuple.ports = (port as u32) << 16 | tuple.ports & 0xffff;
-        let from_low = tuple.write_key(FlowKey::FIRST, &mut self.draft.alias);
-        let opened = if from_low { Flow::LOW_OPENED } else { 0 };
-        self.draft.flow.status.set(Flow::ALIAS | opened);
-        // Flows of this host's own bear their names in the same tables: whichever comes first has
-        // the port.
-        self.insert_alias()
-    }
 }
