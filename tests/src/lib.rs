@@ -3,9 +3,10 @@
 //! [`lab`] makes network namespaces and removes them again, [`packet`] builds and reads packets,
 //! [`guide`] is the guide's policy in the lab, [`smoke`] a few claims about it for other
 //! kernels, [`conformance`] sends the same packets through iptables and through fwbpf and
-//! compares, [`bench`] measures.
+//! compares, [`beside`] compares the tracking of single packets, [`bench`] measures.
 
 pub mod bench;
+pub mod beside;
 pub mod conformance;
 pub mod guide;
 pub mod lab;

@@ -3,16 +3,12 @@
 //! rules saw and the connections in the table are the same. The kernel's own tests of these behaviours
 //! are tools/testing/selftests/net/netfilter/packetdrill/conntrack_*.pkt.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use fw_user::policy::model::Family;
-use fwbpf_tests::lab::{
-    Firewall, FrameSocket, Fwbpf, Iptables, Namespace, fwbpf_binary, ready, run, saved,
-};
+use fwbpf_tests::beside::{self, ADDRESSES, Name};
 use fwbpf_tests::packet::flags::{ACK, FIN, PSH, RST, SYN};
-use fwbpf_tests::packet::{Dressing, Packet, Payload, describe, frame};
+use fwbpf_tests::packet::{Packet, Payload};
 
 /// Data of which only the acknowledgements were lost are sent again: they are old, and pass.
 #[test]
@@ -214,6 +210,91 @@ fn selective_acknowledgements() {
     });
 }
 
+/// Where windows are not held against anybody (`nf_conntrack_tcp_be_liberal`), segments out of the window
+/// belong to their connection and move it on; elsewhere they are INVALID.
+#[test]
+fn out_of_the_window() {
+    for (test, liberal) in [("ct_strict", false), ("ct_liberal", true)] {
+        let setting = if liberal { "1" } else { "0" };
+        let settings = [("netfilter/nf_conntrack_tcp_be_liberal", setting)];
+        beside_netfilter_with(test, &settings, |pair| {
+            let expected = if liberal { "ESTABLISHED" } else { "INVALID" };
+            let expect = |what: &str, segment: Segment| {
+                let label = pair.send(segment)?;
+                ensure!(label == expected, "{what}: {label}, not {expected}");
+                Ok(())
+            };
+            pair.open(1000, 1000)?;
+            expect(
+                "far beyond the window",
+                client(ACK | PSH).at(101 + 500_000, 5001).data(10),
+            )?;
+            expect(
+                "an acknowledgement of what was never sent",
+                client(ACK).at(101, 5001 + 70_000),
+            )?;
+            expect(
+                "the server's numbers are off by half the space",
+                server(ACK | PSH).at(5001 + (1 << 31), 101).data(10),
+            )?;
+            // What is in the window goes on as ever, and nothing was learned from the others.
+            pair.send(client(ACK | PSH).at(101, 5001).data(100))?;
+            pair.send(server(ACK).at(5001, 201))?;
+            // An end out of the window ends the connection only where it counts.
+            expect("an end", client(FIN | ACK).at(201 + 500_000, 5001))?;
+            pair.expect_state(if liberal { "FIN_WAIT" } else { "ESTABLISHED" })?;
+            expect("the other end", server(FIN | ACK).at(5001 + 500_000, 201))?;
+            pair.expect_state(if liberal { "LAST_ACK" } else { "ESTABLISHED" })
+        });
+    }
+}
+
+/// Resets are looked at more closely, also where windows are not held against anybody: what the peer has
+/// acknowledged long ago is INVALID, and what does not come exactly where it was expected closes nothing.
+/// Only `nf_conntrack_tcp_ignore_invalid_rst` lets resets of the past through.
+#[test]
+fn resets_where_windows_do_not_count() {
+    let liberal = ("netfilter/nf_conntrack_tcp_be_liberal", "1");
+    beside_netfilter_with("ct_liberal_rst", &[liberal], |pair| {
+        pair.open(1000, 65_535)?;
+        pair.send(client(ACK | PSH).at(101, 5001).data(1000))?;
+        pair.send(server(ACK).at(5001, 1101))?;
+        let label = pair.send(client(RST).at(600, 0).window(0))?;
+        ensure!(label == "INVALID", "a reset of the past is {label}");
+        pair.expect_state("ESTABLISHED")?;
+        let label = pair.send(client(RST).at(1101 + 900_000, 0).window(0))?;
+        ensure!(
+            label == "ESTABLISHED",
+            "a reset out of the window is {label}"
+        );
+        pair.expect_state("ESTABLISHED")?;
+        let label = pair.send(client(RST).at(1101, 0).window(0))?;
+        ensure!(label == "ESTABLISHED", "an exact reset is {label}");
+        pair.expect_state("CLOSE")
+    });
+    let any = ("netfilter/nf_conntrack_tcp_ignore_invalid_rst", "1");
+    beside_netfilter_with("ct_any_rst", &[any], |pair| {
+        pair.open(1000, 65_535)?;
+        pair.send(client(ACK | PSH).at(101, 5001).data(1000))?;
+        pair.send(server(ACK).at(5001, 1101))?;
+        let label = pair.send(client(RST).at(600, 0).window(0))?;
+        ensure!(label == "ESTABLISHED", "a reset of the past is {label}");
+        Ok(())
+    });
+}
+
+/// Where nothing is picked up in the middle (`nf_conntrack_tcp_loose` is 0), what is no SYN opens nothing.
+#[test]
+fn not_loose() {
+    let settings = [("netfilter/nf_conntrack_tcp_loose", "0")];
+    beside_netfilter_with("ct_not_loose", &settings, |pair| {
+        let label = pair.send(client(ACK | PSH).at(101, 5001).data(10))?;
+        ensure!(label == "INVALID", "the middle of a connection is {label}");
+        ensure!(pair.connection()?.is_none(), "it was picked up");
+        pair.open(1000, 1000)
+    });
+}
+
 /// One segment.
 #[derive(Clone, Debug)]
 struct Segment {
@@ -278,204 +359,47 @@ impl Segment {
     }
 
     fn packet(&self, version: usize) -> Packet {
-        let [client, server] = ADDRESSES[version];
-        let ((source, sport), (destination, dport)) = if self.from_client {
-            ((client, CLIENT_PORT), (server, SERVER_PORT))
-        } else {
-            ((server, SERVER_PORT), (client, CLIENT_PORT))
-        };
-        let address = |text: &str| text.parse().expect("the addresses are written right");
-        Packet {
-            source: address(source),
-            destination: address(destination),
-            ttl: 64,
-            id: 1,
-            tos: 0,
-            mss: None,
-            dressing: Dressing::Plain,
-            payload: Payload::Tcp {
-                ports: (sport, dport),
-                sequence: self.sequence,
-                acknowledgement: self.acknowledgement,
-                flags: self.flags,
-                window: self.window,
-                options: self.options.clone(),
-                data: vec![0; self.length],
-            },
+        let mut ports = (CLIENT_PORT, SERVER_PORT);
+        if !self.from_client {
+            ports = (ports.1, ports.0);
         }
+        let payload = Payload::Tcp {
+            ports,
+            sequence: self.sequence,
+            acknowledgement: self.acknowledgement,
+            flags: self.flags,
+            window: self.window,
+            options: self.options.clone(),
+            data: vec![0; self.length],
+        };
+        beside::packet(version, self.from_client, payload)
     }
 }
 
-const ADDRESSES: [[&str; 2]; 2] = [
-    ["192.0.2.2", "198.51.100.2"],
-    ["2001:db8::2", "2001:db8:1::2"],
-];
 const CLIENT_PORT: u16 = 40_000;
 const SERVER_PORT: u16 = 80;
-const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 
-/// A router between two wires. Nobody is at their ends but the test, so that nothing answers by itself.
-struct Router {
-    firewall: Box<dyn Firewall>,
-    namespace: Arc<Namespace>,
-    wires: [FrameSocket; 2],
-    _ends: [Namespace; 2],
-}
+/// Both routers, and the one connection that goes through them.
+struct Pair<'a>(&'a beside::Pair);
 
-/// Link-layer addresses: of the router, and of whoever is behind a wire.
-const ROUTER: [u8; 6] = [2, 0, 0, 0, 0, 1];
-const FAR: [u8; 6] = [2, 0, 0, 0, 0, 2];
-
-const RULES: &str = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
-    -A FORWARD -m conntrack --ctstate INVALID\n\
-    -A FORWARD -m conntrack --ctstate NEW\n\
-    -A FORWARD -m conntrack --ctstate ESTABLISHED\n\
-    COMMIT\n";
-const LABELS: [&str; 3] = ["INVALID", "NEW", "ESTABLISHED"];
-
-impl Router {
-    fn new(test: &str, role: &str, fwbpf: bool) -> Result<Self> {
-        let namespace = Arc::new(Namespace::new(test, role)?);
-        let ends = [
-            Namespace::new(test, &format!("{role}a"))?,
-            Namespace::new(test, &format!("{role}b"))?,
-        ];
-        namespace.sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
-        for (number, end) in ends.iter().enumerate() {
-            let own = ["192.0.2.1/24", "198.51.100.1/24"][number];
-            let own6 = ["2001:db8::1/64", "2001:db8:1::1/64"][number];
-            let far = ADDRESSES.map(|pair| pair[number]);
-            namespace.ip(&format!(
-                "link add wire{number} address 02:00:00:00:00:01 type veth peer name far \
-                 address 02:00:00:00:00:02 netns {}\n\
-                 address add {own} dev wire{number}\n\
-                 address add {own6} dev wire{number} nodad\n\
-                 link set wire{number} up\n\
-                 neighbour add {} lladdr 02:00:00:00:00:02 dev wire{number}\n\
-                 neighbour add {} lladdr 02:00:00:00:00:02 dev wire{number}\n",
-                end.name(),
-                far[0],
-                far[1],
-            ))?;
-            // Nobody speaks there by itself.
-            end.sysctl(&[("ipv6/conf/far/disable_ipv6", "1")])?;
-            end.ip("link set far arp off up\n")?;
-        }
-        let firewall: Box<dyn Firewall> = if fwbpf {
-            let binary = fwbpf_binary().context("there is no fwbpf")?;
-            // The slow way is the one that has to know; the fast one is compared elsewhere.
-            Box::new(Fwbpf::new(Arc::clone(&namespace), binary)?)
-        } else {
-            Box::new(Iptables::new(Arc::clone(&namespace)))
-        };
-        firewall.load(&FAMILIES.map(|family| (family, RULES)))?;
-        let wires = [
-            FrameSocket::open(&ends[0], "far")?,
-            FrameSocket::open(&ends[1], "far")?,
-        ];
-        Ok(Self {
-            firewall,
-            namespace,
-            wires,
-            _ends: ends,
-        })
-    }
-
-    fn counts(&self, version: usize) -> Result<[u64; 3]> {
-        let save = self.firewall.save(FAMILIES[version])?;
-        let mut counts = [0; 3];
-        for (count, label) in counts.iter_mut().zip(LABELS) {
-            let rule = format!("-A FORWARD -m conntrack --ctstate {label}");
-            *count = saved::count(&save, &rule)?.0;
-        }
-        Ok(counts)
-    }
-
-    /// Sends a segment through; the label that it had.
-    fn send(&self, segment: &Segment, version: usize) -> Result<&'static str> {
-        let before = self.counts(version)?;
-        let bytes = frame(FAR, ROUTER, &segment.packet(version).bytes());
-        self.wires[usize::from(!segment.from_client)].send(&bytes)?;
-        let deadline = Instant::now() + Duration::from_secs(2);
-        loop {
-            let after = self.counts(version)?;
-            if let Some(place) = (0..3).find(|place| after[*place] != before[*place]) {
-                return Ok(LABELS[place]);
-            }
-            ensure!(
-                Instant::now() < deadline,
-                "{}: {segment:?} was not seen",
-                self.firewall.name()
-            );
+impl Pair<'_> {
+    fn name(&self) -> Name<'static> {
+        Name {
+            protocol: 6,
+            port: Some(CLIENT_PORT),
+            address: ADDRESSES[self.0.version][0],
         }
     }
 
-    /// The connection: its state with what `conntrack -L` prints of it, and the seconds that it has.
-    fn connection(&self, version: usize) -> Result<Option<(String, u64)>> {
-        let port = format!("sport={CLIENT_PORT}");
-        let text = match self.firewall.name() {
-            "iptables" => run(self.namespace.command("cat").arg("/proc/net/nf_conntrack"))?,
-            _ => self.firewall.flows()?,
-        };
-        let own = ["ipv4", "ipv6"][version];
-        let address = ADDRESSES[version][0];
-        for line in text.lines() {
-            // The kernel puts the family before what fwbpf prints, and addresses in full length.
-            let words: Vec<&str> = line.split_whitespace().collect();
-            let words = match words.first() {
-                Some(&"ipv4" | &"ipv6") if words[0] != own => continue,
-                Some(&"ipv4" | &"ipv6") => &words[2..],
-                _ if !line.contains(address) => continue,
-                _ => &words[..],
-            };
-            if words.first() != Some(&"tcp") || !words.contains(&port.as_str()) {
-                continue;
-            }
-            let timeout = words[2].parse().context("the timeout is no number")?;
-            let mut state = words[3].to_owned();
-            for word in ["[UNREPLIED]", "[ASSURED]"] {
-                if words.contains(&word) {
-                    state = format!("{state} {word}");
-                }
-            }
-            return Ok(Some((state, timeout)));
-        }
-        Ok(None)
-    }
-}
-
-/// Both routers, for one IP version.
-struct Pair {
-    routers: [Router; 2],
-    version: usize,
-}
-
-impl Pair {
     /// Sends a segment through both; the label, which is the same, as is the connection afterwards.
     fn send(&self, segment: Segment) -> Result<&'static str> {
-        let [iptables, fwbpf] = &self.routers;
-        let what = describe(&segment.packet(self.version).bytes());
-        let expected = iptables.send(&segment, self.version)?;
-        let label = fwbpf.send(&segment, self.version)?;
-        ensure!(label == expected, "{what}: {label} instead of {expected}");
-        self.connection().with_context(|| format!("after {what}"))?;
-        Ok(label)
+        let packet = segment.packet(self.0.version);
+        self.0.send(segment.from_client, &packet, self.name())
     }
 
     /// The connection, which is the same on both sides.
     fn connection(&self) -> Result<Option<(String, u64)>> {
-        let [iptables, fwbpf] = &self.routers;
-        let expected = iptables.connection(self.version)?;
-        let found = fwbpf.connection(self.version)?;
-        let same = match (&expected, &found) {
-            (Some((state, timeout)), Some((found, seconds))) => {
-                state == found && timeout.abs_diff(*seconds) <= 2
-            }
-            (None, None) => true,
-            _ => false,
-        };
-        ensure!(same, "the connection is {found:?} instead of {expected:?}");
-        Ok(found)
+        self.0.connection(self.name())
     }
 
     fn expect_state(&self, state: &str) -> Result<()> {
@@ -496,24 +420,14 @@ impl Pair {
 
 /// Runs a scenario for IPv4 and IPv6.
 fn beside_netfilter(test: &str, scenario: impl Fn(&Pair) -> Result<()>) {
-    let programs = ["iptables-legacy-restore", "ip6tables-legacy-restore"];
-    if !ready(test, &programs, true) {
-        return;
-    }
-    for version in 0..2 {
-        if let Err(error) = run_scenario(test, version, &scenario) {
-            panic!("{test}, {}: {error:?}", ["IPv4", "IPv6"][version]);
-        }
-    }
+    beside_netfilter_with(test, &[], scenario);
 }
 
-fn run_scenario(test: &str, version: usize, scenario: &impl Fn(&Pair) -> Result<()>) -> Result<()> {
-    let pair = Pair {
-        routers: [
-            Router::new(test, "i", false)?,
-            Router::new(test, "f", true)?,
-        ],
-        version,
-    };
-    scenario(&pair)
+/// The same with other settings of tracking, which either side finds in its namespace.
+fn beside_netfilter_with(
+    test: &str,
+    settings: &[(&str, &str)],
+    scenario: impl Fn(&Pair) -> Result<()>,
+) {
+    beside::beside_netfilter(test, settings, |pair| scenario(&Pair(pair)));
 }

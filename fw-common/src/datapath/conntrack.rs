@@ -23,7 +23,7 @@ use super::tables::Tables;
 use super::tcp::{self, Segment, flag};
 use super::tuple::Lookup;
 use super::window::{option, read_options};
-use crate::abi::blob::{HeaderFields, TIMEOUTS, Timeout};
+use crate::abi::blob::{HeaderFields, Timeout};
 use crate::abi::ct;
 use crate::abi::flow::{Flow, FlowKey};
 
@@ -101,10 +101,11 @@ pub fn track<P: Packet, T: Tables>(
         return true;
     }
     scratch.tracked.set_label(&found);
-    let timeout = advance_untimed(&scratch.headers, found.flow, now);
+    // The verifier would explore the rest for each.
+    let timeout = scratch.forget(advance_untimed(&scratch.headers, found.flow, now));
     refresh(tables, scratch.place(), found.flow, timeout, now);
-    expect(tables, &scratch.lookup, &found);
-    settle(tables, &mut scratch.lookup, &found);
+    expect(tables, &mut scratch.lookup, &found);
+    settle(tables, scratch, &found);
     false
 }
 
@@ -188,13 +189,13 @@ fn track_tcp<P: Packet, T: Tables>(
                 return false;
             }
             tcp::IGNORED => {
-                settle(tables, &mut scratch.lookup, &found);
+                settle(tables, scratch, &found);
                 return false;
             }
             timeout => {
                 refresh(tables, scratch.place(), found.flow, timeout, now);
-                expect(tables, &scratch.lookup, &found);
-                settle(tables, &mut scratch.lookup, &found);
+                expect(tables, &mut scratch.lookup, &found);
+                settle(tables, scratch, &found);
                 return false;
             }
         }
@@ -356,24 +357,27 @@ fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     }
 }
 
-/// UDP, ICMP and the rest: a timer, and for UDP the proof of a lasting exchange.
+/// UDP, ICMP and the rest: a timer, and for UDP and GRE the proof of a lasting exchange.
 #[inline(always)]
 pub fn advance_untimed(headers: &Headers, flow: &Flow, now: u64) -> u32 {
     let protocol = headers.key.protocol as u8;
     let status = flow.status.get();
-    // Only an exchange that goes on for two seconds is a stream (`nf_conntrack_udp_packet`).
-    if (protocol == protocol::UDP || protocol == protocol::UDPLITE)
-        && status & Flow::SEEN_REPLY != 0
-        && now > flow.created.wrapping_add(UDP_STREAM_AFTER)
-    {
-        flow.status.set(status | Flow::ASSURED);
-        return Timeout::UdpStream as u32;
+    if status & Flow::SEEN_REPLY == 0 {
+        return untimed(headers);
     }
-    // A tunnel is one as soon as both ends have spoken (`nf_conntrack_gre_packet`).
-    if protocol == protocol::GRE && status & Flow::SEEN_REPLY != 0 {
-        flow.status.set(status | Flow::ASSURED);
-    }
-    untimed(headers)
+    let stream = match protocol {
+        // Only an exchange that goes on for two seconds is a stream (`nf_conntrack_udp_packet`).
+        protocol::UDP if now <= flow.created.wrapping_add(UDP_STREAM_AFTER) => {
+            return Timeout::Udp as u32;
+        }
+        // One of UDP-Lite is as soon as both ends have spoken (`nf_conntrack_udplite_packet`).
+        protocol::UDP | protocol::UDPLITE => Timeout::UdpStream,
+        // And so is a tunnel (`nf_conntrack_gre_packet`).
+        protocol::GRE => Timeout::GreStream,
+        _ => return untimed(headers),
+    };
+    flow.status.set(status | Flow::ASSURED);
+    stream as u32
 }
 
 const UDP_STREAM_AFTER: u64 = 2_000_000_000;
@@ -385,17 +389,18 @@ fn untimed(headers: &Headers) -> u32 {
         protocol::UDP | protocol::UDPLITE => Timeout::Udp,
         protocol::ICMP => Timeout::Icmp,
         protocol::ICMPV6 => Timeout::Icmpv6,
+        protocol::GRE => Timeout::Gre,
         _ => Timeout::Generic,
     };
     timeout as u32
 }
 
-/// Sets when the flow ends, from the policy's cell of timeouts. The timeout is a [`Timeout`], or what
+/// Sets when the flow ends, from the policy's cells of timeouts. The timeout is a [`Timeout`], or what
 /// [`tcp::lifetime`] takes.
 #[inline(never)]
 pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now: u64) {
     let cell = match tables.generation(place) {
-        Some(generation) => tables.cell(generation, TIMEOUTS),
+        Some(generation) => tables.cell(generation, tcp::timeout_cell(timeout)),
         None => None,
     };
     let seconds = match cell {
@@ -406,14 +411,16 @@ pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now
         .set(now.wrapping_add(seconds as u64 * 1_000_000_000));
 }
 
-/// An embryonic flow lives longer now.
+/// An embryonic flow lives longer now. Its key is the one in hand from now on.
 #[inline(always)]
-fn expect<T: Tables>(tables: &T, lookup: &Lookup, found: &Found<'_>) {
+fn expect<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
     let flow = found.flow;
     let status = flow.status.get();
     if status & Flow::EMBRYO != 0 {
-        let key = found.alias_of.unwrap_or(&lookup.key);
-        tables.expect_embryo(key, flow.expires.get());
+        if let Some(key) = found.alias_of {
+            lookup.key.set(key);
+        }
+        tables.expect_embryo(&lookup.key, flow.expires.get());
         if status & Flow::DNAT != 0 {
             tables.expect_embryo(&flow.other, flow.expires.get());
         }
@@ -421,18 +428,23 @@ fn expect<T: Tables>(tables: &T, lookup: &Lookup, found: &Found<'_>) {
 }
 
 /// Notes the first reply, after the packet got its label, and promotes a flow that both sides have
-/// confirmed: an outsider's first packets never take a place in the confirmed table.
+/// confirmed: an outsider's first packets never take a place in the confirmed table. The opener confirms
+/// it by a packet behind the first reply; and one that is ASSURED, as its other side goes on and on, must
+/// not make way for others' first packets either (`early_drop_list`, net/netfilter/nf_conntrack_core.c).
 #[inline(never)]
-fn settle<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
+fn settle<T: Tables>(tables: &T, scratch: &mut Scratch, found: &Found<'_>) {
     let flow = found.flow;
     let status = flow.status.get();
-    if found.is_reply() {
+    let proof = if found.is_reply() {
         if status & Flow::SEEN_REPLY == 0 {
             flow.status.set(status | Flow::SEEN_REPLY);
         }
-        return;
-    }
-    if status & (Flow::EMBRYO | Flow::SEEN_REPLY) == Flow::EMBRYO | Flow::SEEN_REPLY {
+        Flow::EMBRYO | Flow::ASSURED
+    } else {
+        Flow::EMBRYO | Flow::SEEN_REPLY
+    };
+    let proof = scratch.forget(proof);
+    if status & proof == proof {
         // The alias first: what is promoted may be used for something else at once.
         if status & Flow::DNAT != 0
             && let Some(alias) = tables.flow(&flow.other)
@@ -440,7 +452,7 @@ fn settle<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
             let _ = tables.promote_flow(&flow.other, alias);
         }
         flow.status.set(status & !Flow::EMBRYO);
-        if tables.promote_flow(&lookup.key, flow).is_err() {
+        if tables.promote_flow(&scratch.lookup.key, flow).is_err() {
             flow.status.set(status);
         }
     }

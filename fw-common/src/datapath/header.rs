@@ -448,7 +448,18 @@ fn parse_transport<P: Packet>(packet: &P, headers: &mut Headers) -> Option<()> {
                 && (length < 8 || length > available)
                 && available < u16::MAX as u32;
         }
-        (protocol::UDPLITE | protocol::SCTP | protocol::DCCP, _) => {
+        (protocol::UDPLITE, _) => {
+            let udplite: [u8; 8] = packet.load(l4)?;
+            let coverage = u16::from_be_bytes([udplite[4], udplite[5]]) as u32;
+            headers.key.ports = be32(udplite[0], udplite[1], udplite[2], udplite[3]);
+            headers.flow_ports = headers.key.ports;
+            // RFC 3828 3.1: zero covers all, and there must be a sum (`udplite_error`).
+            let whole = headers.part as u8 == Part::Whole as u8;
+            headers.broken = (coverage != 0) & (coverage < 8)
+                | whole & (coverage > available)
+                | (udplite[6] | udplite[7] == 0);
+        }
+        (protocol::SCTP | protocol::DCCP, _) => {
             let ports: [u8; 4] = packet.load(l4)?;
             headers.key.ports = be32(ports[0], ports[1], ports[2], ports[3]);
             headers.flow_ports = headers.key.ports;

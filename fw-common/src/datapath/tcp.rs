@@ -7,7 +7,7 @@ pub(super) use segment::kind;
 pub use segment::{Segment, flag};
 
 use super::window::{self, Fit, before, option};
-use crate::abi::blob::{HeaderFields, Timeout};
+use crate::abi::blob::{HeaderFields, TIMEOUTS, Timeout};
 use crate::abi::flow::{Flow, Sent};
 
 /// States; the numbers are netfilter's.
@@ -204,21 +204,28 @@ pub const ENDED: Outcome = IGNORED + 3;
 pub const REOPENED: Outcome = IGNORED + 4;
 
 /// The same acknowledgement came too often.
-const RETRANSMITTED: Outcome = 1 << 4;
+const RETRANSMITTED: Outcome = 1 << 5;
 /// The segment is a reset.
-const RESET: Outcome = 1 << 5;
+const RESET: Outcome = 1 << 6;
 /// There are data that nobody has acknowledged.
-const UNACKNOWLEDGED: Outcome = 1 << 6;
+const UNACKNOWLEDGED: Outcome = 1 << 7;
 /// Nobody may send: the last window was zero.
-const NO_WINDOW: Outcome = 1 << 7;
+const NO_WINDOW: Outcome = 1 << 8;
 /// Established, as far as one side tells.
-const ONE_SIDED: Outcome = 1 << 8;
+const ONE_SIDED: Outcome = 1 << 9;
 
-/// For how many seconds a flow lives, from the policy's timeouts.
+/// In which cell of timeouts the timeout of a life is.
+#[inline(always)]
+pub fn timeout_cell(outcome: Outcome) -> u32 {
+    TIMEOUTS + (outcome >> 4 & 1)
+}
+
+/// For how many seconds a flow lives, from the policy's timeouts: the cell of its own one, which is
+/// that of all of TCP's if it is one of these.
 #[inline(always)]
 pub fn lifetime(timeouts: &[u32; 16], outcome: Outcome) -> u32 {
     let own = timeouts[outcome as usize & 15];
-    if outcome >> 4 == 0 {
+    if outcome >> 5 == 0 {
         return own;
     }
     let (again, open) = (

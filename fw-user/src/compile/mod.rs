@@ -153,9 +153,10 @@ impl Draft {
             clock: 0,
         };
         cells[0] = header.encode();
-        cells[TIMEOUTS as usize] = Cell {
-            w: settings.timeouts,
-        };
+        let (timeouts, _) = settings.timeouts.as_chunks();
+        for (number, timeouts) in timeouts.iter().enumerate() {
+            cells[TIMEOUTS as usize + number] = Cell { w: *timeouts };
+        }
         cells[ANSWERS as usize] = answers.encode();
         for (family, place) in [(AbiFamily::V4, GATES), (AbiFamily::V6, GATES + 1)] {
             cells[place as usize] = gates(&cells, family);

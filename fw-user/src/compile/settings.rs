@@ -1,7 +1,7 @@
-//! The settings of connection tracking, as the datapath reads them: the cell of timeouts, and bits of
+//! The settings of connection tracking, as the datapath reads them: the cells of timeouts, and bits of
 //! the header.
 
-use fw_common::abi::blob::{DEFAULT_TIMEOUTS, HeaderFields, TIMEOUTS};
+use fw_common::abi::blob::{DEFAULT_TIMEOUTS, HeaderFields, TIMEOUTS, TIMEOUTS_LEN, Timeout};
 
 use super::TableSet;
 use crate::policy::tracking::{KEYS, Kind, Switch, Tracking};
@@ -10,7 +10,7 @@ use crate::policy::tracking::{KEYS, Kind, Switch, Tracking};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
     /// Seconds, in the order of `fw_common::abi::blob::Timeout`.
-    pub timeouts: [u32; 16],
+    pub timeouts: [u32; TIMEOUTS_LEN],
     /// Bits of [`HeaderFields::features`].
     pub features: u32,
 }
@@ -45,9 +45,13 @@ impl Settings {
             | HeaderFields::TCP_NOT_LOOSE
             | HeaderFields::TCP_ANY_RESET
             | 0xff << HeaderFields::TCP_RETRANSMISSIONS;
-        let cell = tables.cells.get(TIMEOUTS as usize);
+        let mut timeouts = DEFAULT_TIMEOUTS;
+        let cells = tables.cells.iter().skip(TIMEOUTS as usize);
+        for (own, cell) in timeouts.chunks_mut(Timeout::IN_CELL).zip(cells) {
+            own.copy_from_slice(&cell.w);
+        }
         Self {
-            timeouts: cell.map_or(DEFAULT_TIMEOUTS, |cell| cell.w),
+            timeouts,
             features: header.features & OWN,
         }
     }
@@ -55,7 +59,7 @@ impl Settings {
     /// A setting's value.
     pub fn get(&self, kind: Kind) -> u32 {
         match kind {
-            Kind::Seconds(place) => self.timeouts[usize::from(place) & 15],
+            Kind::Seconds(place) => self.timeouts[usize::from(place) % TIMEOUTS_LEN],
             Kind::Switch(switch) => {
                 let (bit, negated) = bit(switch);
                 u32::from((self.features & bit != 0) != negated)
@@ -66,7 +70,7 @@ impl Settings {
 
     fn set(&mut self, kind: Kind, value: u32) {
         match kind {
-            Kind::Seconds(place) => self.timeouts[usize::from(place) & 15] = value,
+            Kind::Seconds(place) => self.timeouts[usize::from(place) % TIMEOUTS_LEN] = value,
             Kind::Switch(switch) => {
                 let (bit, negated) = bit(switch);
                 self.features &= !bit;

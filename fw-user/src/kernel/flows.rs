@@ -289,7 +289,7 @@ impl FlowView {
     fn write_tuple(&self, f: &mut fmt::Formatter<'_>, tuple: &Tuple, reply: bool) -> fmt::Result {
         write!(f, "src={} dst={} ", tuple.source, tuple.destination)?;
         match self.protocol {
-            6 | 17 => write!(
+            6 | 17 | 33 | 132 | 136 => write!(
                 f,
                 "sport={} dport={} ",
                 tuple.source_port, tuple.destination_port
@@ -341,6 +341,7 @@ fn protocol_name(number: u8) -> String {
         51 => "ah".into(),
         58 => "icmpv6".into(),
         132 => "sctp".into(),
+        136 => "udplite".into(),
         other => other.to_string(),
     }
 }

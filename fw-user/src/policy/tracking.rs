@@ -43,7 +43,7 @@ pub enum Switch {
 }
 
 /// All settings.
-pub const KEYS: [Key; 19] = [
+pub const KEYS: [Key; 21] = [
     seconds("tcp_timeout_syn_sent", 0),
     seconds("tcp_timeout_syn_recv", 1),
     seconds("tcp_timeout_established", 2),
@@ -58,6 +58,8 @@ pub const KEYS: [Key; 19] = [
     seconds("udp_timeout_stream", 12),
     seconds("icmp_timeout", 13),
     seconds("icmpv6_timeout", 14),
+    seconds("gre_timeout", 16),
+    seconds("gre_timeout_stream", 17),
     seconds("generic_timeout", 15),
     switch("tcp_be_liberal", Switch::Liberal),
     switch("tcp_loose", Switch::Loose),

@@ -3,10 +3,10 @@
 //!
 //! ```text
 //! cell 0            header
-//! cell 1            timeouts
-//! cell 2            how refused packets are answered
-//! cells 3 and 4     what the chains of raw, mangle and security need ([`gate`])
-//! cell 5..          directory: one chain cell per chain; base chains at fixed places
+//! cells 1 and 2     timeouts
+//! cell 3            how refused packets are answered
+//! cells 4 and 5     what the chains of raw, mangle and security need ([`gate`])
+//! cell 6..          directory: one chain cell per chain; base chains at fixed places
 //! then              predicate cells, those of one rule next to each other, effect cells and [`text`]s
 //! then, per chain   linear: its rules, in order
 //!                   tables: table cells; per table its buckets and its rules, list by list; if
@@ -72,17 +72,17 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 27;
+pub const ABI_VERSION: u32 = 28;
 /// Where the header is.
 pub const HEADER: u32 = 0;
-/// Where the timeouts are: seconds, in the order of [`Timeout`].
+/// Where the timeouts are: seconds, in the order of [`Timeout`], in two cells.
 pub const TIMEOUTS: u32 = 1;
 /// Where [`AnswerFields`] are.
-pub const ANSWERS: u32 = 2;
+pub const ANSWERS: u32 = 3;
 /// Where IPv4's [`gate`] cell is; IPv6's follows.
-pub const GATES: u32 = 3;
+pub const GATES: u32 = 4;
 /// Where the chain directory begins.
-pub const DIRECTORY: u32 = 5;
+pub const DIRECTORY: u32 = 6;
 /// How deep jumps may nest.
 pub const MAX_DEPTH: u32 = 128;
 /// Interface patterns that one policy may name (bit 0 of the word stands for "any").
@@ -227,7 +227,7 @@ impl Header<'_> {
     }
 }
 
-/// Index of a timeout in the timeouts cell. TCP's states come first, so that the state's number
+/// Index of a timeout in the timeouts' cells. TCP's states come first, so that the state's number
 /// less one is its index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -264,11 +264,25 @@ pub enum Timeout {
     Icmpv6,
     /// Everything else.
     Generic,
+    /// GRE, one way so far.
+    Gre,
+    /// GRE, both ways.
+    GreStream,
 }
 
+impl Timeout {
+    /// Timeouts in one cell.
+    pub const IN_CELL: usize = 16;
+}
+
+/// Timeouts in all.
+pub const TIMEOUTS_LEN: usize = 2 * Timeout::IN_CELL;
+
 /// netfilter's defaults, in seconds (net/netfilter/nf_conntrack_proto_*.c).
-pub const DEFAULT_TIMEOUTS: [u32; 16] = [
-    120, 60, 432_000, 120, 60, 30, 120, 10, 120, 300, 300, 30, 120, 30, 30, 600,
+pub const DEFAULT_TIMEOUTS: [u32; TIMEOUTS_LEN] = [
+    120, 60, 432_000, 120, 60, 30, 120, 10, 120, 300, 300, 30, 120, 30, 30,
+    600, // one way, both
+    30, 180, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
 ];
 
 /// The base chains, in the directory's order. IPv4's come first, then IPv6's, then user chains.

@@ -9,6 +9,7 @@ use super::Writer;
 use super::matches::one_of;
 use crate::conformance::traffic::{Carried, Flow};
 use crate::lab::address;
+use crate::packet::protocol;
 
 /// The ends of the two tuples, as options call them.
 const ENDS: [&str; 4] = ["ctorigsrc", "ctorigdst", "ctreplsrc", "ctrepldst"];
@@ -122,11 +123,16 @@ impl<R: Rng> Writer<'_, R> {
     /// packet, and lives longer then; and no bound is right below a timeout.
     fn age_or_status(&mut self, flow: Flow) -> String {
         let not = self.not(0.25);
-        let tcp = flow.carried == Carried::Tcp;
-        match self.upto(3) {
-            0 => {
-                let ranges: &[&str] = if tcp {
-                    &[
+        // Whose connections have lives of their own.
+        let own = match flow.carried {
+            Carried::Tcp => Some("tcp"),
+            Carried::Other(protocol::GRE) => Some("47"),
+            _ => None,
+        };
+        match (self.upto(3), own) {
+            (0, _) => {
+                let ranges: &[&str] = match own {
+                    Some("tcp") => &[
                         "0:15",
                         "15:40",
                         "40:90",
@@ -134,21 +140,21 @@ impl<R: Rng> Writer<'_, R> {
                         "200:400",
                         "1000:500000",
                         "400:",
-                    ]
-                } else {
-                    &["5:700", "0:4", "1000:"]
+                    ],
+                    Some(_) => &["5:40", "100:250", "60:", "500:700", "0:4"],
+                    None => &["5:700", "0:4", "1000:"],
                 };
-                let protocol = if tcp { " --ctproto tcp" } else { "" };
+                let protocol = own.map_or_else(String::new, |own| format!(" --ctproto {own}"));
                 // What is not stored yet has an age by the kernel's uptime.
                 format!(
                     "--ctstate ESTABLISHED{protocol} {not}--ctexpire {}",
                     one_of(self.random, ranges)
                 )
             }
-            1 if tcp => {
+            (1, Some(own)) => {
                 let lists = ["ASSURED", "ASSURED,EXPECTED", "SEEN_REPLY,ASSURED"];
                 format!(
-                    "--ctproto 6 {not}--ctstatus {}",
+                    "--ctproto {own} {not}--ctstatus {}",
                     one_of(self.random, &lists)
                 )
             }
