@@ -100,13 +100,18 @@ fn rule_files_convert_to_toml() {
         -A INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
         -A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n\
         -A INPUT -p tcp -m multiport --dports 80,443,8000:8100 -m comment --comment \"the web\" -j ACCEPT\n\
+        -A INPUT -p PROTO -m KIND -m limit --limit 7/sec --limit-burst 20 -j ACCEPT\n\
+        -A INPUT -p tcp -m tcp --dport 23 -m limit --limit 3/min -j LOG --log-prefix \"telnet: \" --log-level 6\n\
+        -A INPUT -p tcp -m tcp --dport 23 -m comment --comment old -j DROP\n\
         -A INPUT -s ADDRESS -p udp -m udp --sport 53 -j DROP\n\
         COMMIT\n*nat\n-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n";
     let ipv4 = rules
         .replace("PROTO", "icmp")
+        .replace("KIND", "icmp --icmp-type 8")
         .replace("ADDRESS", "192.0.2.0/24");
     let ipv6 = rules
         .replace("PROTO", "ipv6-icmp")
+        .replace("KIND", "icmp6 --icmpv6-type 128")
         .replace("ADDRESS", "2001:db8::/32");
     let files = [
         SourceFile::new("a", ipv4.as_bytes(), Some(Family::Ipv4)),
@@ -124,7 +129,9 @@ fn rule_files_convert_to_toml() {
         let printed = |policy: &Policy| print_save(policy, family, None);
         assert_eq!(printed(&converted), printed(&original), "{text}");
     }
-    let refused = ipv4.replace("-p icmp", "-p icmp -m icmp --icmp-type 8");
+    assert!(text.contains("types = [\"echo-request\"]"), "{text}");
+    assert!(text.contains("log = { prefix = \"telnet: \""), "{text}");
+    let refused = ipv4.replace("-j ACCEPT", "-m ttl --ttl-eq 5 -j ACCEPT");
     let files = [
         SourceFile::new("a", refused.as_bytes(), Some(Family::Ipv4)),
         files[1].clone(),
@@ -132,8 +139,8 @@ fn rule_files_convert_to_toml() {
     let policy = load(&files, LoadOptions::default())
         .expect("the rules are right")
         .policy;
-    let error = print_toml(&policy).expect_err("there are no words for ICMP types");
-    assert!(error.to_string().contains("--icmp-type 8"), "{error}");
+    let error = print_toml(&policy).expect_err("there are no words for hop counts");
+    assert!(error.to_string().contains("--ttl-eq 5"), "{error}");
 }
 
 fn counters(policy: &Policy, id: CounterId) -> Counters {

@@ -4,12 +4,13 @@ use std::fmt;
 
 use super::lower::rules_of;
 use super::{
-    Answer, Defaults, Document, Entry, Masquerading, Place, Section, Verdict, What, write,
+    Answer, Defaults, Document, Entry, Kind, Logging, Masquerading, Place, Section, Verdict, What,
+    write,
 };
 use crate::policy::ids::TableName;
 use crate::policy::model::{
-    Chain, Conntrack, CtStates, Family, InterfacePattern, Match, Multiport, Negatable, Policy,
-    PortRange, Rule, Target, WhichPort,
+    Chain, Conntrack, CtStates, Family, InterfacePattern, Limit, Match, Multiport, Negatable,
+    Policy, PortRange, Rule, Target, WhichPort,
 };
 use crate::policy::print::print_append;
 
@@ -106,12 +107,7 @@ fn section(policy: &Policy, name: &str) -> Result<Section, NotExpressible> {
                 why: "it differs between IPv4 and IPv6",
             });
         }
-        let entries: Result<_, _> = chain
-            .rules
-            .iter()
-            .map(|rule| entry(chain, rule, family))
-            .collect();
-        of_family.push((family, entries?));
+        of_family.push((family, entries(chain, family)?));
     }
     Ok(Section {
         accept: accept.unwrap_or_default(),
@@ -120,10 +116,30 @@ fn section(policy: &Policy, name: &str) -> Result<Section, NotExpressible> {
     })
 }
 
+/// The lines of a chain. A rule that logs goes with the one behind it.
+fn entries(chain: &Chain, family: Family) -> Result<Vec<Entry>, NotExpressible> {
+    let mut entries = Vec::new();
+    let mut rest = chain.rules.as_slice();
+    while let [first, behind @ ..] = rest {
+        let take = if matches!(first.target, Target::Log(_)) && !behind.is_empty() {
+            2
+        } else {
+            1
+        };
+        let (taken, left) = rest.split_at(take);
+        entries.push(entry(chain, taken, family)?);
+        rest = left;
+    }
+    Ok(entries)
+}
+
 /// One list if both IP versions have the same rules, else IPv4's rules and then IPv6's.
 fn merge(of_family: Vec<(Family, Vec<Entry>)>) -> Vec<Entry> {
+    // A type's number means another thing in either.
+    let numbers = |entry: &Entry| entry.types.iter().any(|kind| kind.is_number());
     if let [(_, one), (_, other)] = of_family.as_slice()
         && one == other
+        && !one.iter().any(numbers)
     {
         return one.clone();
     }
@@ -140,16 +156,42 @@ fn merge(of_family: Vec<(Family, Vec<Entry>)>) -> Vec<Entry> {
     marked.collect()
 }
 
-fn entry(chain: &Chain, rule: &Rule, family: Family) -> Result<Entry, NotExpressible> {
+/// The line that stands for a rule, or for one that logs and the one behind it.
+fn entry(chain: &Chain, rules: &[Rule], family: Family) -> Result<Entry, NotExpressible> {
     let refuse = || NotExpressible {
-        what: format!("`{}`", print_append(chain, rule, family)),
+        what: format!("`{}`", print_append(chain, &rules[0], family)),
         why: "it has no words for this rule",
     };
-    let entry = try_entry(rule, family).ok_or_else(refuse)?;
-    // What was understood must mean the rule again, and nothing more.
+    let rule = rules.last().ok_or_else(refuse)?;
+    let mut entry = try_entry(rule, family).ok_or_else(refuse)?;
+    if let [before, _] = rules {
+        entry.log = Some(logging(before, &entry).ok_or_else(refuse)?);
+    }
+    // What was understood must mean the rules again, and nothing more.
     let again = rules_of(&entry, family);
-    let same = matches!(again.as_slice(), [only] if plain(only) == plain(rule));
+    let same = again.iter().map(plain).eq(rules.iter().map(plain));
     if same { Ok(entry) } else { Err(refuse()) }
+}
+
+/// How a rule logs that stands before the one that became this line, whose limit it has, too.
+fn logging(rule: &Rule, entry: &Entry) -> Option<Logging> {
+    let Target::Log(log) = &rule.target else {
+        return None;
+    };
+    let mut limits = rule.matches.iter().filter_map(|each| match each {
+        Match::Limit(limit) => Some(*limit),
+        _ => None,
+    });
+    let own = limits.nth(usize::from(entry.limit.is_some()));
+    Logging::of(log, writable(own)?)
+}
+
+/// A limit, if there is one, that policy.toml has a rate for.
+fn writable(limit: Option<Limit>) -> Option<Option<Limit>> {
+    match limit {
+        Some(own) => super::limit::limit(own).map(|_| Some(own)),
+        None => Some(None),
+    }
 }
 
 /// A rule without what policy.toml does not keep: place, counters, and which of two names a
@@ -224,6 +266,10 @@ fn try_entry(rule: &Rule, family: Family) -> Option<Entry> {
                     _ => return None,
                 };
             }
+            Match::Icmp(Some(kind)) if !kind.not => {
+                entry.types.push(Kind::from(kind.value, family)?);
+            }
+            Match::Limit(limit) if entry.limit.is_none() => entry.limit = writable(Some(*limit))?,
             Match::Conntrack(_)
             | Match::Icmp(_)
             | Match::Limit(_)

@@ -1,7 +1,7 @@
 //! [`Document`] -> model: the iptables rules that each line of policy.toml stands for.
 
 use super::publish::{acceptance, translations};
-use super::{Document, Entry, Masquerading, Section, Verdict, What};
+use super::{Document, Entry, Kind, Masquerading, Section, Verdict, What};
 use crate::policy::ids::TableName;
 use crate::policy::model::{
     Chain, ChainPolicy, Conntrack, CtStates, Family, IcmpType, InterfacePattern, Masquerade, Match,
@@ -41,6 +41,7 @@ pub(super) fn applies(entry: &Entry, family: Family) -> bool {
         && fits(&entry.from)
         && fits(&entry.to)
         && of_sets.all(|only| *only == family)
+        && (entry.types.is_empty() || entry.types.iter().any(|kind| kind.of(family).is_some()))
 }
 
 /// The rules that one line stands for in one IP version.
@@ -55,7 +56,11 @@ pub(super) fn rules_of(entry: &Entry, family: Family) -> Vec<Rule> {
         Verdict::Reject(answer) => Target::Reject(answer.of(family)),
     };
     let ports = port_matches(&entry.source_ports, &entry.ports);
-    for what in &entry.what {
+    let kinds = kinds(&entry.types, family);
+    for (what, kind) in entry.what.iter().flat_map(|what| {
+        let kinds = kinds.iter();
+        kinds.map(move |kind| (what, kind))
+    }) {
         for in_interface in interfaces(&entry.in_interfaces) {
             for out_interface in interfaces(&entry.out_interfaces) {
                 for source in prefixes(&entry.from, family) {
@@ -63,21 +68,26 @@ pub(super) fn rules_of(entry: &Entry, family: Family) -> Vec<Rule> {
                         for ports in &ports {
                             let (protocol, mut matches) =
                                 protocol_and_matches(*what, *ports, family);
+                            matches.extend(kind.clone());
                             matches.extend(multiports(*ports));
                             matches.extend(in_set(&entry.from_set, Side::Source));
                             matches.extend(in_set(&entry.to_set, Side::Destination));
-                            matches.extend(entry.comment.clone().map(Match::Comment));
-                            rules.push(Rule {
-                                source,
-                                destination,
-                                in_interface: in_interface.clone(),
-                                out_interface: out_interface.clone(),
-                                protocol,
-                                matches,
-                                target: target.clone(),
-                                counters: None,
-                                origin: entry.origin.origin(),
-                            });
+                            matches.extend(entry.limit.map(Match::Limit));
+                            push(
+                                &mut rules,
+                                entry,
+                                Rule {
+                                    source,
+                                    destination,
+                                    in_interface: in_interface.clone(),
+                                    out_interface: out_interface.clone(),
+                                    protocol,
+                                    matches,
+                                    target: target.clone(),
+                                    counters: None,
+                                    origin: entry.origin.origin(),
+                                },
+                            );
                         }
                     }
                 }
@@ -85,6 +95,29 @@ pub(super) fn rules_of(entry: &Entry, family: Family) -> Vec<Rule> {
         }
     }
     rules
+}
+
+/// Adds a rule, which still lacks its comment, behind the one that writes down what it holds for. (A limit
+/// is in both; as both are asked about the same packets, they say the same.)
+fn push(rules: &mut Vec<Rule>, entry: &Entry, mut rule: Rule) {
+    if let Some(log) = &entry.log {
+        let mut before = rule.clone();
+        before.matches.extend(log.limit.map(Match::Limit));
+        before.target = log.target();
+        rules.push(before);
+    }
+    let comment = entry.comment.clone();
+    rule.matches.extend(comment.map(Match::Comment));
+    rules.push(rule);
+}
+
+/// The ICMP types that a rule names, as far as an IP version has them.
+fn kinds(types: &[Kind], family: Family) -> Vec<Option<Match>> {
+    if types.is_empty() {
+        return vec![None];
+    }
+    let own = types.iter().filter_map(|kind| kind.of(family));
+    own.map(|kind| Some(Match::Icmp(Some(yes(kind))))).collect()
 }
 
 fn filter(document: &Document, family: Family) -> Table {

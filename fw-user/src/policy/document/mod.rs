@@ -4,18 +4,24 @@
 //! (write).
 
 mod convert;
+mod limit;
+mod log;
 mod lower;
 mod publish;
 mod read;
 mod sets;
+mod tracking;
+mod types;
 mod write;
 
 pub use convert::NotExpressible;
 use convert::from_policy;
+use log::Logging;
 use publish::Publication;
+use types::Kind;
 
 use super::error::Report;
-use super::model::{Family, Origin, Policy, PortRange, Prefix, Reject};
+use super::model::{Family, Limit, Origin, Policy, PortRange, Prefix, Reject};
 use super::set::SetDefinition;
 use super::source::SourceFile;
 use super::tracking::Tracking;
@@ -74,6 +80,7 @@ pub(crate) struct Section {
 pub(crate) struct Entry {
     pub verdict: Verdict,
     pub what: Vec<What>,
+    pub types: Vec<Kind>,
     pub ports: Vec<PortRange>,
     pub source_ports: Vec<PortRange>,
     pub from: Vec<Prefix>,
@@ -85,6 +92,10 @@ pub(crate) struct Entry {
     pub in_interfaces: Vec<String>,
     pub out_interfaces: Vec<String>,
     pub family: Option<Family>,
+    /// How often the rule holds.
+    pub limit: Option<Limit>,
+    /// How what it holds for is written down.
+    pub log: Option<Logging>,
     pub comment: Option<String>,
     pub origin: Place,
 }

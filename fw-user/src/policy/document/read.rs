@@ -3,6 +3,7 @@
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
+use super::types::TYPES;
 use super::{Answer, Document, Entry, Masquerading, Place, Section, Verdict, What};
 use crate::policy::error::{Problem, Report, nearest};
 use crate::policy::model::{Family, PortRange, Prefix};
@@ -10,7 +11,6 @@ use crate::policy::names::{TCP, UDP, protocol_names, protocol_number};
 use crate::policy::save::{Word, values};
 use crate::policy::set::SetDefinition;
 use crate::policy::source::{SourceFile, Span};
-use crate::policy::tracking::{self, Kind, Tracking};
 
 /// Reads the text. After an error the rest is still read, so that all errors are reported.
 pub(super) fn read(
@@ -98,37 +98,6 @@ impl Reader<'_, '_> {
         }
     }
 
-    fn conntrack(&mut self, value: &Value<'_>, tracking: &mut Tracking) {
-        let Some(table) = self.table(value) else {
-            return;
-        };
-        for (key, value) in table {
-            let name = key.get_ref().as_ref();
-            let Some(place) = tracking::KEYS.iter().position(|key| key.name == name) else {
-                let known = tracking::KEYS.map(|key| key.name);
-                self.unknown_key(name, key.span().into(), &known);
-                continue;
-            };
-            let (read, expected) = match tracking::KEYS[place].kind {
-                Kind::Switch(_) => (value.get_ref().as_bool().map(u32::from), "true or false"),
-                // The kernel keeps times in less than that many.
-                Kind::Seconds(_) => {
-                    let read = integer(value).and_then(|number| u32::try_from(number).ok());
-                    let read = read.filter(|seconds| (1..=i32::MAX as u32).contains(seconds));
-                    (read, "a number of seconds, from 1")
-                }
-                Kind::Retransmissions => {
-                    let read = integer(value).and_then(|number| u8::try_from(number).ok());
-                    (read.map(u32::from), "a number from 0 to 255")
-                }
-            };
-            match read {
-                Some(read) => tracking.set(place, read),
-                None => self.wrong_type(value, expected),
-            }
-        }
-    }
-
     fn section(&mut self, value: &Value<'_>, name: &str, section: &mut Section) {
         const KEYS: &[&str] = &["default", "rules"];
         let Some(table) = self.table(value) else {
@@ -167,6 +136,7 @@ impl Reader<'_, '_> {
             "drop",
             "reject",
             "with",
+            "types",
             "ports",
             "source_ports",
             "from",
@@ -176,6 +146,8 @@ impl Reader<'_, '_> {
             "in",
             "out",
             "family",
+            "limit",
+            "log",
             "comment",
         ];
         let table = self.table(value)?;
@@ -209,6 +181,7 @@ impl Reader<'_, '_> {
                     };
                     entry.what = self.list(value, "a protocol such as \"tcp\"", Self::what);
                 }
+                "types" => entry.types = self.list(value, TYPES, Self::kind),
                 "ports" => entry.ports = self.list(value, PORTS, Self::ports),
                 "source_ports" => entry.source_ports = self.list(value, PORTS, Self::ports),
                 "from" => entry.from = self.list(value, ADDRESSES, Self::prefix),
@@ -250,6 +223,8 @@ impl Reader<'_, '_> {
                 }
                 "with" => with = self.answer(value).map(|answer| (answer, at)),
                 "family" => entry.family = self.family(value),
+                "limit" => entry.limit = self.limit(value),
+                "log" => entry.log = self.logging(value),
                 "comment" => entry.comment = self.comment(value),
                 unknown => self.unknown_key(unknown, at, KEYS),
             }
@@ -321,17 +296,32 @@ impl Reader<'_, '_> {
                     .help("write `allow = [\"tcp\", \"udp\"]` (or `drop`) for both"),
             );
         }
-        let possible = [Family::Ipv4, Family::Ipv6]
-            .into_iter()
-            .any(|family| super::lower::applies(entry, family));
-        if !possible {
+        if !entry.types.is_empty() && entry.what.iter().any(|what| *what != What::Icmp) {
+            self.report.error(
+                Problem::wrong("types-without-icmp", whole, "only ICMP has types")
+                    .expected("`\"icmp\"` as the protocol, in a rule of its own"),
+            );
+        }
+        let families = [Family::Ipv4, Family::Ipv6].into_iter();
+        let families = families.filter(|family| super::lower::applies(entry, *family));
+        let families = families.count();
+        if families == 0 {
             self.report.error(
                 Problem::wrong(
                     "no-family",
                     whole,
-                    "no packet can match: the addresses are of different IP versions",
+                    "no packet can match: addresses, types and family are of different IP versions",
                 )
-                .expected("`from`, `to` and `family` with one IP version in common"),
+                .expected("`from`, `to`, `types` and `family` with one IP version in common"),
+            );
+        } else if families == 2 && entry.types.iter().any(|kind| kind.is_number()) {
+            self.report.error(
+                Problem::wrong(
+                    "type-without-family",
+                    whole,
+                    "a type's number means different things in IPv4 and in IPv6",
+                )
+                .expected("the type's name, or `family = \"ipv4\"` or `family = \"ipv6\"`"),
             );
         }
     }

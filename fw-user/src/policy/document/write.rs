@@ -2,12 +2,15 @@
 
 use std::fmt::{self, Write as _};
 
+use super::limit::limit;
+use super::log::log;
 use super::publish::push_publications;
 use super::sets::push_sets;
+use super::tracking::push_tracking;
+use super::types::kind;
 use super::{Answer, Document, Entry, Section, Verdict, What};
 use crate::policy::model::{PortRange, Prefix};
 use crate::policy::names::protocol_name;
-use crate::policy::tracking::{KEYS, Kind, Tracking};
 
 /// The canonical text.
 pub(super) fn write(document: &Document) -> String {
@@ -51,23 +54,6 @@ pub(super) fn write(document: &Document) -> String {
     text
 }
 
-fn push_tracking(text: &mut String, tracking: &Tracking) {
-    if tracking.settings.is_empty() {
-        return;
-    }
-    text.push_str("[conntrack]\n");
-    for (place, key) in KEYS.iter().enumerate() {
-        let Some(value) = tracking.get(place) else {
-            continue;
-        };
-        let _ = match key.kind {
-            Kind::Switch(_) => writeln!(text, "{} = {}", key.name, value != 0),
-            Kind::Seconds(_) | Kind::Retransmissions => writeln!(text, "{} = {value}", key.name),
-        };
-    }
-    text.push('\n');
-}
-
 fn push_section(text: &mut String, name: &str, section: &Section) {
     let default = if section.accept { "allow" } else { "drop" };
     let _ = writeln!(text, "[{name}]\ndefault = \"{default}\"");
@@ -100,6 +86,7 @@ impl fmt::Display for Entry {
             write!(f, ", with = \"{}\"", answer.name())?;
         }
         let lists = [
+            ("types", self.types.iter().map(kind).collect()),
             ("ports", self.ports.iter().map(port).collect::<Vec<_>>()),
             ("source_ports", self.source_ports.iter().map(port).collect()),
             ("from", self.from.iter().map(address).collect()),
@@ -121,6 +108,12 @@ impl fmt::Display for Entry {
         }
         if let Some(family) = self.family {
             write!(f, ", family = \"{}\"", family.name())?;
+        }
+        if let Some(text) = self.limit.and_then(limit) {
+            write!(f, ", limit = {text}")?;
+        }
+        if let Some(logging) = &self.log {
+            write!(f, ", log = {}", log(logging))?;
         }
         if let Some(comment) = &self.comment {
             write!(f, ", comment = {}", quoted(comment))?;

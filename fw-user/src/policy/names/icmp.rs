@@ -26,6 +26,19 @@ pub fn icmp_type(name: &str, family: Family) -> Named {
     }
 }
 
+/// What a whole name stands for in an IP version.
+pub fn named_icmp_type(name: &str, family: Family) -> Option<IcmpType> {
+    let mut rows = table(family).iter();
+    rows.find(|row| row.0.eq_ignore_ascii_case(name))
+        .map(row_type)
+}
+
+/// The first name of a type.
+pub fn icmp_type_name(kind: IcmpType, family: Family) -> Option<&'static str> {
+    let mut rows = table(family).iter();
+    rows.find(|row| row_type(row) == kind).map(|row| row.0)
+}
+
 /// All names of an IP version's ICMP types, for suggestions.
 pub fn icmp_names(family: Family) -> impl Iterator<Item = &'static str> {
     table(family).iter().map(|row| row.0)

@@ -8,7 +8,7 @@ mod icmp;
 mod services;
 
 pub(crate) use icmp::ANY_V4;
-pub use icmp::{Named, icmp_names, icmp_type};
+pub use icmp::{Named, icmp_names, icmp_type, icmp_type_name, named_icmp_type};
 pub use services::{service_names, service_port};
 
 /// ICMP's protocol number (RFC 792).
