@@ -121,6 +121,7 @@ impl Lowered {
                 });
                 return asked.collect();
             }
+            PacketMatch::Frag(_) => self.never(),
             PacketMatch::Physdev(physdev) => {
                 if !physdev.holds_without_bridge() {
                     self.never();
@@ -295,6 +296,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Esp(None)
             | PacketMatch::Ah(None)
             | PacketMatch::Text(_)
+            | PacketMatch::Frag(_)
             | PacketMatch::Physdev(_)
             | PacketMatch::WithoutIpsec { .. }
             | PacketMatch::Statistic(_) => 0,

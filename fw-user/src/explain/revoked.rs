@@ -257,6 +257,7 @@ fn is_known(each: &Match) -> bool {
         Match::Packet(packet) => matches!(
             packet,
             PacketMatch::Fragment { .. }
+                | PacketMatch::Frag(_)
                 | PacketMatch::Range { .. }
                 | PacketMatch::Time(_)
                 | PacketMatch::AddressType(_)

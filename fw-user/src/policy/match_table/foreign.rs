@@ -25,7 +25,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[
     no("devgroup", BOTH, "Groups of interfaces are not known: use `-i` and `-o`, with `+` for many names."),
     no("dst", ONLY_V6, "IPv6's extension headers are skipped, not matched: match the final header with `-p`."),
     no("eui64", ONLY_V6, "EUI-64 addresses are not compared: match the prefix with `-s`."),
-    no("frag", ONLY_V6, "Fragments follow their datagram's first fragment: leave the rule out."),
     no("hbh", ONLY_V6, "IPv6's extension headers are skipped, not matched: match the final header with `-p`."),
     no("helper", BOTH, "There are no connection tracking helpers: open the ports that the protocol needs."),
     no("ipcomp", BOTH, "SPIs are not looked at: match all of IPComp with `-p ipcomp`."),

@@ -144,6 +144,7 @@ pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
         .chain(matches::addrtype::MATCHES)
         .chain(matches::routing::MATCHES)
         .chain(matches::string::MATCHES)
+        .chain(matches::frag::MATCHES)
         .chain(matches::physdev::MATCHES)
         .chain(matches::policy::MATCHES)
         .chain(matches::rpfilter::MATCHES)

@@ -8,7 +8,8 @@ use proptest::prelude::*;
 use proptest::sample::select;
 
 use super::{
-    AddressType, Algorithm, Ecn, Hops, Owner, PacketMatch, Physdev, Routing, Statistic, Text, Time,
+    AddressType, Algorithm, Ecn, Frag, Hops, Owner, PacketMatch, Physdev, Routing, Statistic, Text,
+    Time,
 };
 use crate::policy::model::{Family, InterfacePattern, Match, Negatable};
 
@@ -36,7 +37,10 @@ pub(crate) fn packet_match(family: Family) -> impl Strategy<Value = Match> {
     ];
     let plain = match family {
         Family::Ipv4 => plain.boxed(),
-        Family::Ipv6 => prop_oneof![20 => plain, 1 => routing()].boxed(),
+        Family::Ipv6 => {
+            prop_oneof![20 => plain, 1 => routing(), 1 => frag().prop_map(PacketMatch::Frag)]
+                .boxed()
+        }
     };
     plain.prop_map(Match::Packet)
 }
@@ -142,6 +146,22 @@ fn hops() -> impl Strategy<Value = Hops> {
 
 fn marked() -> impl Strategy<Value = (u32, u32)> {
     (any::<u32>(), prop_oneof![Just(u32::MAX), any::<u32>()])
+}
+
+fn frag() -> impl Strategy<Value = Frag> {
+    let id = ordered(any::<u32>()).prop_filter("all is none", |id| *id != (0, u32::MAX));
+    let parts = (
+        option::of(negatable(id)),
+        option::of(negatable(any::<u32>())),
+    );
+    (parts, any::<[bool; 4]>()).prop_map(|((id, length), [reserved, first, more, last])| Frag {
+        id,
+        length,
+        reserved,
+        first,
+        more,
+        last: last && !more,
+    })
 }
 
 /// Of ports that a packet came in by, which every hook takes.

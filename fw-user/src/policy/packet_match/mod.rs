@@ -3,11 +3,13 @@
 mod address_type;
 #[cfg(feature = "testing")]
 pub(crate) mod arbitrary;
+mod frag;
 mod physdev;
 mod print;
 mod text;
 
 pub use address_type::AddressType;
+pub use frag::Frag;
 pub use physdev::Physdev;
 pub use text::{Algorithm, Text};
 
@@ -63,6 +65,8 @@ pub enum PacketMatch {
     Owner(Owner),
     /// `-m string`.
     Text(Text),
+    /// `-m frag`.
+    Frag(Frag),
     /// `-m physdev`.
     Physdev(Physdev),
     /// `-m policy --pol none`: IPsec has had nothing to do with the packet.
@@ -212,6 +216,7 @@ impl PacketMatch {
             Self::AddressType(_) => "addrtype",
             Self::Owner(_) => "owner",
             Self::Text(_) => "string",
+            Self::Frag(_) => "frag",
             Self::Physdev(_) => "physdev",
             Self::WithoutIpsec { .. } => "policy",
             Self::ReversePath { .. } => "rpfilter",

@@ -108,6 +108,7 @@ impl PacketMatch {
                 ),
             },
             Self::Text(text) => text.write(f),
+            Self::Frag(frag) => frag.write(f),
             Self::Physdev(physdev) => physdev.write(f),
             Self::ReversePath { loose, invert } => {
                 f.write_str(if *loose { " --loose" } else { "" })?;

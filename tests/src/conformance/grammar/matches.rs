@@ -20,6 +20,7 @@ pub fn packet(
     let not = if random.random_bool(0.25) { "! " } else { "" };
     match random.random_range(0..17) {
         16 => policy(random, spot),
+        15 if family == Family::Ipv6 && random.random_bool(0.4) => frag(random),
         15 => physdev(random),
         0 | 1 => range(random, not, from, to),
         14 => text(random, not),
@@ -116,6 +117,18 @@ fn routing(random: &mut impl Rng, not: &str) -> String {
         "--rt-type 0" if random.random_bool(0.5) => format!("-m rt --rt-type 0 {not}--rt-len 8"),
         asked => format!("-m rt {not}{asked}"),
     }
+}
+
+/// Nothing has a fragment header when rules see it.
+fn frag(random: &mut impl Rng) -> String {
+    let asked = [
+        "-m frag",
+        "-m frag --fragid 1:4294967295",
+        "-m frag ! --fragid 7",
+        "-m frag --fragfirst --fragmore",
+        "-m frag ! --fraglen 9",
+    ];
+    one_of(random, &asked).to_owned()
 }
 
 fn address_type(random: &mut impl Rng, not: &str, family: Family) -> String {

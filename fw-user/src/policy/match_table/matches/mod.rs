@@ -21,6 +21,7 @@ macro_rules! draft_option {
 pub(crate) mod addrtype;
 pub(crate) mod connlimit;
 pub(crate) mod conntrack;
+pub(crate) mod frag;
 pub(crate) mod hashlimit;
 mod packet;
 pub(crate) mod physdev;
@@ -41,7 +42,7 @@ use crate::policy::model::{
     Tcp, TcpFlags, WhichPort,
 };
 use crate::policy::names::{DCCP, ICMP, ICMPV6, SCTP, TCP, UDP, UDPLITE};
-use crate::policy::packet_match::Physdev;
+use crate::policy::packet_match::{Frag, PacketMatch, Physdev};
 use crate::policy::save::{Value, packet_values, values};
 use crate::policy::source::Span;
 
@@ -62,6 +63,7 @@ pub(crate) enum MatchDraft {
     Comment(Option<String>),
     Packet(packet::PacketDraft),
     Text(string::Draft),
+    Frag(Frag),
     Physdev(Physdev),
     Policy(policy::Draft),
     ReversePath(rpfilter::Draft),
@@ -107,6 +109,7 @@ impl MatchDraft {
             Self::Set(set) => set.finish().ok_or("--match-set"),
             Self::Packet(packet) => return packet.finish(),
             Self::Text(text) => return text.finish(),
+            Self::Frag(frag) => Ok(Match::Packet(PacketMatch::Frag(frag))),
             Self::Physdev(physdev) => return physdev::finish(physdev),
             Self::Policy(policy) => return policy.finish(),
             Self::ReversePath(path) => return Ok(path.finish()),
