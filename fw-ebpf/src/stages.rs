@@ -9,7 +9,7 @@ use core::arch::asm;
 use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::datapath::classify::Traverse;
-use fw_common::datapath::conntrack::LookUp;
+use fw_common::datapath::conntrack::{self, About, LookUp};
 use fw_common::datapath::early::SendOn;
 use fw_common::datapath::effect::{self, Act};
 use fw_common::datapath::egress::PlaceOut;
@@ -30,7 +30,8 @@ use fw_common::datapath::stage::{Name, Stage};
 use fw_common::datapath::start::Begin;
 use fw_common::datapath::tcp::{self, Segment};
 use fw_common::datapath::transit::{FindOnWay, SettleName, TakeName};
-use fw_common::datapath::translation::Choose;
+use fw_common::datapath::translation::{self, Choose};
+use fw_common::datapath::tuple::Lookup;
 use fw_common::datapath::window::ReadOptions;
 
 use crate::maps;
@@ -85,12 +86,14 @@ stages! {
     fwbpf_respond: Respond, SkbPacket(__sk_buff), BpfTables;
     fwbpf_choose: Choose, SkbPacket(__sk_buff), BpfTables;
     fwbpf_look_up: LookUp, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_about: About, SkbPacket(__sk_buff), BpfTables;
     fwbpf_find_on_way: FindOnWay, SkbPacket(__sk_buff), BpfTables;
     fwbpf_take_name: TakeName, SkbPacket(__sk_buff), BpfTables;
     fwbpf_settle_name: SettleName, SkbPacket(__sk_buff), BpfTables;
     fwbpf_xdp_begin: Begin, XdpPacket(xdp_md), RecordingTables;
     fwbpf_xdp_send_on: SendOn, XdpPacket(xdp_md), BpfTables;
     fwbpf_xdp_traverse: Traverse, XdpPacket(xdp_md), RecordingTables;
+    fwbpf_xdp_about: About, XdpPacket(xdp_md), BpfTables;
     fwbpf_xdp_options: ReadOptions, XdpPacket(xdp_md), BpfTables;
 }
 
@@ -178,14 +181,58 @@ pub extern "C" fn fwbpf_unlink(key: *const FlowKey, flow: *const Flow) -> u32 {
     0
 }
 
-/// Lends the scratch space to the global function that is called next, which finds it in its map: the
-/// compiler, which takes a `&mut` that it does not see passed on for untouched, learns that somebody
-/// else has the pointer.
+/// [`conntrack::second`]: who opened what goes from the look-up's source, [`ALIASES`], the time.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fwbpf_second(which: u32, now: u64) -> u32 {
+    match maps::scratch() {
+        Some(scratch) => {
+            let which = scratch.forget(which);
+            let aliases = which & ALIASES != 0;
+            conntrack::second(&BpfTables, &mut scratch.lookup, aliases, which, now)
+        }
+        None => 0,
+    }
+}
+
+/// Of [`fwbpf_second`]: aliases are looked up.
+const ALIASES: u32 = 2;
+
+/// [`translation::name_is_taken`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn fwbpf_name_is_taken(opened: u32) -> u32 {
+    match maps::scratch() {
+        Some(scratch) => {
+            let opened = scratch.forget(opened);
+            translation::name_is_taken(&BpfTables, &scratch.lookup, opened) as u32
+        }
+        None => 1,
+    }
+}
+
+/// [`translation::name_is_taken`], as a global function.
 #[inline(always)]
-fn lend(scratch: &mut Scratch) {
+pub fn call_name_is_taken(lookup: &mut Lookup, opened: u32) -> u32 {
+    lend(lookup);
+    fwbpf_name_is_taken(opened)
+}
+
+/// Lends the scratch space, or what of it is in hand, to the global function that is called next, which
+/// finds it in its map: the compiler, which takes a `&mut` that it does not see passed on for untouched,
+/// learns that somebody else has the pointer.
+#[inline(always)]
+fn lend<S>(scratch: &mut S) {
     // SAFETY: it does nothing. (No instruction at all would give two lines of the source the same
     // place in the program, which the kernel refuses.)
     unsafe { asm!("{0} = {0}", in(reg) &raw mut *scratch) }
+}
+
+/// [`conntrack::second`], as a global function.
+#[inline(always)]
+pub fn call_second(lookup: &mut Lookup, aliases: bool, opened: u32, now: u64) -> u32 {
+    lend(lookup);
+    fwbpf_second(opened | aliases as u32 * ALIASES, now)
 }
 
 /// [`limit::deferred_hold`], as a global function.
@@ -232,6 +279,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::KeepMark => fwbpf_keep_mark(skb, argument),
         Name::Choose => fwbpf_choose(skb, argument),
         Name::LookUp => fwbpf_look_up(skb, argument),
+        Name::About => fwbpf_about(skb, argument),
         Name::FindOnWay => fwbpf_find_on_way(skb, argument),
         Name::TakeName => fwbpf_take_name(skb, argument),
         Name::SettleName => fwbpf_settle_name(skb, argument),
@@ -249,6 +297,7 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         // Whether the packet ends here is not certain yet.
         Name::Act => Some(effect::LATER),
         Name::ReadOptions => Some(fwbpf_xdp_options(xdp, argument)),
+        Name::About => Some(fwbpf_xdp_about(xdp, argument)),
         // The tc programs search.
         Name::Find => Some(limit::LATER),
         // The tc programs answer.

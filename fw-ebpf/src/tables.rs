@@ -31,13 +31,17 @@ use fw_common::datapath::limit;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
+use fw_common::datapath::tuple::Lookup;
 
 use crate::maps::{
     ACTIVE, ANSWERED, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS,
     FRAMES, HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, PATH_SLOTS, POLICY, SET_INFO, SETS,
     STATS, path,
 };
-use crate::stages::{call_deferred, call_list, call_xdp_deferred, fwbpf_advance_tcp, fwbpf_unlink};
+use crate::stages::{
+    call_deferred, call_list, call_name_is_taken, call_second, call_xdp_deferred,
+    fwbpf_advance_tcp, fwbpf_unlink,
+};
 
 /// One generation: its place. User space leaves a place alone while a program may be running that
 /// has found it active.
@@ -48,24 +52,6 @@ pub struct Generation(u32);
 /// The maps. Of size zero: there is one set of maps.
 #[derive(Clone, Copy)]
 pub struct BpfTables;
-
-impl BpfTables {
-    /// The flow under a key as it is stored, asking no hint: an embryo that is past its time is
-    /// found here, and nowhere else.
-    #[inline(always)]
-    pub fn stored_flow(&self, key: &FlowKey) -> Option<&Flow> {
-        // SAFETY: only `MapCell`s of a flow change after its insertion. An element that is deleted
-        // and used again while we look at it shows another flow's words for one packet.
-        unsafe {
-            if key.is_v4() {
-                let key = FlowKey4::from(key);
-                FLOWS4.get(key).or_else(|| EMBRYOS4.get(key))
-            } else {
-                FLOWS6.get(key).or_else(|| EMBRYOS6.get(key))
-            }
-        }
-    }
-}
 
 impl Tables for BpfTables {
     type Generation = Generation;
@@ -159,11 +145,33 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
-        let hint = HINTS.get(key.hint())?;
-        if !hint.may_have(|| self.now()) {
+        if !self.may_have_flow(key) {
             return None;
         }
         self.stored_flow(key)
+    }
+
+    #[inline(always)]
+    fn may_have_flow(&self, key: &FlowKey) -> bool {
+        match HINTS.get(key.hint()) {
+            Some(hint) => hint.may_have(|| self.now()),
+            None => false,
+        }
+    }
+
+    /// Also one that is past its time, though no hint says so any more.
+    #[inline(always)]
+    fn stored_flow(&self, key: &FlowKey) -> Option<&Flow> {
+        // SAFETY: only `MapCell`s of a flow change after its insertion. An element that is deleted
+        // and used again while we look at it shows another flow's words for one packet.
+        unsafe {
+            if key.is_v4() {
+                let key = FlowKey4::from(key);
+                FLOWS4.get(key).or_else(|| EMBRYOS4.get(key))
+            } else {
+                FLOWS6.get(key).or_else(|| EMBRYOS6.get(key))
+            }
+        }
     }
 
     #[inline(always)]
@@ -401,6 +409,17 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn find_second(&self, lookup: &mut Lookup, aliases: bool, opened: u32, now: u64) -> u32 {
+        call_second(lookup, aliases, opened, now)
+    }
+
+    #[inline(always)]
+    fn name_is_taken(&self, lookup: &mut Lookup, opened: u32) -> bool {
+        // LLVM knows that it is 0 or 1, and would return it from a loop's body. The verifier does not.
+        black_box(call_name_is_taken(lookup, opened)) != 0
+    }
+
+    #[inline(always)]
     fn unlink(&self, key: &FlowKey, flow: &Flow) {
         fwbpf_unlink(key, flow);
     }
@@ -622,6 +641,15 @@ impl Tables for RecordingTables {
         MAPS.flow(key)
     }
     #[inline(always)]
+    fn may_have_flow(&self, key: &FlowKey) -> bool {
+        BpfTables.may_have_flow(key)
+    }
+    #[inline(always)]
+    fn stored_flow(&self, key: &FlowKey) -> Option<&Flow> {
+        const MAPS: &BpfTables = &BpfTables;
+        MAPS.stored_flow(key)
+    }
+    #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
         BpfTables.insert_flow(key, flow, tier)
     }
@@ -716,6 +744,15 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn advance_tcp(&self, flow: &Flow, segment: &Segment, reply: bool) -> u32 {
         BpfTables.advance_tcp(flow, segment, reply)
+    }
+    #[inline(always)]
+    fn find_second(&self, lookup: &mut Lookup, aliases: bool, opened: u32, now: u64) -> u32 {
+        BpfTables.find_second(lookup, aliases, opened, now)
+    }
+    /// Nobody chooses ports here.
+    #[inline(always)]
+    fn name_is_taken(&self, _: &mut Lookup, _: u32) -> bool {
+        true
     }
     #[inline(always)]
     fn unlink(&self, key: &FlowKey, flow: &Flow) {

@@ -135,7 +135,8 @@ impl Built {
             }
         };
         if let (Some(only), false) = (only, matches!(suite, Suite::Conformance(_))) {
-            command.args(["--", only]);
+            // Whoever runs one test wants to see what it says.
+            command.args(["--", only, "--show-output"]);
         }
         progress.show(suite.name(), &mut command, |line| counts.add(line))
     }

@@ -60,6 +60,20 @@ impl FlowKey {
         self.reserved = other.reserved;
     }
 
+    /// Becomes another key of the same family and protocol, as a flow's and its alias's are.
+    #[inline(always)]
+    pub fn set_alike(&mut self, other: &Self) {
+        (self.low[0], self.high[0]) = (other.low[0], other.high[0]);
+        if !self.is_v4() {
+            let ([_, a, b, c], [_, d, e, f]) = (other.low, other.high);
+            self.low = [self.low[0], a, b, c];
+            self.high = [self.high[0], d, e, f];
+        }
+        self.low_port = other.low_port;
+        self.high_port = other.high_port;
+        self.kind = other.kind;
+    }
+
     /// Whether both endpoints are the same.
     #[inline(always)]
     pub fn is_to_itself(&self) -> bool {

@@ -5,10 +5,9 @@ mod errors;
 mod find;
 mod tracked;
 
-pub use errors::{about, attach};
+pub use errors::{About, about, attach};
 pub(super) use errors::{is_about_transit, mirror};
-use find::find_second;
-pub use find::{Aliases, Found, find};
+pub use find::{Aliases, Found, find, second};
 pub use tracked::{
     NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, NOTE_TRANSIT, Tracked, nat_labels,
 };
@@ -100,11 +99,11 @@ pub fn track<P: Packet, T: Tables>(
     if scratch.fast && forward(packet, tables, scratch, &found, now) {
         return true;
     }
-    scratch.tracked.set_label(&found);
+    scratch.tracked.set_label(&found, &scratch.lookup.key);
     // The verifier would explore the rest for each.
     let timeout = scratch.forget(advance_untimed(&scratch.headers, found.flow, now));
     refresh(tables, scratch.place(), found.flow, timeout, now);
-    expect(tables, &mut scratch.lookup, &found);
+    expect(tables, &scratch.lookup, &found);
     settle(tables, scratch, &found);
     false
 }
@@ -150,11 +149,11 @@ fn track_tcp<P: Packet, T: Tables>(
         if scratch.fast && forward(packet, tables, scratch, &found, now) {
             return true;
         }
-        scratch.tracked.set_label(&found);
+        scratch.tracked.set_label(&found, &scratch.lookup.key);
         let outcome = tables.advance_tcp(found.flow, &scratch.segment, found.is_reply());
         // The verifier would explore the rest for each outcome.
         match scratch.forget(outcome) {
-            tcp::REOPENED => end_found(tables, &mut scratch.lookup, &found),
+            tcp::REOPENED => end_found(tables, &scratch.lookup, &found),
             tcp::INVALID => {
                 scratch.tracked.set_without_flow(ct::INVALID);
                 return false;
@@ -181,7 +180,7 @@ fn track_tcp<P: Packet, T: Tables>(
                     return false;
                 }
                 if scratch.made_here || !scratch.tracked.has_source_ahead() {
-                    end_found(tables, &mut scratch.lookup, &found);
+                    end_found(tables, &scratch.lookup, &found);
                     return false;
                 }
                 found.flow.status.set(status | Flow::DYING);
@@ -194,7 +193,7 @@ fn track_tcp<P: Packet, T: Tables>(
             }
             timeout => {
                 refresh(tables, scratch.place(), found.flow, timeout, now);
-                expect(tables, &mut scratch.lookup, &found);
+                expect(tables, &scratch.lookup, &found);
                 settle(tables, scratch, &found);
                 return false;
             }
@@ -333,7 +332,9 @@ fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     scratch.tracked.opens = label & ct::NEW != 0;
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, 0) {
         if found.direction == direction {
-            scratch.tracked.set_in_flow(&found, label);
+            scratch
+                .tracked
+                .set_in_flow(&found, &scratch.lookup.key, label);
             scratch.tracked.ct = label | scratch.tracked.ct & (ct::DNAT | ct::RENAMED);
             if direction == 0 && found.flow.status.get() & Flow::FOREIGN != 0 {
                 found
@@ -346,13 +347,15 @@ fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     } else {
         return;
     }
-    // The flow goes the other way: the packet's is the second one.
-    let from_low = scratch.lookup.is_from_low();
-    // (Found already, if nothing bears the first name any more.)
-    if let Some(found) = find_second(tables, &mut scratch.lookup, from_low, aliases, 0)
+    // The flow goes the other way: the packet's is the second one. (Found already, if nothing bears the
+    // first name any more.)
+    let lookup = &mut scratch.lookup;
+    let opened = lookup.write_key(FlowKey::SECOND);
+    let place = tables.find_second(lookup, aliases, opened, 0);
+    if let Some(found) = find::found_second(tables, lookup, place)
         && found.direction == direction
     {
-        scratch.tracked.set_in_flow(&found, label);
+        scratch.tracked.set_in_flow(&found, &lookup.key, label);
         scratch.tracked.ct = label | scratch.tracked.ct & (ct::DNAT | ct::RENAMED);
     }
 }
@@ -411,15 +414,12 @@ pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now
         .set(now.wrapping_add(seconds as u64 * 1_000_000_000));
 }
 
-/// An embryonic flow lives longer now. Its key is the one in hand from now on.
+/// An embryonic flow lives longer now.
 #[inline(always)]
-fn expect<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
+fn expect<T: Tables>(tables: &T, lookup: &Lookup, found: &Found<'_>) {
     let flow = found.flow;
     let status = flow.status.get();
     if status & Flow::EMBRYO != 0 {
-        if let Some(key) = found.alias_of {
-            lookup.key.set(key);
-        }
         tables.expect_embryo(&lookup.key, flow.expires.get());
         if status & Flow::DNAT != 0 {
             tables.expect_embryo(&flow.other, flow.expires.get());
@@ -432,7 +432,7 @@ fn expect<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
 /// it by a packet behind the first reply; and one that is ASSURED, as its other side goes on and on, must
 /// not make way for others' first packets either (`early_drop_list`, net/netfilter/nf_conntrack_core.c).
 #[inline(never)]
-fn settle<T: Tables>(tables: &T, scratch: &mut Scratch, found: &Found<'_>) {
+fn settle<T: Tables>(tables: &T, scratch: &Scratch, found: &Found<'_>) {
     let flow = found.flow;
     let status = flow.status.get();
     let proof = if found.is_reply() {
@@ -460,8 +460,8 @@ fn settle<T: Tables>(tables: &T, scratch: &mut Scratch, found: &Found<'_>) {
 
 /// Ends a flow that a tuple led to.
 #[inline(never)]
-fn end_found<T: Tables>(tables: &T, lookup: &mut Lookup, found: &Found<'_>) {
-    end_flow(tables, found.alias_of.unwrap_or(&lookup.key), found.flow);
+fn end_found<T: Tables>(tables: &T, lookup: &Lookup, found: &Found<'_>) {
+    end_flow(tables, &lookup.key, found.flow);
 }
 
 /// Drafts a flow as its first packet makes it.

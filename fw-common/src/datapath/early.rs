@@ -2,7 +2,7 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
-use super::conntrack::{find, read_segment, sack_permitted, track, track_stranger};
+use super::conntrack::{about, find, read_segment, sack_permitted, track_stranger};
 use super::forward::forward;
 use super::header::{Icmp, Part, protocol};
 use super::ingress::is_for_this_host;
@@ -60,7 +60,12 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     if scratch.headers.icmp as u8 == Icmp::Error as u8 {
         // It may be about a flow.
         let aliases = scratch.has_nat();
-        track(packet, tables, scratch, aliases);
+        scratch.lookup.met = 0;
+        if scratch.headers.broken {
+            scratch.tracked.set_without_flow(ct::INVALID);
+        } else {
+            about(packet, tables, scratch, aliases);
+        }
         if scratch.tracked.ct & ct::INVALID == 0 {
             return Verdict::Pass;
         }
@@ -136,6 +141,6 @@ fn has_ports(scratch: &Scratch) -> bool {
 fn belongs_to_flow<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     scratch.lookup.tuple.set(&scratch.headers);
     let lookup = &mut scratch.lookup;
-    lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
+    lookup.write_key(FlowKey::FIRST);
     tables.flow(&lookup.key).is_some()
 }

@@ -438,8 +438,7 @@ fn recall_outside(scratch: &mut Scratch) {
 fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     scratch.lookup.tuple.set(&scratch.headers);
     let lookup = &mut scratch.lookup;
-    let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
-    let opened = if from_low { Flow::LOW_OPENED } else { 0 };
+    let opened = lookup.write_key(FlowKey::FIRST);
     let mut found = tables.flow(&lookup.key);
     let alias = found.filter(|flow| flow.is_alias());
     if found.is_none_or(|flow| !goes_so(flow, opened)) {

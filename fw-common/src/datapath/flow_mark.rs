@@ -206,12 +206,12 @@ fn by_label<'t, T: Tables>(
     direction: u8,
     alias: bool,
 ) -> Option<&'t Flow> {
-    let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
+    let opened = lookup.write_key(FlowKey::FIRST);
     let mut fits = 0;
     if let Some(flow) = tables.flow(&lookup.key) {
         // An alias says which endpoint the translated source is: the one that opened the flow.
-        let opened_low = flow.status.get() & Flow::LOW_OPENED != 0;
-        if (opened_low != from_low) as u8 == direction || lookup.key.is_to_itself() {
+        let way = (flow.status.get() ^ opened) & Flow::LOW_OPENED;
+        if way == direction as u32 || lookup.key.is_to_itself() {
             if flow.is_alias() == alias {
                 return own(tables, flow);
             }

@@ -27,7 +27,12 @@ pub fn forward<P: Packet, T: Tables>(
     now: u64,
 ) -> bool {
     scratch.sending.now = now;
-    set_ends(&scratch.headers, found, &mut scratch.sending);
+    set_ends(
+        &scratch.headers,
+        found,
+        &scratch.lookup.key,
+        &mut scratch.sending,
+    );
     packet.forward(tables, scratch, found.flow, found.is_reply())
 }
 
@@ -213,7 +218,7 @@ fn lasts(flow: &Flow, headers: &Headers) -> bool {
 
 /// What both ends are after all translation.
 #[inline(never)]
-fn set_ends(headers: &Headers, found: &Found<'_>, sending: &mut Sending) {
+fn set_ends(headers: &Headers, found: &Found<'_>, key: &FlowKey, sending: &mut Sending) {
     sending.source = headers.key.source;
     sending.destination = headers.key.destination;
     sending.ports = headers.flow_ports;
@@ -222,7 +227,7 @@ fn set_ends(headers: &Headers, found: &Found<'_>, sending: &mut Sending) {
     if status & Flow::TRANSLATED == 0 {
         return;
     }
-    if let Some(key) = found.alias_of {
+    if found.is_under_alias() {
         // A reply: both ends are those of the flow's own key.
         let low = status & Flow::LOW_OPENED != 0;
         set_to_key(sending, key, !low);

@@ -145,6 +145,7 @@ impl Stage for Open {
 
     #[inline(always)]
     fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, _: u32) -> u32 {
+        name(tables, scratch);
         match prepare(packet, tables, scratch) {
             SEARCH => {}
             result => return result,
@@ -169,6 +170,25 @@ const STORED: u32 = 1;
 /// Its name for the far side must be searched for.
 const SEARCH: u32 = 2;
 
+/// Gives the flow that the packet opens its name: the second one, if one that goes the other way bears the
+/// first. (It has a function of its own for the same reason as [`prepare`].)
+#[inline(never)]
+fn name<T: Tables>(tables: &T, scratch: &mut Scratch) {
+    let (headers, lookup, draft) = (&scratch.headers, &mut scratch.lookup, &mut scratch.draft);
+    if scratch.tracked.ct & ct::DNAT != 0 {
+        set_original(&mut lookup.tuple, headers, &scratch.tracked);
+    } else {
+        lookup.tuple.set(headers);
+    }
+    let opened = lookup.write_key_to(FlowKey::FIRST, &mut draft.key);
+    draft.choice.opened = opened;
+    if draft.wish.nat && is_taken(tables, &draft.key, &mut lookup.key, opened) {
+        draft.key.kind = FlowKey::SECOND;
+        // Whoever bears that name, too, is over: alive, the packet would be its.
+        clear_name(tables, &draft.key, &mut lookup.key);
+    }
+}
+
 /// Stores a flow that nothing translates, or prepares the search for what it becomes. (The search
 /// ends at the bottom of the stack, so that what is before it has a function of its own.)
 ///
@@ -180,19 +200,8 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     draft_flow(packet, tables, scratch);
     let (headers, lookup, draft) = (&scratch.headers, &mut scratch.lookup, &mut scratch.draft);
     let redirected = scratch.tracked.ct & ct::DNAT != 0;
-    if redirected {
-        set_original(&mut lookup.tuple, headers, &scratch.tracked);
-    } else {
-        lookup.tuple.set(headers);
-    }
-    let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut draft.key);
-    let opened = if from_low { Flow::LOW_OPENED } else { 0 };
-    let second = draft.wish.nat && is_taken(tables, &draft.key, opened);
-    if second {
-        draft.key.kind = FlowKey::SECOND;
-        // Whoever bears that name, too, is over: alive, the packet would be its.
-        clear_name(tables, &draft.key);
-    }
+    let opened = draft.choice.opened;
+    let second = draft.key.kind == FlowKey::SECOND;
 
     let own_port = (headers.flow_ports >> 16) as u16;
     let renamed = scratch.tracked.ct & ct::RENAMED != 0;
@@ -247,7 +256,6 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     choice.own_first = keep_port;
     choice.may_stay = redirected;
     choice.found = false;
-    choice.opened = opened;
     draft.flow.other = draft.key;
     // What the far side will see; each candidate fills in its source.
     lookup.tuple.destination = headers.key.destination;
@@ -318,13 +326,13 @@ fn store<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
 /// Whether a flow that goes the other way bears the name: it is translated, or an alias. One that is
 /// over makes way.
 #[inline(always)]
-fn is_taken<T: Tables>(tables: &T, key: &FlowKey, opened: u32) -> bool {
+fn is_taken<T: Tables>(tables: &T, key: &FlowKey, own: &mut FlowKey, opened: u32) -> bool {
     let Some(other) = tables.flow(key) else {
         return false;
     };
     let status = other.status.get();
     if status & Flow::ALIAS != 0 {
-        return !clear_name(tables, key);
+        return !clear_name(tables, key, own);
     }
     status & Flow::TRANSLATED != 0
         && status & Flow::DYING == 0
@@ -333,34 +341,42 @@ fn is_taken<T: Tables>(tables: &T, key: &FlowKey, opened: u32) -> bool {
 
 /// [`clear`] for a name that nothing may be pushed out of.
 #[inline(never)]
-fn clear_name<T: Tables>(tables: &T, key: &FlowKey) -> bool {
-    clear(tables, key, |_, _| false)
+fn clear_name<T: Tables>(tables: &T, key: &FlowKey, own: &mut FlowKey) -> bool {
+    clear(tables, key, own, |_, _| false)
 }
 
 /// Removes what bears a name, if it is over, though nothing has removed it yet: a flow that a reset
-/// has ended waits for that to leave, and its alias with it. `yields` says whether an alias, whose
-/// flow comes second, makes way though its flow is not over.
+/// has ended waits for that to leave, and its alias with it. `yields` says whether an alias of that
+/// status, whose flow comes second, makes way though its flow is not over. `own` is room for the flow's
+/// own key: a pointer to that in the alias would be another to the verifier for each table.
 #[inline(always)]
-fn clear<T: Tables>(tables: &T, key: &FlowKey, yields: impl FnOnce(&Flow, &Flow) -> bool) -> bool {
-    let Some(old) = tables.flow(key) else {
+fn clear<T: Tables>(
+    tables: &T,
+    key: &FlowKey,
+    own: &mut FlowKey,
+    yields: impl FnOnce(u32, &Flow) -> bool,
+) -> bool {
+    let Some(mut flow) = tables.flow(key) else {
         return true;
     };
-    let (key, flow) = if old.is_alias() {
-        match tables.flow(&old.other) {
-            Some(flow) => (&old.other, flow),
+    let status = flow.status.get();
+    if status & Flow::ALIAS == 0 {
+        own.set(key);
+    } else {
+        own.set(&flow.other);
+        flow = match tables.flow(own) {
+            Some(flow) => flow,
             None => {
                 tables.remove_flow(key);
                 return true;
             }
-        }
-    } else {
-        (key, old)
-    };
+        };
+    }
     let over = flow.status.get() & Flow::DYING != 0
         || flow.expires.get() < tables.now()
-        || old.is_alias() && yields(old, flow);
+        || status & Flow::ALIAS != 0 && yields(status, flow);
     if over {
-        end_flow(tables, key, flow);
+        end_flow(tables, own, flow);
     }
     over
 }

@@ -60,6 +60,8 @@ pub enum Name {
     Choose,
     /// [`super::conntrack::LookUp`].
     LookUp,
+    /// [`super::conntrack::About`].
+    About,
     /// [`super::transit::FindOnWay`].
     FindOnWay,
     /// [`super::transit::TakeName`].

@@ -2,9 +2,12 @@
 
 use core::ops::ControlFlow;
 
+use super::conntrack;
 use super::scratch::Scratch;
 use super::sources::{self, Sources};
 use super::tcp::{self, Segment};
+use super::translation;
+use super::tuple::Lookup;
 use crate::MapCell;
 use crate::abi::blob::{Cell, Page, place};
 use crate::abi::device::Device;
@@ -64,6 +67,18 @@ pub trait Tables: Sized {
 
     /// Finds a flow, in either tier.
     fn flow(&self, key: &FlowKey) -> Option<&Flow>;
+
+    /// Whether there may be a flow under the key, or under another name of the same endpoints.
+    #[inline(always)]
+    fn may_have_flow(&self, _key: &FlowKey) -> bool {
+        true
+    }
+
+    /// [`Tables::flow`] for whoever has asked [`Tables::may_have_flow`].
+    #[inline(always)]
+    fn stored_flow(&self, key: &FlowKey) -> Option<&Flow> {
+        self.flow(key)
+    }
 
     /// Adds a flow, if the key is free.
     fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError>;
@@ -157,6 +172,20 @@ pub trait Tables: Sized {
     #[inline(always)]
     fn advance_tcp(&self, flow: &Flow, segment: &Segment, reply: bool) -> tcp::Outcome {
         tcp::advance(flow, segment, reply)
+    }
+
+    /// [`conntrack::second`], which a BPF program calls as a global function. The look-up is the
+    /// scratch space's.
+    #[inline(always)]
+    fn find_second(&self, lookup: &mut Lookup, aliases: bool, opened: u32, now: u64) -> u32 {
+        conntrack::second(self, lookup, aliases, opened, now)
+    }
+
+    /// [`translation::name_is_taken`], which a BPF program calls as a global function. The look-up is the
+    /// scratch space's.
+    #[inline(always)]
+    fn name_is_taken(&self, lookup: &mut Lookup, opened: u32) -> bool {
+        translation::name_is_taken(self, lookup, opened)
     }
 
     /// Takes a flow that ends out of its source's list, and removes the name of its packets on their

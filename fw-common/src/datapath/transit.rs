@@ -48,10 +48,8 @@ impl Stage for TakeName {
             ..
         } = scratch;
         draft.flow = Flow::default();
-        let tuple = &mut lookup.tuple;
-        set_original(tuple, headers, tracked);
-        let from_low = tuple.write_key(FlowKey::FIRST, &mut draft.key);
-        let opened = if from_low { Flow::LOW_OPENED } else { 0 };
+        set_original(&mut lookup.tuple, headers, tracked);
+        let opened = lookup.write_key_to(FlowKey::FIRST, &mut draft.key);
         draft
             .flow
             .status
@@ -59,8 +57,8 @@ impl Stage for TakeName {
         draft.flow.other.set(&draft.key);
         draft.flow.expires.set(tables.now().wrapping_add(GRACE));
         draft.flow.nat_port = tracked.identifier;
-        tuple.set(headers);
-        tuple.write_key(FlowKey::TRANSIT, &mut draft.alias);
+        lookup.tuple.set(headers);
+        lookup.write_key_to(FlowKey::TRANSIT, &mut draft.alias);
         for number in 0..FlowKey::TRANSITS {
             if take(tables, draft, number) {
                 tracked.transit = number;
@@ -140,7 +138,8 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
     } = scratch;
     let reply = tracked.direction != 0;
     tracked.transit = number;
-    let mut from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
+    let opened = lookup.write_key(FlowKey::FIRST);
+    let opener = opened ^ reply as u32;
     let opens = note & NOTE_OPENS != 0;
     let mut record = None;
     if opens {
@@ -152,10 +151,10 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
     let both = note as u8 & ct::DNAT != 0 && note as u8 & (ct::SNAT | ct::RENAMED) != 0;
     if record.is_none() && !both {
         lookup.key.kind = FlowKey::FIRST;
-        record = alias(tables, &lookup.key, from_low != reply, opens);
+        record = alias(tables, &lookup.key, opener, opens);
         if record.is_none() {
             lookup.key.kind = FlowKey::SECOND;
-            record = alias(tables, &lookup.key, from_low != reply, opens);
+            record = alias(tables, &lookup.key, opener, opens);
         }
     }
     if record.is_none() {
@@ -163,13 +162,12 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
         record = tables.flow(&lookup.key);
     }
     let Some(record) = record else {
-        return find_foreign(tables, tracked, &mut lookup.key, from_low);
+        return find_foreign(tables, tracked, &mut lookup.key, opened);
     };
     let status = record.status.get();
     let key = &record.other;
     if status & Flow::TENTATIVE != 0 {
-        from_low = status & Flow::LOW_OPENED != 0;
-        let (address, port) = if from_low {
+        let (address, port) = if status & Flow::LOW_OPENED != 0 {
             (key.high, key.high_port)
         } else {
             (key.low, key.low_port)
@@ -213,29 +211,24 @@ fn find_foreign<T: Tables>(
     tables: &T,
     tracked: &mut Tracked,
     key: &mut FlowKey,
-    from_low: bool,
+    opened: u32,
 ) -> bool {
     key.kind = FlowKey::FIRST;
-    if take_foreign(tables, tracked, key, from_low) {
+    if take_foreign(tables, tracked, key, opened) {
         return true;
     }
     key.kind = FlowKey::SECOND;
-    take_foreign(tables, tracked, key, from_low)
+    take_foreign(tables, tracked, key, opened)
 }
 
 #[inline(never)]
-fn take_foreign<T: Tables>(
-    tables: &T,
-    tracked: &mut Tracked,
-    key: &FlowKey,
-    from_low: bool,
-) -> bool {
+fn take_foreign<T: Tables>(tables: &T, tracked: &mut Tracked, key: &FlowKey, opened: u32) -> bool {
     let Some(record) = tables.flow(key) else {
         return false;
     };
     let reply = tracked.direction != 0;
-    let opens_low = record.status.get() & Flow::LOW_OPENED != 0;
-    if record.is_alias() == reply || (opens_low == from_low) == reply {
+    let same_way = (record.status.get() ^ opened) & Flow::LOW_OPENED == 0;
+    if record.is_alias() == reply || same_way == reply {
         return false;
     }
     let flow = if reply {
@@ -266,10 +259,15 @@ fn tentative<'t, T: Tables>(tables: &'t T, key: &mut FlowKey, number: u8) -> Opt
 /// The alias under a key whose translated source is that endpoint, or either where both are the same; of
 /// a flow that lives, if asked.
 #[inline(always)]
-fn alias<'t, T: Tables>(tables: &'t T, key: &FlowKey, low: bool, alive: bool) -> Option<&'t Flow> {
+fn alias<'t, T: Tables>(
+    tables: &'t T,
+    key: &FlowKey,
+    opener: u32,
+    alive: bool,
+) -> Option<&'t Flow> {
     let record = tables.flow(key)?;
     let status = record.status.get();
-    let same_way = (status & Flow::LOW_OPENED != 0) == low || key.is_to_itself();
+    let same_way = (status ^ opener) & Flow::LOW_OPENED == 0 || key.is_to_itself();
     let is_alias = status & Flow::ALIAS != 0 && same_way;
     (is_alias && (!alive || is_alive(tables, record))).then_some(record)
 }
@@ -326,7 +324,7 @@ impl Stage for SettleName {
         } = scratch;
         lookup.tuple.set(headers);
         let kind = FlowKey::TRANSIT.wrapping_add(tracked.transit);
-        lookup.tuple.write_key(kind, &mut lookup.key);
+        lookup.write_key(kind);
         tables.remove_flow(&lookup.key);
         let status = draft.flow.status.get();
         if status & Flow::TRANSLATED != Flow::TRANSLATED {

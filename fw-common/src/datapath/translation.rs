@@ -406,26 +406,28 @@ impl<T: Tables> Search<'_, T> {
         } else {
             tuple.ports & 0xffff_0000 | port as u32
         };
-        let from_low = tuple.write_key(FlowKey::FIRST, &mut self.lookup.key);
-        if self.takes(from_low) {
+        let opened = self.lookup.write_key(FlowKey::FIRST);
+        if self.tables.name_is_taken(self.lookup, opened) {
             return true;
         }
         self.lookup.key.kind = FlowKey::SECOND;
-        self.takes(from_low)
+        self.tables.name_is_taken(self.lookup, opened)
     }
+}
 
-    #[inline(never)]
-    fn takes(&self, from_low: bool) -> bool {
-        let Some(flow) = self.tables.flow(&self.lookup.key) else {
-            return false;
-        };
-        let status = flow.status.get();
-        let opened_here = (status & Flow::LOW_OPENED != 0) == from_low;
-        if status & Flow::ALIAS != 0 {
-            opened_here && is_alive(self.tables, flow)
-        } else {
-            status & Flow::DYING == 0 && (status & Flow::TRANSLATED == 0 || !opened_here)
-        }
+/// Whether replies under the key that is looked up, for which `opened` is what [`Lookup::write_key`] said,
+/// would belong to a flow.
+#[inline(always)]
+pub fn name_is_taken<T: Tables>(tables: &T, lookup: &Lookup, opened: u32) -> bool {
+    let Some(flow) = tables.flow(&lookup.key) else {
+        return false;
+    };
+    let status = flow.status.get();
+    let opened_here = (status ^ opened) & Flow::LOW_OPENED == 0;
+    if status & Flow::ALIAS != 0 {
+        opened_here && is_alive(tables, flow)
+    } else {
+        status & Flow::DYING == 0 && (status & Flow::TRANSLATED == 0 || !opened_here)
     }
 }
 

@@ -1,7 +1,8 @@
 //! Naming flows: from what a packet shows to the key of the flow tables.
 
 use super::header::Headers;
-use crate::abi::flow::FlowKey;
+use crate::MapCell;
+use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::{Addr, Family};
 
 /// One direction of a flow, as a packet shows it.
@@ -38,7 +39,7 @@ impl Tuple {
         let mut tuple = Self::default();
         let mut key = FlowKey::default();
         tuple.set(headers);
-        let from_low = tuple.write_key(kind, &mut key);
+        let from_low = tuple.fill_key(kind, &mut key);
         (key, from_low)
     }
 
@@ -75,11 +76,12 @@ impl Tuple {
 
     /// Writes the flow's key; true if the source is its lower endpoint.
     #[inline(never)]
-    pub fn write_key(&self, kind: u8, key: &mut FlowKey) -> bool {
+    fn write_key(&self, kind: u8, key: &mut FlowKey) -> bool {
         self.fill_key(kind, key)
     }
 
-    /// [`Tuple::write_key`] where there is no room for another call: eight may be nested.
+    /// [`Lookup::write_key`] where there is no room for another call: eight may be nested. It is true if
+    /// the source is the key's lower endpoint.
     #[inline(always)]
     pub fn fill_key(&self, kind: u8, key: &mut FlowKey) -> bool {
         let (source_port, destination_port) = ((self.ports >> 16) as u16, self.ports as u16);
@@ -109,7 +111,7 @@ impl Tuple {
 }
 
 /// Looking a flow up: the tuple asked for, and its key.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Lookup {
     /// The tuple.
     pub tuple: Tuple,
@@ -119,6 +121,8 @@ pub struct Lookup {
     /// [`Lookup::BACK`]; or one that the tuple does not belong to: [`Lookup::OTHERS`]. Whoever asks for
     /// it makes it 0 before.
     pub met: u32,
+    /// See [`Lookup::write_key`].
+    cell: MapCell<u32>,
 }
 
 impl Lookup {
@@ -137,10 +141,26 @@ impl Lookup {
         self.met == Self::FORTH || self.met == Self::BACK
     }
 
-    /// Whether the tuple's source is the key's lower endpoint.
+    /// Writes the tuple's key of a kind: [`Flow::LOW_OPENED`] if the tuple's source is the lower endpoint,
+    /// else 0.
     #[inline(always)]
-    pub fn is_from_low(&self) -> bool {
-        self.tuple.source == self.key.low && (self.tuple.ports >> 16) as u16 == self.key.low_port
+    pub fn write_key(&mut self, kind: u8) -> u32 {
+        let from_low = self.tuple.write_key(kind, &mut self.key);
+        self.opened(from_low)
+    }
+
+    /// The same for a key elsewhere.
+    #[inline(always)]
+    pub fn write_key_to(&self, kind: u8, key: &mut FlowKey) -> u32 {
+        let from_low = self.tuple.write_key(kind, key);
+        self.opened(from_low)
+    }
+
+    /// No constant to the verifier, which would explore all that follows for each of the two.
+    #[inline(always)]
+    fn opened(&self, from_low: bool) -> u32 {
+        self.cell.set(from_low as u32 * Flow::LOW_OPENED);
+        self.cell.get()
     }
 }
 

@@ -212,7 +212,7 @@ impl Store {
     fn put(&mut self, maps: &mut Maps, taken: &Taken) -> Result<bool> {
         let mut key = FlowKey::default();
         let opened = |from_low| if from_low { Flow::LOW_OPENED } else { 0 };
-        let from_low = taken.tuple.write_key(FlowKey::FIRST, &mut key);
+        let from_low = taken.tuple.fill_key(FlowKey::FIRST, &mut key);
         if self.keys.contains(&key) {
             key.kind = FlowKey::SECOND;
         }
@@ -220,7 +220,7 @@ impl Store {
         flow.status.set(flow.status.get() | opened(from_low));
         if let Some(tuple) = &taken.alias {
             let mut name = FlowKey::default();
-            let from_low = tuple.write_key(FlowKey::FIRST, &mut name);
+            let from_low = tuple.fill_key(FlowKey::FIRST, &mut name);
             if self.keys.contains(&name) {
                 name.kind = FlowKey::SECOND;
             }
@@ -236,7 +236,7 @@ impl Store {
         }
         if let Some(tuple) = &taken.way {
             let mut name = FlowKey::default();
-            tuple.write_key(FlowKey::TRANSIT, &mut name);
+            tuple.fill_key(FlowKey::TRANSIT, &mut name);
             while self.keys.contains(&name) {
                 name.kind += 1;
             }

@@ -7,6 +7,7 @@
 //!
 //! `EQUALS_SEED`, `EQUALS_POLICIES` and `EQUALS_PACKETS` choose what is tried.
 
+mod costs;
 mod input;
 mod kernel;
 mod older;

@@ -6,23 +6,49 @@ use crate::datapath::header::Headers;
 use crate::datapath::packet::Packet;
 use crate::datapath::quoted::{opens_flow, read_quoted};
 use crate::datapath::scratch::Scratch;
+use crate::datapath::stage::{Name, Stage};
 use crate::datapath::tables::Tables;
 
 /// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's
 /// sender; otherwise it is INVALID (`nf_conntrack_inet_error`). It does not keep the flow alive.
-#[inline(never)]
+#[inline(always)]
 pub fn about<P: Packet, T: Tables>(
-    packet: &P,
+    packet: &mut P,
     tables: &T,
     scratch: &mut Scratch,
     aliases: Aliases,
 ) {
+    packet.call::<About, T>(tables, scratch, aliases as u32);
+}
+
+/// The stage of [`about`]; its argument says whether aliases are looked up.
+pub struct About;
+
+impl Stage for About {
+    const NAME: Name = Name::About;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        aliases: u32,
+    ) -> u32 {
+        relate(packet, tables, scratch, aliases != 0);
+        0
+    }
+}
+
+#[inline(always)]
+fn relate<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     scratch.tracked.set_without_flow(ct::INVALID);
     if !mirror(packet, tables, scratch) {
         return;
     }
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, tables.now()) {
-        scratch.tracked.set_in_flow(&found, ct::RELATED);
+        scratch
+            .tracked
+            .set_in_flow(&found, &scratch.lookup.key, ct::RELATED);
         scratch.tracked.error = true;
     }
 }

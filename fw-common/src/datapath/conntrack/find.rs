@@ -6,18 +6,18 @@ use crate::abi::stat::Stat;
 use crate::datapath::tables::Tables;
 use crate::datapath::tuple::Lookup;
 
-/// What [`find`] found.
+/// What [`find`] found. The flow's own key is [`Lookup::key`].
 ///
-/// Its only niche is the reference at offset 0: the kernel refuses BTF in which the discriminant of
+/// Its only niche is the reference at offset 0 (so it has no `bool`): the kernel refuses BTF in which the discriminant of
 /// an `Option` lies anywhere else ("Invalid member bits_offset"). So are the other types that
 /// functions of their own pass in an `Option`.
 #[repr(C)]
 pub struct Found<'t> {
     /// The flow.
     pub flow: &'t Flow,
-    /// Its own key, if the packet bears its alias.
-    pub alias_of: Option<&'t FlowKey>,
     pub(super) direction: u8,
+    /// 1 if the packet bears its alias, else 0.
+    alias: u8,
 }
 
 impl Found<'_> {
@@ -26,13 +26,22 @@ impl Found<'_> {
     pub fn is_reply(&self) -> bool {
         self.direction != 0
     }
+
+    /// Whether the packet bears the flow's alias.
+    #[inline(always)]
+    pub fn is_under_alias(&self) -> bool {
+        self.alias != 0
+    }
 }
 
 /// Whether names of translated flows are looked up: only where they can occur, at ingress, and
 /// only if the family has a nat table.
 pub type Aliases = bool;
 
-/// The live flow that a tuple belongs to.
+/// The live flow that a tuple belongs to, whose own key the look-up has then.
+///
+/// A pointer to a flow is one of four to the verifier, by the table that the flow is in. A pointer to
+/// an alias that lives on beside it would make it sixteen.
 #[inline(never)]
 pub fn find<'t, T: Tables>(
     tables: &'t T,
@@ -40,33 +49,57 @@ pub fn find<'t, T: Tables>(
     aliases: Aliases,
     now: u64,
 ) -> Option<Found<'t>> {
-    let from_low = lookup.tuple.write_key(FlowKey::FIRST, &mut lookup.key);
-    let Some(flow) = tables.flow(&lookup.key) else {
-        // The second may outlive the first.
-        return find_second(tables, lookup, from_low, aliases, now);
-    };
-    if !flow.is_alias() {
-        let direction = direction(tables, lookup, flow, from_low, now);
-        // Replies to a translated flow bear its alias. Under the opener's own address they are
-        // another flow's, except after the translation, where aliases are not looked up.
-        let other = aliases && direction == 1 && flow.status.get() & Flow::TRANSLATED != 0;
-        // The second may outlive the first, which is over but waits for its last packet to leave.
-        if !other && direction != NO_FLOW {
+    let opened = lookup.write_key(FlowKey::FIRST);
+    if !tables.may_have_flow(&lookup.key) {
+        return None;
+    }
+    if let Some(flow) = tables.stored_flow(&lookup.key) {
+        if !flow.is_alias() {
+            let direction = direction(tables, lookup, flow, opened, now);
+            // Replies to a translated flow bear its alias. Under the opener's own address they are
+            // another flow's, except after the translation, where aliases are not looked up.
+            let other = aliases && direction == 1 && flow.status.get() & Flow::TRANSLATED != 0;
+            // The second may outlive the first, which is over but waits for its last packet to leave.
+            if !other && direction != NO_FLOW {
+                return Some(Found {
+                    flow,
+                    direction,
+                    alias: 0,
+                });
+            }
+            if other {
+                lookup.met = Lookup::OTHERS;
+            }
+        } else if aliases && goes_back(&lookup.key, flow, opened) {
             return Some(Found {
-                flow,
-                alias_of: None,
-                direction,
+                flow: replying(tables, lookup, flow, now)?,
+                direction: 1,
+                alias: 1,
             });
-        }
-        if other {
+        } else {
             lookup.met = Lookup::OTHERS;
         }
-    } else if aliases && goes_back(&lookup.key, flow, from_low) {
-        return replying(tables, lookup, flow, now);
-    } else {
-        lookup.met = Lookup::OTHERS;
     }
-    find_second(tables, lookup, from_low, aliases, now)
+    // The second may outlive the first.
+    let place = tables.find_second(lookup, aliases, opened, now);
+    found_second(tables, lookup, place)
+}
+
+/// What [`second`] found.
+#[inline(always)]
+pub(super) fn found_second<'t, T: Tables>(
+    tables: &'t T,
+    lookup: &Lookup,
+    place: u32,
+) -> Option<Found<'t>> {
+    if place & NO_FLOW as u32 != 0 {
+        return None;
+    }
+    Some(Found {
+        flow: tables.stored_flow(&lookup.key)?,
+        direction: place as u8 & 1,
+        alias: (place / UNDER_ALIAS) as u8,
+    })
 }
 
 /// Whether a packet of this host's own, which belongs to no flow, shows that netfilter does not translate
@@ -74,9 +107,8 @@ pub fn find<'t, T: Tables>(
 /// or sends what netfilter had that end send. From now on it is translated here.
 #[inline(never)]
 pub(super) fn stands_in<T: Tables>(tables: &T, lookup: &mut Lookup) -> bool {
-    let Lookup { tuple, key, .. } = lookup;
-    tuple.write_key(FlowKey::FIRST, key);
-    let Some(mut flow) = tables.flow(key) else {
+    lookup.write_key(FlowKey::FIRST);
+    let Some(mut flow) = tables.flow(&lookup.key) else {
         return false;
     };
     if flow.is_alias() {
@@ -93,69 +125,69 @@ pub(super) fn stands_in<T: Tables>(tables: &T, lookup: &mut Lookup) -> bool {
     true
 }
 
-/// The flow that an alias leads to, which the packet goes against.
+/// The flow that an alias leads to, which the packet goes against: its key takes the alias's place.
 #[inline(always)]
 fn replying<'t, T: Tables>(
     tables: &'t T,
     lookup: &mut Lookup,
     alias: &'t Flow,
     now: u64,
-) -> Option<Found<'t>> {
+) -> Option<&'t Flow> {
     let flow = tables.flow(&alias.other)?;
-    let direction = live::<true, T>(tables, &alias.other, &mut lookup.met, flow, true, now);
-    (direction != NO_FLOW).then_some(Found {
-        flow,
-        alias_of: Some(&alias.other),
-        direction: 1,
-    })
+    let direction = live::<true, T>(tables, &alias.other, &mut lookup.met, flow, 0, now);
+    if direction == NO_FLOW {
+        return None;
+    }
+    lookup.key.set_alike(&alias.other);
+    Some(flow)
 }
 
 /// Whether a packet under an alias is a reply. One whose two endpoints are the same is: what the
 /// alias's flow sends gets that name only after it was found.
 #[inline(always)]
-fn goes_back(key: &FlowKey, alias: &Flow, from_low: bool) -> bool {
-    (alias.status.get() & Flow::LOW_OPENED != 0) != from_low || key.is_to_itself()
+fn goes_back(key: &FlowKey, alias: &Flow, opened: u32) -> bool {
+    (alias.status.get() ^ opened) & Flow::LOW_OPENED != 0 || key.is_to_itself()
 }
 
-/// The flow of the second name: the first one's goes the other way, or is over.
-#[inline(never)]
-pub(super) fn find_second<'t, T: Tables>(
-    tables: &'t T,
+/// Beside a direction, in the result of [`second`]: the packet bears the flow's alias.
+const UNDER_ALIAS: u32 = 4;
+
+/// Looks for the flow of the second name: the first one's goes the other way, or is over. Its result is
+/// the packet's direction in that flow, or [`NO_FLOW`].
+///
+/// To the verifier, a function of its own; so the flow is looked up once more, which is rare.
+#[inline(always)]
+pub fn second<T: Tables>(
+    tables: &T,
     lookup: &mut Lookup,
-    from_low: bool,
     aliases: Aliases,
+    opened: u32,
     now: u64,
-) -> Option<Found<'t>> {
+) -> u32 {
     lookup.key.kind = FlowKey::SECOND;
-    let flow = tables.flow(&lookup.key)?;
+    let Some(flow) = tables.flow(&lookup.key) else {
+        return NO_FLOW as u32;
+    };
     if flow.is_alias() {
-        if !aliases || !goes_back(&lookup.key, flow, from_low) {
-            return None;
-        }
-        return replying(tables, lookup, flow, now);
+        let back = aliases && goes_back(&lookup.key, flow, opened);
+        return if back && replying(tables, lookup, flow, now).is_some() {
+            UNDER_ALIAS | 1
+        } else {
+            NO_FLOW as u32
+        };
     }
-    let direction = direction(tables, lookup, flow, from_low, now);
+    let direction = direction(tables, lookup, flow, opened, now);
     // As under the first name: replies to a translated flow bear its alias.
     if aliases && direction == 1 && flow.status.get() & Flow::TRANSLATED != 0 {
-        return None;
+        return NO_FLOW as u32;
     }
-    (direction != NO_FLOW).then_some(Found {
-        flow,
-        alias_of: None,
-        direction,
-    })
+    direction as u32
 }
 
 /// [`live`] for the flow under the key that was looked up.
 #[inline(always)]
-fn direction<T: Tables>(
-    tables: &T,
-    lookup: &mut Lookup,
-    flow: &Flow,
-    from_low: bool,
-    now: u64,
-) -> u8 {
-    live::<false, T>(tables, &lookup.key, &mut lookup.met, flow, from_low, now)
+fn direction<T: Tables>(tables: &T, lookup: &mut Lookup, flow: &Flow, opened: u32, now: u64) -> u8 {
+    live::<false, T>(tables, &lookup.key, &mut lookup.met, flow, opened, now)
 }
 
 /// 0 or 1: the packet's direction; [`NO_FLOW`] if the flow is past its time, which ends it, or is cut. `BACK`
@@ -166,7 +198,7 @@ fn live<const BACK: bool, T: Tables>(
     key: &FlowKey,
     met: &mut u32,
     flow: &Flow,
-    from_low: bool,
+    opened: u32,
     now: u64,
 ) -> u8 {
     let status = flow.status.get();
@@ -174,7 +206,7 @@ fn live<const BACK: bool, T: Tables>(
         if status & Flow::REVOKED != 0 {
             *met = meet_revoked(
                 flow,
-                !BACK && (status & Flow::LOW_OPENED != 0) == from_low,
+                !BACK && (status ^ opened) & Flow::LOW_OPENED == 0,
                 now,
             );
         }
@@ -195,7 +227,8 @@ fn live<const BACK: bool, T: Tables>(
         // reply, which it hashed last.
         return 1;
     }
-    ((status & Flow::LOW_OPENED != 0) != from_low) as u8
+    const { assert!(Flow::LOW_OPENED == 1) };
+    ((status ^ opened) & Flow::LOW_OPENED) as u8
 }
 
 /// How long a flow that is cut is remembered after a packet of it.

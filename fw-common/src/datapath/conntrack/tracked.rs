@@ -144,10 +144,10 @@ impl Tracked {
         self.opens = true;
     }
 
-    /// A packet of a flow that is found: it becomes the mirror image of what the flow's packets of
+    /// A packet of a flow that is found, under its own key: it becomes the mirror image of what the flow's packets of
     /// the other direction come as (`nf_nat_packet`, net/netfilter/nf_nat_core.c).
     #[inline(always)]
-    pub(super) fn set_in_flow(&mut self, found: &Found<'_>, state: u8) {
+    pub(super) fn set_in_flow(&mut self, found: &Found<'_>, key: &FlowKey, state: u8) {
         let flow = found.flow;
         let status = flow.status.get();
         self.set_without_flow(state);
@@ -158,7 +158,7 @@ impl Tracked {
             return;
         }
         self.transit = flow.transit as u8;
-        if let Some(key) = found.alias_of {
+        if found.is_under_alias() {
             self.set_reply(status, key);
             if status & Flow::FOREIGN != 0 {
                 self.translates = 0;
@@ -214,14 +214,14 @@ impl Tracked {
 
     /// A packet of a known flow is NEW until something came back (`resolve_normal_ct`).
     #[inline(always)]
-    pub(super) fn set_label(&mut self, found: &Found<'_>) {
+    pub(super) fn set_label(&mut self, found: &Found<'_>, key: &FlowKey) {
         let answered = found.flow.status.get() & Flow::SEEN_REPLY != 0;
         let state = if found.is_reply() || answered {
             ct::ESTABLISHED
         } else {
             ct::NEW
         };
-        self.set_in_flow(found, state);
+        self.set_in_flow(found, key, state);
     }
 
     /// The label as ingress hands it to egress in the packet's note.

@@ -192,23 +192,11 @@ impl<T: Tables> Search<'_, T> {
 
     /// Removes what bears the alias's name, if it is over.
     #[inline(never)]
-    fn make_way(&self) -> bool {
-        clear(self.tables, &self.draft.alias, |alias, flow| {
-            self.pushes_out(alias, flow)
+    fn make_way(&mut self) -> bool {
+        let (draft, own) = (&*self.draft, &mut self.lookup.key);
+        clear(self.tables, &draft.alias, own, |alias, flow| {
+            pushes_out(draft, alias, flow)
         })
-    }
-
-    /// Whether the new flow takes a port whose flow only waits for its time to end
-    /// (`nf_nat_used_tuple_harder`).
-    #[inline(always)]
-    fn pushes_out(&self, alias: &Flow, flow: &Flow) -> bool {
-        let new = &self.draft.flow;
-        let same_way = (alias.status.get() ^ new.status.get()) & Flow::LOW_OPENED == 0;
-        self.draft.choice.pushes
-            && self.draft.key.protocol == protocol::TCP
-            && tcp::state_of(new) == state::SYN_SENT
-            && same_way
-            && tcp::makes_way(flow, new.sent[0].end.get())
     }
 
     /// Takes the port if no other flow to the same place has it.
@@ -221,11 +209,24 @@ impl<T: Tables> Search<'_, T> {
             return false;
         }
         tuple.ports = (port as u32) << 16 | tuple.ports & 0xffff;
-        let from_low = tuple.write_key(FlowKey::FIRST, &mut self.draft.alias);
-        let opened = if from_low { Flow::LOW_OPENED } else { 0 };
+        let alias = &mut self.draft.alias;
+        let opened = self.lookup.write_key_to(FlowKey::FIRST, alias);
         self.draft.flow.status.set(Flow::ALIAS | opened);
         // Flows of this host's own bear their names in the same tables: whichever comes first has
         // the port.
         self.insert_alias()
     }
+}
+
+/// Whether the new flow takes a port whose flow, under an alias of that status, only waits for its time
+/// to end (`nf_nat_used_tuple_harder`).
+#[inline(always)]
+fn pushes_out(draft: &Draft, alias: u32, flow: &Flow) -> bool {
+    let new = &draft.flow;
+    let same_way = (alias ^ new.status.get()) & Flow::LOW_OPENED == 0;
+    draft.choice.pushes
+        && draft.key.protocol == protocol::TCP
+        && tcp::state_of(new) == state::SYN_SENT
+        && same_way
+        && tcp::makes_way(flow, new.sent[0].end.get())
 }
