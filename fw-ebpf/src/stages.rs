@@ -24,6 +24,7 @@ use fw_common::datapath::nat::Open;
 use fw_common::datapath::packet::Packet;
 use fw_common::datapath::reject::Respond;
 use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::sctp::{self, Chunks, ReadChunks};
 use fw_common::datapath::search::Find;
 use fw_common::datapath::sources;
 use fw_common::datapath::stage::{Name, Stage};
@@ -83,6 +84,7 @@ stages! {
     fwbpf_find_mark: FindMark, SkbPacket(__sk_buff), BpfTables;
     fwbpf_keep_mark: KeepMark, SkbPacket(__sk_buff), BpfTables;
     fwbpf_options: ReadOptions, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_chunks: ReadChunks, SkbPacket(__sk_buff), BpfTables;
     fwbpf_respond: Respond, SkbPacket(__sk_buff), BpfTables;
     fwbpf_choose: Choose, SkbPacket(__sk_buff), BpfTables;
     fwbpf_look_up: LookUp, SkbPacket(__sk_buff), BpfTables;
@@ -136,6 +138,32 @@ pub extern "C" fn fwbpf_advance_tcp(
     // SAFETY: both pointers outlive the call, and what changes meanwhile is in cells.
     match unsafe { (flow.as_ref(), segment.as_ref()) } {
         (Some(flow), Some(segment)) => tcp::advance(flow, segment, reply != 0),
+        _ => tcp::INVALID,
+    }
+}
+
+/// [`sctp::advance`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fwbpf_advance_sctp(
+    flow: *const Flow,
+    chunks: *const Chunks,
+    direction: u32,
+) -> tcp::Outcome {
+    // SAFETY: both pointers outlive the call, and what changes meanwhile is in cells.
+    match unsafe { (flow.as_ref(), chunks.as_ref()) } {
+        (Some(flow), Some(chunks)) => sctp::advance(&BpfTables, flow, chunks, direction),
+        _ => tcp::INVALID,
+    }
+}
+
+/// [`sctp::take`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fwbpf_take_chunk(flow: *const Flow, chunks: *const Chunks, argument: u32) -> u32 {
+    // SAFETY: as above.
+    match unsafe { (flow.as_ref(), chunks.as_ref()) } {
+        (Some(flow), Some(chunks)) => sctp::take(flow, chunks, argument),
         _ => tcp::INVALID,
     }
 }
@@ -272,6 +300,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::Translate => fwbpf_translate(skb, argument),
         Name::Gather => fwbpf_gather(skb, argument),
         Name::ReadOptions => fwbpf_options(skb, argument),
+        Name::ReadChunks => fwbpf_chunks(skb, argument),
         Name::Respond => fwbpf_respond(skb, argument),
         Name::Meet => fwbpf_meet(skb, argument),
         Name::Find => fwbpf_find(skb, argument),
@@ -314,6 +343,7 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         | Name::LookUp
         | Name::FindOnWay
         | Name::TakeName
-        | Name::SettleName => None,
+        | Name::SettleName
+        | Name::ReadChunks => None,
     }
 }

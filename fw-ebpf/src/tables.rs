@@ -29,6 +29,7 @@ use fw_common::abi::{Addr, Family};
 use fw_common::datapath::Recorder;
 use fw_common::datapath::limit;
 use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::sctp::Chunks;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 use fw_common::datapath::tuple::Lookup;
@@ -40,7 +41,7 @@ use crate::maps::{
 };
 use crate::stages::{
     call_deferred, call_list, call_name_is_taken, call_second, call_xdp_deferred,
-    fwbpf_advance_tcp, fwbpf_unlink,
+    fwbpf_advance_sctp, fwbpf_advance_tcp, fwbpf_take_chunk, fwbpf_unlink,
 };
 
 /// One generation: its place. User space leaves a place alone while a program may be running that
@@ -420,6 +421,16 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn advance_sctp(&self, flow: &Flow, chunks: &Chunks, direction: u32) -> u32 {
+        fwbpf_advance_sctp(flow, chunks, direction)
+    }
+
+    #[inline(always)]
+    fn take_chunk(&self, flow: &Flow, chunks: &Chunks, argument: u32) -> u32 {
+        fwbpf_take_chunk(flow, chunks, argument)
+    }
+
+    #[inline(always)]
     fn unlink(&self, key: &FlowKey, flow: &Flow) {
         fwbpf_unlink(key, flow);
     }
@@ -744,6 +755,11 @@ impl Tables for RecordingTables {
     #[inline(always)]
     fn advance_tcp(&self, flow: &Flow, segment: &Segment, reply: bool) -> u32 {
         BpfTables.advance_tcp(flow, segment, reply)
+    }
+
+    #[inline(always)]
+    fn advance_sctp(&self, flow: &Flow, chunks: &Chunks, direction: u32) -> u32 {
+        BpfTables.advance_sctp(flow, chunks, direction)
     }
     #[inline(always)]
     fn find_second(&self, lookup: &mut Lookup, aliases: bool, opened: u32, now: u64) -> u32 {

@@ -17,6 +17,7 @@ use super::fragment::Borrowed;
 use super::header::{Headers, Icmp, L4_V4, Part, protocol};
 use super::packet::Packet;
 use super::scratch::Scratch;
+use super::sctp::{self, ReadChunks};
 use super::stage::{Name, Stage};
 use super::tables::Tables;
 use super::tcp::{self, Segment, flag};
@@ -85,11 +86,18 @@ pub fn track<P: Packet, T: Tables>(
     if scratch.headers.key.protocol as u8 == protocol::TCP {
         return track_tcp(packet, tables, scratch, aliases);
     }
+    let sctp = scratch.headers.key.protocol as u8 == protocol::SCTP;
+    if sctp {
+        packet.call::<ReadChunks, T>(tables, scratch, 0);
+    }
     let now = tables.now();
     let Some(found) = find(tables, &mut scratch.lookup, aliases, now) else {
         look_for_others(tables, scratch);
         // An answer that nobody asked for does not open a flow, nor does one in a flow that is cut.
-        if scratch.headers.icmp as u8 == Icmp::Reply as u8 || scratch.lookup.met == Lookup::BACK {
+        if scratch.headers.icmp as u8 == Icmp::Reply as u8
+            || scratch.lookup.met == Lookup::BACK
+            || sctp && !opens_association(tables, scratch)
+        {
             scratch.tracked.set_without_flow(ct::INVALID);
         } else {
             scratch.tracked.set_opening();
@@ -100,8 +108,22 @@ pub fn track<P: Packet, T: Tables>(
         return true;
     }
     scratch.tracked.set_label(&found, &scratch.lookup.key);
+    let timeout = if sctp {
+        tables.advance_sctp(found.flow, &scratch.chunks, found.is_reply() as u32)
+    } else {
+        advance_untimed(&scratch.headers, found.flow, now)
+    };
     // The verifier would explore the rest for each.
-    let timeout = scratch.forget(advance_untimed(&scratch.headers, found.flow, now));
+    let timeout = scratch.forget(timeout);
+    if timeout >= tcp::IGNORED {
+        if timeout == tcp::INVALID {
+            scratch.tracked.set_without_flow(ct::INVALID);
+        } else {
+            expect(tables, &scratch.lookup, &found);
+            settle(tables, scratch, &found);
+        }
+        return false;
+    }
     refresh(tables, scratch.place(), found.flow, timeout, now);
     expect(tables, &scratch.lookup, &found);
     settle(tables, scratch, &found);
@@ -360,6 +382,13 @@ fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     }
 }
 
+/// Whether a packet of SCTP that belongs to no flow can open one: it is tried on a flow that is drafted anew
+/// when it is stored.
+#[inline(always)]
+fn opens_association<T: Tables>(tables: &T, scratch: &Scratch) -> bool {
+    tables.advance_sctp(&scratch.draft.flow, &scratch.chunks, sctp::OPENS) < tcp::IGNORED
+}
+
 /// UDP, ICMP and the rest: a timer, and for UDP and GRE the proof of a lasting exchange.
 #[inline(always)]
 pub fn advance_untimed(headers: &Headers, flow: &Flow, now: u64) -> u32 {
@@ -444,6 +473,7 @@ fn settle<T: Tables>(tables: &T, scratch: &Scratch, found: &Found<'_>) {
         Flow::EMBRYO | Flow::SEEN_REPLY
     };
     let proof = scratch.forget(proof);
+    let status = flow.status.get();
     if status & proof == proof {
         // The alias first: what is promoted may be used for something else at once.
         if status & Flow::DNAT != 0
@@ -478,6 +508,10 @@ pub fn draft_flow<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mu
         if scratch.headers.part as u8 == Part::First as u8 {
             be_liberal(flow);
         }
+    }
+    if scratch.headers.key.protocol as u8 == protocol::SCTP {
+        packet.call::<ReadChunks, T>(tables, scratch, 0);
+        timeout = tables.advance_sctp(&scratch.draft.flow, &scratch.chunks, sctp::OPENS);
     }
     scratch.draft.flow.created = now;
     scratch.mark.draft(&scratch.draft.flow);

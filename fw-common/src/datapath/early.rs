@@ -39,6 +39,10 @@ pub fn early<P: Packet, T: Recorder>(packet: &mut P, tables: &T, scratch: &mut S
     if scratch.headers.part as u8 != Part::Whole as u8 {
         return Verdict::Pass;
     }
+    // Whether a packet of SCTP opens a flow, its chunks say.
+    if scratch.headers.key.protocol as u8 == protocol::SCTP {
+        return Verdict::Pass;
+    }
     // The tables raw and mangle are the tc programs' business.
     if scratch.features & HeaderFields::GATES != 0 {
         return Verdict::Pass;

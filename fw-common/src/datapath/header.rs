@@ -449,6 +449,9 @@ fn parse_transport<P: Packet>(packet: &P, headers: &mut Headers) -> Option<()> {
                 && available < u16::MAX as u32;
         }
         (protocol::UDPLITE, _) => {
+            if available < 8 {
+                return None;
+            }
             let udplite: [u8; 8] = packet.load(l4)?;
             let coverage = u16::from_be_bytes([udplite[4], udplite[5]]) as u32;
             headers.key.ports = be32(udplite[0], udplite[1], udplite[2], udplite[3]);

@@ -28,6 +28,7 @@ mod reverse_path;
 pub mod rewrite;
 pub mod routing;
 pub mod scratch;
+pub mod sctp;
 pub mod search;
 pub mod segment_size;
 pub mod sets;

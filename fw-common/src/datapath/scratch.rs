@@ -16,6 +16,7 @@ use super::quoted::Quoted;
 use super::reject::Answer;
 use super::rewrite::Endpoint;
 use super::routing;
+use super::sctp::Chunks;
 use super::search::Search;
 use super::segment_size;
 use super::sets::Question;
@@ -94,6 +95,8 @@ pub struct Scratch {
     pub routing: routing::Search,
     /// The flow being looked up.
     pub lookup: Lookup,
+    /// The packet's chunks of SCTP.
+    pub chunks: Chunks,
     /// The packet's TCP segment.
     pub segment: Segment,
     /// Its options, as far as they matter.

@@ -48,6 +48,8 @@ pub enum Name {
     Respond,
     /// [`super::window::ReadOptions`].
     ReadOptions,
+    /// [`super::sctp::ReadChunks`].
+    ReadChunks,
     /// [`super::gates::Meet`].
     Meet,
     /// [`super::search::Find`].

@@ -4,6 +4,7 @@ use core::ops::ControlFlow;
 
 use super::conntrack;
 use super::scratch::Scratch;
+use super::sctp::{self, Chunks};
 use super::sources::{self, Sources};
 use super::tcp::{self, Segment};
 use super::translation;
@@ -172,6 +173,18 @@ pub trait Tables: Sized {
     #[inline(always)]
     fn advance_tcp(&self, flow: &Flow, segment: &Segment, reply: bool) -> tcp::Outcome {
         tcp::advance(flow, segment, reply)
+    }
+
+    /// The same for SCTP: [`sctp::advance`].
+    #[inline(always)]
+    fn advance_sctp(&self, flow: &Flow, chunks: &Chunks, direction: u32) -> tcp::Outcome {
+        sctp::advance(self, flow, chunks, direction)
+    }
+
+    /// And for one chunk: [`sctp::take`].
+    #[inline(always)]
+    fn take_chunk(&self, flow: &Flow, chunks: &Chunks, argument: u32) -> u32 {
+        sctp::take(flow, chunks, argument)
     }
 
     /// [`conntrack::second`], which a BPF program calls as a global function. The look-up is the

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use fw_common::abi::flow::FlowKey;
 use fw_common::datapath::header::protocol;
-use fw_common::datapath::tcp::STATE_NAMES;
+use fw_common::datapath::{sctp, tcp};
 
 use super::Failure;
 use super::output::Output;
@@ -89,13 +89,13 @@ struct Conditions<'a> {
 impl<'a> Conditions<'a> {
     fn of(filter: &'a FlowFilter) -> Result<Self, String> {
         let state = filter.state.as_deref().map(|name| {
-            let known = STATE_NAMES
-                .iter()
-                .find(|known| known.eq_ignore_ascii_case(name));
+            let mut known = tcp::STATE_NAMES.iter().chain(&sctp::STATE_NAMES[1..]);
+            let known = known.find(|known| known.eq_ignore_ascii_case(name));
             known.copied().ok_or_else(|| {
                 format!(
-                    "`{name}` is no state of TCP; there are {}",
-                    STATE_NAMES.join(", ")
+                    "`{name}` is no state of TCP or SCTP; there are {}, and {}",
+                    tcp::STATE_NAMES.join(", "),
+                    sctp::STATE_NAMES[1..].join(", ")
                 )
             })
         });

@@ -126,6 +126,16 @@ impl Question {
                 step.udp(source, destination).write(&mut bytes, &[])
             }
             _ if self.is_icmp() => return self.icmp_packet(step),
+            protocol::SCTP => {
+                let (source, destination) = self.ports();
+                let mut payload = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+                // No tag, as an INIT has none, and no sum; then a chunk that opens an association, or data.
+                payload.resize(12, 0);
+                let opens = self.state.is_none_or(|state| state == State::New);
+                payload.extend([u8::from(opens), 0, 0, 20, 0, 0, 0, 1]);
+                payload.resize(12 + 20, 0);
+                step.write(&mut bytes, IpNumber(protocol::SCTP), &payload)
+            }
             other => {
                 let (source, destination) = self.ports();
                 // Protocols with ports begin with them; to others these are four bytes of data.

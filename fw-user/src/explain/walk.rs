@@ -9,7 +9,7 @@ use fw_common::datapath::header::{Headers, Parsed, parse, protocol};
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::{Tables, Tier};
 use fw_common::datapath::tuple::Tuple;
-use fw_common::datapath::{Verdict as PacketVerdict, egress, ingress, tcp};
+use fw_common::datapath::{Verdict as PacketVerdict, egress, ingress, sctp, tcp};
 
 use super::{Decider, ExplainError, Explanation, Machine, Question, State, Step, Verdict};
 use crate::addr;
@@ -178,6 +178,9 @@ fn put_established(tables: &HostTables, headers: &Headers, reply: bool) {
         const LAST_WAS_ACK: u32 = 3 << 8;
         flow.tcp
             .set(u32::from(tcp::state::ESTABLISHED) | LAST_WAS_ACK);
+    }
+    if headers.key.protocol as u8 == protocol::SCTP {
+        sctp::adopt(&flow, sctp::state::ESTABLISHED, [0; 2]);
     }
     tables.remove_flow(&key);
     tables.put_flow(&key, &flow, false);

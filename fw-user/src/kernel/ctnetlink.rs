@@ -22,6 +22,9 @@ pub struct Entry {
     pub mark: u32,
     /// The state of TCP, with the kernel's number.
     pub tcp_state: u8,
+    /// The state of SCTP, with the kernel's number, and the verification tags of packets of both
+    /// directions.
+    pub sctp: (u8, [u32; 2]),
     /// It is not in the zone that everything is in unless a rule says otherwise.
     pub is_in_a_zone: bool,
 }
@@ -159,8 +162,18 @@ fn entry(bytes: &[u8]) -> Entry {
             7 => entry.timeout = word(value),
             8 => entry.mark = word(value),
             18 => entry.is_in_a_zone = half(value) != 0,
-            // CTA_PROTOINFO, and in it CTA_PROTOINFO_TCP and CTA_PROTOINFO_TCP_STATE.
+            // CTA_PROTOINFO, and in it CTA_PROTOINFO_SCTP; CTA_PROTOINFO_TCP and CTA_PROTOINFO_TCP_STATE.
             4 => {
+                for (_, value) in attributes(value).filter(|(kind, _)| *kind == 3) {
+                    for (kind, value) in attributes(value) {
+                        match kind {
+                            1 => entry.sctp.0 = byte(value),
+                            2 => entry.sctp.1[0] = word(value),
+                            3 => entry.sctp.1[1] = word(value),
+                            _ => {}
+                        }
+                    }
+                }
                 for (_, value) in attributes(value).filter(|(kind, _)| *kind == 1) {
                     for (_, value) in attributes(value).filter(|(kind, _)| *kind == 1) {
                         entry.tcp_state = byte(value);
@@ -305,6 +318,7 @@ mod tests {
             timeout: 431_999,
             mark: 0x17,
             tcp_state: 3,
+            sctp: (0, [0; 2]),
             is_in_a_zone: false,
         };
         assert_eq!(entry, expected);

@@ -10,6 +10,7 @@ use aya::maps::MapData;
 use fw_common::abi::Addr;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4};
 use fw_common::abi::maps;
+use fw_common::datapath::sctp;
 use serde::Serialize;
 
 use super::load::FlowWords;
@@ -238,7 +239,7 @@ impl FlowView {
             family: if v4 { "ipv4" } else { "ipv6" },
             protocol: key.protocol,
             protocol_name: protocol_name(key.protocol),
-            state: (key.protocol == 6).then(|| tcp_state(flow.tcp.get() as u8)),
+            state: state(key.protocol, flow),
             timeout: (expires - now).div_ceil(1_000_000_000),
             original: tuple(opener, other),
             reply: tuple(destination, source),
@@ -343,6 +344,17 @@ fn protocol_name(number: u8) -> String {
         132 => "sctp".into(),
         136 => "udplite".into(),
         other => other.to_string(),
+    }
+}
+
+/// The state of a flow whose protocol has some.
+fn state(protocol: u8, flow: &Flow) -> Option<&'static str> {
+    match protocol {
+        6 => Some(tcp_state(flow.tcp.get() as u8)),
+        132 => sctp::STATE_NAMES
+            .get(usize::from(sctp::state_of(flow)))
+            .copied(),
+        _ => None,
     }
 }
 

@@ -14,8 +14,8 @@ use aya::maps::MapError;
 use fw_common::abi::Family;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Hint};
 use fw_common::datapath::header::protocol;
-use fw_common::datapath::tcp;
 use fw_common::datapath::tuple::Tuple;
+use fw_common::datapath::{sctp, tcp};
 use serde::Serialize;
 
 use super::ctnetlink::{Entry, Side, entries, status, tracks_anything};
@@ -129,6 +129,9 @@ impl Taken {
             flag(status::SEEN_REPLY, Flow::SEEN_REPLY) | flag(status::ASSURED, Flow::ASSURED);
         if number == protocol::TCP {
             tcp::adopt(&flow, entry.tcp_state);
+        }
+        if number == protocol::SCTP {
+            sctp::adopt(&flow, entry.sctp.0, entry.sctp.1);
         }
         if is_redirected {
             // Until netfilter shows that it does so no more, it translates.

@@ -43,7 +43,7 @@ pub enum Switch {
 }
 
 /// All settings.
-pub const KEYS: [Key; 21] = [
+pub const KEYS: [Key; 29] = [
     seconds("tcp_timeout_syn_sent", 0),
     seconds("tcp_timeout_syn_recv", 1),
     seconds("tcp_timeout_established", 2),
@@ -60,6 +60,14 @@ pub const KEYS: [Key; 21] = [
     seconds("icmpv6_timeout", 14),
     seconds("gre_timeout", 16),
     seconds("gre_timeout_stream", 17),
+    seconds("sctp_timeout_closed", 18),
+    seconds("sctp_timeout_cookie_wait", 19),
+    seconds("sctp_timeout_cookie_echoed", 20),
+    seconds("sctp_timeout_established", 21),
+    seconds("sctp_timeout_shutdown_sent", 22),
+    seconds("sctp_timeout_shutdown_recd", 23),
+    seconds("sctp_timeout_shutdown_ack_sent", 24),
+    seconds("sctp_timeout_heartbeat_sent", 25),
     seconds("generic_timeout", 15),
     switch("tcp_be_liberal", Switch::Liberal),
     switch("tcp_loose", Switch::Loose),

@@ -250,6 +250,60 @@ fn status_follows_a_connection() {
     assert_eq!(step(client, flag::SYN | flag::RST, [9, 9]), ["invalid"]);
 }
 
+/// An association of SCTP is one when both sides have said so; what it lives for follows its state.
+#[test]
+fn associations_have_states() {
+    let asked = [
+        ("new", "--ctstate NEW"),
+        ("established", "--ctstate ESTABLISHED"),
+        ("invalid", "--ctstate INVALID"),
+        ("assured", "--ctstatus ASSURED"),
+        ("long", "--ctexpire 200:"),
+        ("short", "--ctexpire 3"),
+    ];
+    let mut machine = Machine::new(&counting(&asked));
+    let (client, server) = ((CLIENT, 4000), (SERVER, 5000));
+    let packet = |from: ([u8; 4], u16), to: ([u8; 4], u16), tag: u8, chunk: [u8; 4], told: u8| {
+        let mut data = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
+        data.extend([0, 0, 0, tag, 0, 0, 0, 0]);
+        data.extend(chunk);
+        data.extend([0, 0, 0, told, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4(from.0, to.0, 64)
+            .write(&mut frame, etherparse::IpNumber(132), &data)
+            .expect("a frame");
+        frame
+    };
+    const LENGTH: u8 = 20;
+    let mut step = |from, tag, kind, told| {
+        machine.hits(|machine| {
+            let chunk = [kind, 0, 0, LENGTH];
+            if from == client {
+                machine.arrive(ETH0, packet(client, server, tag, chunk, told));
+            } else {
+                machine.leave(ETH0, packet(server, client, tag, chunk, told));
+            }
+        })
+    };
+    assert_eq!(step(client, 2, 0, 0), ["invalid"], "DATA");
+    assert_eq!(step(client, 0, 1, 1), ["new"], "INIT");
+    assert_eq!(step(server, 1, 2, 2), ["established", "short"], "INIT ACK");
+    assert_eq!(step(server, 7, 2, 2), ["invalid"], "of another tag");
+    assert_eq!(
+        step(client, 2, 10, 0),
+        ["established", "short"],
+        "COOKIE ECHO"
+    );
+    let last = ["established", "assured", "long"];
+    assert_eq!(step(server, 1, 11, 0), last, "COOKIE ACK");
+    assert_eq!(step(client, 2, 0, 0), last, "DATA");
+    assert_eq!(step(client, 9, 0, 0), ["invalid"], "DATA of another tag");
+    let last = ["established", "assured", "short"];
+    assert_eq!(step(server, 1, 7, 0), last, "SHUTDOWN");
+    assert_eq!(step(client, 2, 8, 0), last, "SHUTDOWN ACK");
+}
+
 /// A reset that ends a connection still belongs to it, as an answer.
 #[test]
 fn the_reset_that_ends_a_connection_has_its_status() {

@@ -5,7 +5,7 @@ use fw_user::policy::model::{Family, Policy};
 use fw_user::policy::{LoadOptions, SourceFile, load};
 use fwbpf_tests::conformance::grammar::Rules;
 use fwbpf_tests::conformance::traffic::{Flow, Traffic};
-use fwbpf_tests::packet::ones_complement;
+use fwbpf_tests::packet::{Packet, Payload, ones_complement};
 use rand::Rng;
 
 /// Bytes of an Ethernet header.
@@ -82,6 +82,43 @@ pub fn traffic(random: &mut impl Rng, packets: usize) -> Vec<(Family, Traffic)> 
     [Family::Ipv4, Family::Ipv6]
         .map(|family| (family, Traffic::generate(random, family, packets / 2, true)))
         .into()
+}
+
+/// Makes a datagram of UDP now and then one of SCTP with chunks that may come together or not; whether it did.
+pub fn associate(random: &mut impl Rng, packet: &mut Packet) -> bool {
+    const KINDS: [u8; 16] = [0, 1, 1, 2, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 14, 77];
+    let Payload::Udp { ports, .. } = packet.payload else {
+        return false;
+    };
+    if random.random_bool(0.7) {
+        return false;
+    }
+    let mut data = [ports.0.to_be_bytes(), ports.1.to_be_bytes()].concat();
+    let tag = |random: &mut _| u32::from(Rng::random_bool(random, 0.7)).to_be_bytes();
+    data.extend(tag(random));
+    data.extend([0; 4]);
+    let chunks = if random.random_bool(0.8) {
+        1
+    } else {
+        random.random_range(0..12)
+    };
+    for _ in 0..chunks {
+        let kind = KINDS[random.random_range(0..KINDS.len())];
+        let length = if random.random_bool(0.8) {
+            20
+        } else {
+            random.random_range(0..24)
+        };
+        data.extend([kind, u8::from(random.random_bool(0.2)), 0, length]);
+        let mut body = tag(random).to_vec();
+        body.resize(usize::from(length).saturating_sub(4).next_multiple_of(4), 0);
+        data.extend(body);
+    }
+    packet.payload = Payload::Other {
+        protocol: 132,
+        data,
+    };
+    true
 }
 
 /// Changes a few bytes of a frame, or cuts it. It keeps the length that `BPF_PROG_TEST_RUN` asks

@@ -27,7 +27,9 @@ const ARGUMENTS: usize = 5;
 /// Global functions whose arguments point to memory, beside the context. They only read and write it:
 /// none of them, nor what they call, gives it to a map as a key or a value. Another function finds
 /// the scratch space in its map (`fw-ebpf/src/stages.rs`), and gets numbers.
-const TAKE_MEMORY: [&str; 4] = [
+const TAKE_MEMORY: [&str; 6] = [
+    "fwbpf_take_chunk",
+    "fwbpf_advance_sctp",
     "fwbpf_advance_tcp",
     "fwbpf_forward",
     "fwbpf_unlink",

@@ -156,7 +156,8 @@ impl<'k> Trial<'k> {
         let from = sender(flow, step.way).place;
         let to = sender(flow, step.way.reversed()).place;
         let peer = (family, step.flow, step.way.reversed());
-        let whole = packet(flow, step, self.seen_as.get(&peer).copied());
+        let mut whole = packet(flow, step, self.seen_as.get(&peer).copied());
+        let other = input::associate(random, &mut whole);
         let packets = match step.fragment {
             Some(size) => whole.fragments(size),
             None => vec![whole.bytes()],
@@ -173,7 +174,7 @@ impl<'k> Trial<'k> {
                 frame[5] ^= 0x55;
             }
             let left = self.journey(random, frame, from, to)?;
-            if let Some(left) = left.filter(|_| !spoiled)
+            if let Some(left) = left.filter(|_| !spoiled && !other)
                 && !matches!(step.what, What::Error { .. })
                 && let Some((address, Some(port))) = source(&left)
             {

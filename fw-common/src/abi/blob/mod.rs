@@ -72,7 +72,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 28;
+pub const ABI_VERSION: u32 = 29;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`], in two cells.
@@ -268,6 +268,22 @@ pub enum Timeout {
     Gre,
     /// GRE, both ways.
     GreStream,
+    /// SCTP CLOSED. SCTP's states follow one another by their numbers.
+    SctpClosed,
+    /// SCTP COOKIE_WAIT.
+    SctpCookieWait,
+    /// SCTP COOKIE_ECHOED.
+    SctpCookieEchoed,
+    /// SCTP ESTABLISHED.
+    SctpEstablished,
+    /// SCTP SHUTDOWN_SENT.
+    SctpShutdownSent,
+    /// SCTP SHUTDOWN_RECD.
+    SctpShutdownReceived,
+    /// SCTP SHUTDOWN_ACK_SENT.
+    SctpShutdownAckSent,
+    /// SCTP HEARTBEAT_SENT.
+    SctpHeartbeatSent,
 }
 
 impl Timeout {
@@ -280,9 +296,11 @@ pub const TIMEOUTS_LEN: usize = 2 * Timeout::IN_CELL;
 
 /// netfilter's defaults, in seconds (net/netfilter/nf_conntrack_proto_*.c).
 pub const DEFAULT_TIMEOUTS: [u32; TIMEOUTS_LEN] = [
-    120, 60, 432_000, 120, 60, 30, 120, 10, 120, 300, 300, 30, 120, 30, 30,
-    600, // one way, both
-    30, 180, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    // TCP
+    120, 60, 432_000, 120, 60, 30, 120, 10, 120, 300, 300, // UDP, ICMP, ICMPv6, others, GRE
+    30, 120, 30, 30, 600, 30, 180, // SCTP
+    10, 3, 3, 210, 3, 3, 3, 30, // none
+    0, 0, 0, 0, 0, 0,
 ];
 
 /// The base chains, in the directory's order. IPv4's come first, then IPv6's, then user chains.

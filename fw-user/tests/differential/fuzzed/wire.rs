@@ -202,11 +202,11 @@ fn transport(mut told: Told, carried: &[u8], beyond: &[u8]) -> Wire {
     }
     let enough = match (told.protocol, told.v6) {
         (6, _) => 20,
-        (17, _) | (1, false) | (58, true) => 8,
-        (33 | 132 | 136, _) => 4,
+        (17 | 136, _) | (1, false) | (58, true) => 8,
+        (33 | 132, _) => 4,
         _ => return Wire::Packet(Box::new(told)),
     };
-    // What is said of the ports of these three is read where it is, as netfilter does.
+    // What is said of the ports of these two is read where it is, as netfilter does.
     let bytes = if enough == 4 { beyond } else { carried };
     if bytes.len() < enough {
         return Wire::Malformed;
@@ -221,6 +221,11 @@ fn transport(mut told: Told, carried: &[u8], beyond: &[u8]) -> Wire {
         17 => {
             let length = half(bytes, 4);
             told.broken = told.part == Part::Whole && (length < 8 || length > carried.len());
+        }
+        136 => {
+            let coverage = half(bytes, 4);
+            let too_much = told.part == Part::Whole && coverage > carried.len();
+            told.broken = (1..8).contains(&coverage) || too_much || half(bytes, 6) == 0;
         }
         1 | 58 => {
             told.ports = (bytes[0].into(), bytes[1].into());
