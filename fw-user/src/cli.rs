@@ -197,7 +197,7 @@ pub struct FlowFilter {
     /// Destination port of the answers
     #[arg(long = "reply-port-dst", value_name = "PORT")]
     pub reply_destination_port: Option<u16>,
-    /// TCP's state, such as ESTABLISHED
+    /// State of TCP or SCTP, such as ESTABLISHED
     #[arg(long, value_name = "STATE")]
     pub state: Option<String>,
 }

@@ -81,7 +81,7 @@ pub struct FlowView {
     pub protocol: u8,
     /// `tcp`, `udp`, ... or the number.
     pub protocol_name: String,
-    /// TCP's state.
+    /// The state of TCP or SCTP.
     pub state: Option<&'static str>,
     /// Seconds until it ends unless a packet comes.
     pub timeout: u64,
