@@ -9,7 +9,7 @@ use core::ffi::c_void;
 use core::hint::black_box;
 use core::intrinsics::AtomicOrdering;
 
-use aya_ebpf::bindings::{BPF_ANY, BPF_NOEXIST};
+use aya_ebpf::bindings::{BPF_ANY, BPF_EXIST, BPF_NOEXIST};
 use aya_ebpf::helpers::{
     bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_ktime_get_tai_ns,
     bpf_loop,
@@ -53,6 +53,93 @@ pub struct Generation(u32);
 /// The maps. Of size zero: there is one set of maps.
 #[derive(Clone, Copy)]
 pub struct BpfTables;
+
+impl BpfTables {
+    /// The flow under a key as it is stored, asking no hint: an embryo that is past its time is
+    /// found here, and nowhere else.
+    #[inline(always)]
+    pub fn stored_flow(&self, key: &FlowKey) -> Option<&Flow> {
+        // SAFETY: as in `confirmed`.
+        unsafe {
+            if key.is_v4() {
+                let key = &FlowKey4::from(key);
+                FLOWS4.get(key).or_else(|| EMBRYOS4.get(key))
+            } else {
+                FLOWS6.get(key).or_else(|| EMBRYOS6.get(key))
+            }
+        }
+    }
+}
+
+/// A flow or an alias of the confirmed tier.
+#[inline(always)]
+fn confirmed(key: &FlowKey) -> Option<&'static Flow> {
+    // SAFETY: only `MapCell`s of a flow change after its insertion. An element that is deleted and used
+    // again while we look at it shows another flow's words for one packet.
+    unsafe {
+        if key.is_v4() {
+            FLOWS4.get(FlowKey4::from(key))
+        } else {
+            FLOWS6.get(key)
+        }
+    }
+}
+
+/// A flow or an alias of the embryonic tier.
+#[inline(always)]
+fn embryo(key: &FlowKey) -> Option<&'static Flow> {
+    // SAFETY: as in `confirmed`.
+    unsafe {
+        if key.is_v4() {
+            EMBRYOS4.get(FlowKey4::from(key))
+        } else {
+            EMBRYOS6.get(key)
+        }
+    }
+}
+
+/// Notes that a flow has the second name, before it is stored.
+#[inline(always)]
+fn say_second(hint: &Hint) {
+    // SAFETY: as in `add`.
+    unsafe {
+        asm!(
+            "lock *(u64 *)({word} + 0) |= {bit}",
+            word = in(reg) hint.word.as_ptr(),
+            bit = in(reg) Hint::SECOND,
+        );
+    }
+}
+
+/// Puts a flow or an alias into the confirmed tier.
+#[inline(always)]
+fn put(key: &FlowKey, flow: &Flow, flags: u32) -> Result<(), i32> {
+    if key.is_v4() {
+        FLOWS4.insert(FlowKey4::from(key), flow, flags as u64)
+    } else {
+        FLOWS6.insert(key, flow, flags as u64)
+    }
+}
+
+/// Takes the place in the confirmed tier that there is for an outsider's first flow of this key; whether
+/// it was free.
+#[inline(always)]
+fn take_place(key: &FlowKey) -> bool {
+    let Some(hint) = HINTS.get(key.place()) else {
+        return false;
+    };
+    if hint.word.get() & Hint::PLACE != 0 {
+        return false;
+    }
+    // SAFETY: as in `add`.
+    let old = unsafe {
+        core::intrinsics::atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(
+            hint.word.as_ptr().cast(),
+            Hint::PLACE,
+        )
+    };
+    old & Hint::PLACE == 0
+}
 
 impl Tables for BpfTables {
     type Generation = Generation;
@@ -146,64 +233,92 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
-        if !self.may_have_flow(key) {
+        let hint = self.hint(key);
+        if !Hint::may_have_kind(hint, key.kind) {
             return None;
         }
-        self.stored_flow(key)
+        self.hinted_flow(key, hint)
     }
 
     #[inline(always)]
-    fn may_have_flow(&self, key: &FlowKey) -> bool {
+    fn hint(&self, key: &FlowKey) -> u64 {
         match HINTS.get(key.hint()) {
-            Some(hint) => hint.may_have(|| self.now()),
-            None => false,
+            Some(hint) => hint.word.get(),
+            None => 0,
         }
     }
 
-    /// Also one that is past its time, though no hint says so any more.
     #[inline(always)]
-    fn stored_flow(&self, key: &FlowKey) -> Option<&Flow> {
-        // SAFETY: only `MapCell`s of a flow change after its insertion. An element that is deleted
-        // and used again while we look at it shows another flow's words for one packet.
+    fn hinted_flow(&self, key: &FlowKey, hint: u64) -> Option<&Flow> {
+        // SAFETY: as in `confirmed`.
         unsafe {
             if key.is_v4() {
-                let key = FlowKey4::from(key);
-                FLOWS4.get(key).or_else(|| EMBRYOS4.get(key))
+                let key = &FlowKey4::from(key);
+                if Hint::may_have_confirmed(hint)
+                    && let Some(flow) = FLOWS4.get(key)
+                {
+                    return Some(flow);
+                }
+                if Hint::may_have_embryo(hint, || self.now()) {
+                    return EMBRYOS4.get(key);
+                }
             } else {
-                FLOWS6.get(key).or_else(|| EMBRYOS6.get(key))
+                if Hint::may_have_confirmed(hint)
+                    && let Some(flow) = FLOWS6.get(key)
+                {
+                    return Some(flow);
+                }
+                if Hint::may_have_embryo(hint, || self.now()) {
+                    return EMBRYOS6.get(key);
+                }
             }
         }
+        None
     }
 
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
-        // A key is in one tier only: a flow behind another of its name would come to light when
-        // that one ends.
-        if self.flow(key).is_some() {
-            return Err(InsertError::Exists);
-        }
         let Some(hint) = HINTS.get(key.hint()) else {
             return Err(InsertError::Full);
         };
-        if let Tier::Confirmed = tier {
+        let embryos = Hint::may_have_embryo(hint.word.get(), || self.now());
+        if key.kind == FlowKey::SECOND {
+            say_second(hint);
+        }
+        let early = matches!(tier, Tier::Early) && take_place(key);
+        // A key is in one tier only: a flow behind another of its name would come to light when
+        // that one ends.
+        if early || matches!(tier, Tier::Confirmed) {
+            if embryos && embryo(key).is_some() {
+                if early {
+                    self.free_place(key);
+                }
+                return Err(InsertError::Exists);
+            }
+            let status = flow.status.get();
+            if early {
+                flow.status.set(status | Flow::EARLY);
+            }
             // First the hint: nobody may miss a flow that is there.
             add(hint, 1);
-            let result = if key.is_v4() {
-                FLOWS4.insert(FlowKey4::from(key), flow, BPF_NOEXIST as u64)
-            } else {
-                FLOWS6.insert(key, flow, BPF_NOEXIST as u64)
-            };
+            let result = put(key, flow, BPF_NOEXIST);
             if result.is_ok() {
                 return Ok(());
             }
             add(hint, u64::MAX);
+            if early {
+                flow.status.set(status);
+                self.free_place(key);
+            }
             match result {
                 Err(EXISTS) => return Err(InsertError::Exists),
                 _ => self.count(Stat::FlowTableFull),
             }
+        } else if Hint::may_have_confirmed(hint.word.get()) && confirmed(key).is_some() {
+            return Err(InsertError::Exists);
         }
         // One that is past its time, and so was not found, makes way.
-        let flags = if hint.may_have_embryo(self.now()) {
+        let flags = if embryos {
             BPF_NOEXIST as u64
         } else {
             BPF_ANY as u64
@@ -226,22 +341,36 @@ impl Tables for BpfTables {
             return Err(InsertError::Full);
         };
         add(hint, 1);
-        let (inserted, v4) = if key.is_v4() {
-            let key = FlowKey4::from(key);
-            (FLOWS4.insert(key, flow, BPF_NOEXIST as u64), Some(key))
-        } else {
-            (FLOWS6.insert(key, flow, BPF_NOEXIST as u64), None)
-        };
-        if inserted.is_err() {
+        if put(key, flow, BPF_NOEXIST).is_err() {
             add(hint, u64::MAX);
             self.count(Stat::FlowTableFull);
             return Err(InsertError::Full);
         }
-        let _ = match v4 {
-            Some(key) => EMBRYOS4.remove(key),
-            None => EMBRYOS6.remove(key),
+        let _ = if key.is_v4() {
+            EMBRYOS4.remove(FlowKey4::from(key))
+        } else {
+            EMBRYOS6.remove(key)
         };
         Ok(())
+    }
+
+    #[inline(always)]
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        put(key, flow, BPF_EXIST).map_err(|_| InsertError::Full)
+    }
+
+    #[inline(always)]
+    fn free_place(&self, key: &FlowKey) {
+        if let Some(hint) = HINTS.get(key.place()) {
+            // SAFETY: as in `add`.
+            unsafe {
+                asm!(
+                    "lock *(u64 *)({word} + 0) &= {others}",
+                    word = in(reg) hint.word.as_ptr(),
+                    others = in(reg) !Hint::PLACE,
+                );
+            }
+        }
     }
 
     #[inline(always)]
@@ -252,7 +381,7 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey) {
+    fn remove_flow(&self, key: &FlowKey) -> bool {
         let removed = if key.is_v4() {
             FLOWS4.remove(FlowKey4::from(key)).is_ok()
         } else {
@@ -262,13 +391,14 @@ impl Tables for BpfTables {
             if let Some(hint) = HINTS.get(key.hint()) {
                 add(hint, u64::MAX);
             }
-            return;
+            return true;
         }
         let _ = if key.is_v4() {
             EMBRYOS4.remove(FlowKey4::from(key))
         } else {
             EMBRYOS6.remove(key)
         };
+        false
     }
 
     #[inline(always)]
@@ -652,13 +782,13 @@ impl Tables for RecordingTables {
         MAPS.flow(key)
     }
     #[inline(always)]
-    fn may_have_flow(&self, key: &FlowKey) -> bool {
-        BpfTables.may_have_flow(key)
+    fn hint(&self, key: &FlowKey) -> u64 {
+        BpfTables.hint(key)
     }
     #[inline(always)]
-    fn stored_flow(&self, key: &FlowKey) -> Option<&Flow> {
+    fn hinted_flow(&self, key: &FlowKey, hint: u64) -> Option<&Flow> {
         const MAPS: &BpfTables = &BpfTables;
-        MAPS.stored_flow(key)
+        MAPS.hinted_flow(key, hint)
     }
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
@@ -673,8 +803,16 @@ impl Tables for RecordingTables {
         BpfTables.expect_embryo(key, expires);
     }
     #[inline(always)]
-    fn remove_flow(&self, key: &FlowKey) {
-        BpfTables.remove_flow(key);
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        BpfTables.replace_flow(key, flow)
+    }
+    #[inline(always)]
+    fn free_place(&self, key: &FlowKey) {
+        BpfTables.free_place(key);
+    }
+    #[inline(always)]
+    fn remove_flow(&self, key: &FlowKey) -> bool {
+        BpfTables.remove_flow(key)
     }
     #[inline(always)]
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

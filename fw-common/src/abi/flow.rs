@@ -258,7 +258,7 @@ impl Flow {
     pub const SNAT: u32 = 1 << 3;
     /// Being deleted: a packet that still finds it takes it for absent.
     pub const DYING: u32 = 1 << 4;
-    /// In the embryonic tier.
+    /// Both sides have not confirmed it: in the embryonic tier, or early in the confirmed one ([`Flow::EARLY`]).
     pub const EMBRYO: u32 = 1 << 5;
     /// Not a flow: the other name of the translated one in [`Flow::other`], whose replies bear it.
     /// `LOW_OPENED` says which endpoint the translated source is.
@@ -283,6 +283,9 @@ impl Flow {
     /// echo, which was taken. netfilter changes it together with the destination, and takes the source for
     /// untranslated (`nf_nat_l4proto_unique_tuple`, net/netfilter/nf_nat_core.c).
     pub const RENAMED: u32 = 1 << 12;
+    /// In one of the few places of the confirmed tier that are for outsiders' first flows
+    /// ([`Hint::PLACE`]); [`Flow::EMBRYO`] goes with it.
+    pub const EARLY: u32 = 1 << 13;
     /// Either end is translated, so that there is an alias.
     pub const TRANSLATED: u32 = Self::SNAT | Self::DNAT;
 
@@ -313,32 +316,63 @@ impl Flow {
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct Hint {
-    /// Low half: how many confirmed flows and aliases there are. High half: when the last embryonic
-    /// one ends, by the coarse clock, in units of 2^30 nanoseconds: a division would cost much.
+    /// Low half: how many flows and aliases the confirmed tier has. High half: when the last one of
+    /// the embryonic tier ends, by the coarse clock, in units of 2^30 nanoseconds (a division would
+    /// cost much), and above that [`Hint::PLACE`].
     pub word: MapCell<u64>,
 }
 
 impl Hint {
+    /// In the first of four hints: an outsider's first flow has the one place in the confirmed tier that
+    /// there is for the keys of all four. Who sets it has the place, and whoever removes the flow, or
+    /// sees it answered, gives it back; so there are never more of such flows than places, whatever
+    /// comes, and however rarely the tables are swept.
+    pub const PLACE: u64 = 1 << 63;
+    /// There may be a flow of the second name ([`FlowKey::SECOND`]). It stays: there are few of them.
+    pub const SECOND: u64 = 1 << 62;
+
+    /// The time of a word.
+    #[inline(always)]
+    fn time(word: u64) -> u64 {
+        (word & !(Self::PLACE | Self::SECOND)) >> 32
+    }
+
+    /// What it has to say besides of a flow of this kind of key.
+    #[inline(always)]
+    pub fn of_kind(kind: u8) -> u64 {
+        if kind == FlowKey::SECOND {
+            Self::SECOND
+        } else {
+            0
+        }
+    }
+
+    /// Whether, by a hint's word, there may be a flow of this kind of key.
+    #[inline(always)]
+    pub fn may_have_kind(word: u64, kind: u8) -> bool {
+        kind != FlowKey::SECOND || word & Self::SECOND != 0
+    }
+
+    /// Whether the confirmed tier may have one.
+    #[inline(always)]
+    pub fn may_have_confirmed(word: u64) -> bool {
+        word as u32 != 0
+    }
+
+    /// Whether the embryonic tier may have one that is alive.
+    #[inline(always)]
+    pub fn may_have_embryo(word: u64, now: impl FnOnce() -> u64) -> bool {
+        let time = Self::time(word);
+        // Most often there never was one, and nobody need look at the clock.
+        time != 0 && time >= now() >> UNIT
+    }
+
     /// What is to be added to the word so that it says that an embryonic flow lives until then, in
     /// nanoseconds. When two CPUs do so at once, the sum is too late a time, and never too early.
     #[inline(always)]
     pub fn until(&self, expires: u64) -> u64 {
-        let (until, old) = (expires >> UNIT, self.word.get() >> 32);
+        let (until, old) = (expires >> UNIT, Self::time(self.word.get()));
         if old < until { (until - old) << 32 } else { 0 }
-    }
-
-    /// Whether there may be a confirmed flow, or an embryonic one that is alive.
-    #[inline(always)]
-    pub fn may_have(&self, now: impl FnOnce() -> u64) -> bool {
-        let word = self.word.get();
-        // Most often either half says it all, and nobody need look at the clock.
-        word as u32 != 0 || word >> 32 != 0 && word >> 32 >= now() >> UNIT
-    }
-
-    /// Whether there may be an embryonic flow that is alive.
-    #[inline(always)]
-    pub fn may_have_embryo(&self, now: u64) -> bool {
-        self.word.get() >> 32 >= now >> UNIT
     }
 }
 
@@ -363,6 +397,13 @@ impl FlowKey {
         }
         hash = (hash ^ hash >> 32).wrapping_mul(B);
         (hash >> 48) as u32
+    }
+
+    /// The number of the hint that says whether the key's place is taken ([`Hint::PLACE`]). It is in the
+    /// same line of a cache as the key's own.
+    #[inline(always)]
+    pub fn place(&self) -> u32 {
+        self.hint() & !3
     }
 }
 

@@ -47,10 +47,13 @@ fn has_links(status: u32) -> bool {
 /// Removes a flow that is in no list, and its alias.
 #[inline(always)]
 fn remove<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow) {
-    if flow.status.get() & Flow::TRANSLATED != 0 {
+    let status = flow.status.get();
+    if status & Flow::TRANSLATED != 0 {
         tables.remove_flow(&flow.other);
     }
-    tables.remove_flow(key);
+    if tables.remove_flow(key) && status & Flow::EARLY != 0 {
+        tables.free_place(key);
+    }
 }
 
 /// Tracks the packet in the scratch space and moves its flow on; true if the fast path sent it on.
@@ -175,7 +178,7 @@ fn track_tcp<P: Packet, T: Tables>(
         let outcome = tables.advance_tcp(found.flow, &scratch.segment, found.is_reply());
         // The verifier would explore the rest for each outcome.
         match scratch.forget(outcome) {
-            tcp::REOPENED => end_found(tables, &scratch.lookup, &found),
+            tcp::REOPENED => reopen(tables, &scratch.lookup, &found),
             tcp::INVALID => {
                 scratch.tracked.set_without_flow(ct::INVALID);
                 return false;
@@ -448,7 +451,7 @@ pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now
 fn expect<T: Tables>(tables: &T, lookup: &Lookup, found: &Found<'_>) {
     let flow = found.flow;
     let status = flow.status.get();
-    if status & Flow::EMBRYO != 0 {
+    if status & (Flow::EMBRYO | Flow::EARLY) == Flow::EMBRYO {
         tables.expect_embryo(&lookup.key, flow.expires.get());
         if status & Flow::DNAT != 0 {
             tables.expect_embryo(&flow.other, flow.expires.get());
@@ -475,6 +478,11 @@ fn settle<T: Tables>(tables: &T, scratch: &Scratch, found: &Found<'_>) {
     let proof = scratch.forget(proof);
     let status = flow.status.get();
     if status & proof == proof {
+        if status & Flow::EARLY != 0 {
+            flow.status.set(status & !(Flow::EMBRYO | Flow::EARLY));
+            tables.free_place(&scratch.lookup.key);
+            return;
+        }
         // The alias first: what is promoted may be used for something else at once.
         if status & Flow::DNAT != 0
             && let Some(alias) = tables.flow(&flow.other)
@@ -485,6 +493,18 @@ fn settle<T: Tables>(tables: &T, scratch: &Scratch, found: &Found<'_>) {
         if tables.promote_flow(&scratch.lookup.key, flow).is_err() {
             flow.status.set(status);
         }
+    }
+}
+
+/// Ends a flow between whose ends another one begins. If nothing else leads to it, the next one takes its
+/// place (`nat::succeed`), which costs less than making room first.
+#[inline(always)]
+fn reopen<T: Tables>(tables: &T, lookup: &Lookup, found: &Found<'_>) {
+    let status = found.flow.status.get();
+    if has_links(status) {
+        end_found(tables, lookup, found);
+    } else {
+        found.flow.status.set(status | Flow::DYING);
     }
 }
 

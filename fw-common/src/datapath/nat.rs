@@ -214,12 +214,12 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     let stays = keep_port && draft.wish.takes_address(&headers.key.source);
     if stays && !second && !redirected {
         let (status, tier) = if draft.wish.embryo {
-            (opened | Flow::EMBRYO, Tier::Embryo)
+            (opened | Flow::EMBRYO, Tier::Early)
         } else {
             (opened, Tier::Confirmed)
         };
         draft.flow.status.set(status);
-        return match insert(tables, draft, tier) {
+        return match begin(tables, draft, tier) {
             Ok(()) | Err(InsertError::Exists) => STORED,
             Err(InsertError::Full) => {
                 scratch.reason = Stat::NoFlowEntry;
@@ -397,6 +397,47 @@ pub(super) fn is_translatable(headers: &Headers) -> bool {
         headers.key.protocol as u8,
         protocol::SCTP | protocol::DCCP | protocol::UDPLITE
     )
+}
+
+/// Stores the draft of a flow that nothing translates: in the stead of a dying one under its key, if that
+/// can be.
+#[inline(always)]
+fn begin<T: Tables>(tables: &T, draft: &Draft, tier: Tier) -> Result<(), InsertError> {
+    let result = tables.insert_flow(&draft.key, &draft.flow, tier);
+    if result == Err(InsertError::Exists)
+        && let Some(old) = tables.flow(&draft.key)
+        && old.status.get() & Flow::DYING != 0
+    {
+        if succeed(tables, draft, old.status.get(), tier) {
+            return Ok(());
+        }
+        end_flow(tables, &draft.key, old);
+        return tables.insert_flow(&draft.key, &draft.flow, tier);
+    }
+    result
+}
+
+/// Stores the draft in the stead of a dying flow of the confirmed tier, whose status that is, and as what
+/// that was: an outsider's flow has no place there that no answered one had, but for the early ones.
+#[inline(always)]
+fn succeed<T: Tables>(tables: &T, draft: &Draft, old: u32, tier: Tier) -> bool {
+    const UNLIKE: u32 = Flow::ALIAS | Flow::LISTED | Flow::TRANSLATED;
+    const TIER: u32 = Flow::EMBRYO | Flow::EARLY;
+    let new = draft.flow.status.get();
+    if old & UNLIKE != 0 || old & TIER == Flow::EMBRYO {
+        return false;
+    }
+    let stranger = matches!(tier, Tier::Early);
+    let place = if stranger { old & TIER } else { 0 };
+    draft.flow.status.set(new & !TIER | place);
+    if tables.replace_flow(&draft.key, &draft.flow).is_err() {
+        draft.flow.status.set(new);
+        return false;
+    }
+    if old & Flow::EARLY != 0 && !stranger {
+        tables.free_place(&draft.key);
+    }
+    true
 }
 
 /// Stores the draft; a dying flow under its key makes way.

@@ -13,7 +13,7 @@ use crate::MapCell;
 use crate::abi::blob::{Cell, Page, place};
 use crate::abi::device::Device;
 use crate::abi::event::Event;
-use crate::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use crate::abi::flow::{Flow, FlowKey, Fragment, FragmentKey, Hint};
 use crate::abi::list::ListCell;
 use crate::abi::set::{SetEntry, SetInfo, SetKey};
 use crate::abi::stat::Stat;
@@ -69,15 +69,15 @@ pub trait Tables: Sized {
     /// Finds a flow, in either tier.
     fn flow(&self, key: &FlowKey) -> Option<&Flow>;
 
-    /// Whether there may be a flow under the key, or under another name of the same endpoints.
+    /// What the tables have of the keys of one hash, as [`Hint::word`] says it. It may say too much.
     #[inline(always)]
-    fn may_have_flow(&self, _key: &FlowKey) -> bool {
-        true
+    fn hint(&self, _key: &FlowKey) -> u64 {
+        Hint::SECOND
     }
 
-    /// [`Tables::flow`] for whoever has asked [`Tables::may_have_flow`].
+    /// [`Tables::flow`] for whoever has the hint.
     #[inline(always)]
-    fn stored_flow(&self, key: &FlowKey) -> Option<&Flow> {
+    fn hinted_flow(&self, key: &FlowKey, _hint: u64) -> Option<&Flow> {
         self.flow(key)
     }
 
@@ -92,8 +92,14 @@ pub trait Tables: Sized {
     #[inline(always)]
     fn expect_embryo(&self, _key: &FlowKey, _expires: u64) {}
 
-    /// Removes a flow from whichever tier has it.
-    fn remove_flow(&self, key: &FlowKey);
+    /// Puts a flow into the confirmed tier in the stead of the one that is there under its key.
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError>;
+
+    /// Gives back the place of a flow that went to the confirmed tier early, and is answered or removed.
+    fn free_place(&self, key: &FlowKey);
+
+    /// Removes a flow from whichever tier has it; whether the confirmed one had it.
+    fn remove_flow(&self, key: &FlowKey) -> bool;
 
     /// What the first fragment of this datagram left.
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment>;
@@ -227,6 +233,10 @@ pub trait Step {
 pub enum Tier {
     /// The table of confirmed flows; the embryonic one if that is full.
     Confirmed,
+    /// One of the places in the table of confirmed flows that are for outsiders' first flows, if the one
+    /// for its key is free ([`Flow::EARLY`] is set then); else the embryonic one. Moving a flow from one
+    /// table to the other costs as much as all that is done about some three packets besides.
+    Early,
     /// The least-recently-used table of flows that outsiders opened and did not yet complete.
     Embryo,
 }

@@ -171,7 +171,7 @@ fn put_established(tables: &HostTables, headers: &Headers, reply: bool) {
             flow
         }
     };
-    let status = flow.status.get() & !Flow::EMBRYO;
+    let status = flow.status.get() & !(Flow::EMBRYO | Flow::EARLY);
     flow.status.set(status | Flow::SEEN_REPLY | Flow::ASSURED);
     flow.expires = MapCell::new(u64::MAX);
     if headers.key.protocol as u8 == protocol::TCP {
@@ -315,7 +315,7 @@ impl<'m> Walk<'m> {
                     result: Ok(()),
                 } if !flow.is_alias() => {
                     self.steps.push(Step::Remembered {
-                        embryo: tier == Tier::Embryo,
+                        embryo: tier != Tier::Confirmed,
                     });
                 }
                 Event::Insert { .. }

@@ -206,8 +206,9 @@ fn device_of(host: &Host, address: IpAddr) -> u32 {
 #[derive(Default)]
 struct Store {
     keys: HashSet<FlowKey>,
-    /// By hash: how many confirmed names there are, and until when embryonic flows live.
-    hints: HashMap<u32, (u32, u64)>,
+    /// By hash: how many confirmed names there are, until when embryonic flows live, and what is to be said
+    /// besides.
+    hints: HashMap<u32, (u32, u64, u64)>,
 }
 
 impl Store {
@@ -287,7 +288,8 @@ impl Store {
             Err(error) => return Err(error).context("cannot write the flow table"),
         }
         self.keys.insert(*key);
-        let (count, until) = self.hints.entry(key.hint()).or_default();
+        let (count, until, more) = self.hints.entry(key.hint()).or_default();
+        *more |= Hint::of_kind(key.kind);
         if embryo {
             *until = (*until).max(flow.expires.get());
         } else {
@@ -297,10 +299,10 @@ impl Store {
     }
 
     fn write_hints(&self, maps: &mut Maps) -> Result<()> {
-        for (hash, (count, until)) in &self.hints {
+        for (hash, (count, until, more)) in &self.hints {
             let old = maps.hints.get(hash, 0).context("cannot read a hint")?;
             let hint = Hint::default();
-            hint.word.set(old + u64::from(*count));
+            hint.word.set((old + u64::from(*count)) | more);
             let word = hint.word.get() + hint.until(*until);
             maps.hints
                 .set(*hash, word, 0)

@@ -108,8 +108,16 @@ impl<T: Tables> Tables for Held<'_, T> {
         self.tables.promote_flow(key, flow)
     }
 
-    fn remove_flow(&self, key: &FlowKey) {
-        self.tables.remove_flow(key);
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        self.tables.replace_flow(key, flow)
+    }
+
+    fn free_place(&self, key: &FlowKey) {
+        self.tables.free_place(key);
+    }
+
+    fn remove_flow(&self, key: &FlowKey) -> bool {
+        self.tables.remove_flow(key)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

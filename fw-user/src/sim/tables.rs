@@ -1,7 +1,7 @@
 //! The datapath's state on the host.
 
 use std::cell::{Cell as StdCell, RefCell};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 use std::ops::ControlFlow;
 
@@ -61,6 +61,8 @@ pub struct HostTables {
     arena: FrozenVec<Box<Flow>>,
     /// By IP version.
     tiers: [Tiers; 2],
+    /// Which of the confirmed tier's places for outsiders' first flows are taken.
+    places: RefCell<HashSet<u32>>,
     fragments: RefCell<LruCache<FragmentKey, Fragment>>,
     fragments_max: usize,
     frames: Vec<MapCell<u64>>,
@@ -130,6 +132,7 @@ impl HostTables {
             devices: BTreeMap::new(),
             arena: FrozenVec::new(),
             tiers: [tiers(capacities.flows4), tiers(capacities.flows6)],
+            places: RefCell::default(),
             fragments: RefCell::new(LruCache::unbounded()),
             fragments_max: capacities.fragments,
             frames: (0..MAX_DEPTH).map(|_| MapCell::new(0)).collect(),
@@ -301,6 +304,9 @@ impl HostTables {
             );
         } else {
             tiers.confirmed.borrow_mut().insert(*key, place);
+            if flow.status.get() & Flow::EARLY != 0 {
+                self.places.borrow_mut().insert(key.place());
+            }
         }
     }
 
@@ -435,13 +441,19 @@ impl Tables for HostTables {
         if confirmed.contains_key(key) || embryos.contains(key) {
             return Err(InsertError::Exists);
         }
-        match tier {
-            Tier::Confirmed if confirmed.len() < tiers.confirmed_max => {
+        let early = tier == Tier::Early && self.places.borrow_mut().insert(key.place());
+        if early || tier == Tier::Confirmed {
+            if confirmed.len() < tiers.confirmed_max {
+                if early {
+                    flow.status.set(flow.status.get() | Flow::EARLY);
+                }
                 confirmed.insert(*key, self.store(flow));
                 return Ok(());
             }
-            Tier::Confirmed => self.count(Stat::FlowTableFull),
-            Tier::Embryo => {}
+            if early {
+                self.free_place(key);
+            }
+            self.count(Stat::FlowTableFull);
         }
         put_bounded(&mut embryos, *key, self.store(flow), tiers.embryos_max);
         Ok(())
@@ -459,10 +471,25 @@ impl Tables for HostTables {
         Ok(())
     }
 
-    fn remove_flow(&self, key: &FlowKey) {
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        match self.tiers(key).confirmed.borrow_mut().get_mut(key) {
+            Some(place) => {
+                *place = self.store(flow);
+                Ok(())
+            }
+            None => Err(InsertError::Full),
+        }
+    }
+
+    fn free_place(&self, key: &FlowKey) {
+        self.places.borrow_mut().remove(&key.place());
+    }
+
+    fn remove_flow(&self, key: &FlowKey) -> bool {
         let tiers = self.tiers(key);
-        tiers.confirmed.borrow_mut().remove(key);
+        let removed = tiers.confirmed.borrow_mut().remove(key).is_some();
         tiers.embryos.borrow_mut().pop(key);
+        removed
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

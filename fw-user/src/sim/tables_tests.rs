@@ -45,6 +45,27 @@ fn a_full_confirmed_tier_sends_flows_to_the_embryos_and_counts_it() {
 }
 
 #[test]
+fn one_stranger_of_those_that_share_a_place_is_early() {
+    let tables = HostTables::new(Host::default());
+    let mut ports = (1..).filter(|port| key(*port).place() == key(1).place());
+    let [one, two, three] = [(); 3].map(|()| ports.next().expect("there are enough"));
+    let insert = |port| {
+        let flow = Flow::default();
+        flow.status.set(Flow::EMBRYO);
+        assert_eq!(tables.insert_flow(&key(port), &flow, Tier::Early), Ok(()));
+        flow.status.get() & Flow::EARLY != 0
+    };
+    assert!(insert(one));
+    assert!(!insert(two));
+    assert_eq!(place(&tables, one), Some(false));
+    assert_eq!(place(&tables, two), Some(true));
+    assert!(tables.remove_flow(&key(one)));
+    tables.free_place(&key(one));
+    assert!(insert(three));
+    assert_eq!(place(&tables, three), Some(false));
+}
+
+#[test]
 fn the_least_recently_used_embryo_leaves() {
     let tables = small();
     let flow = Flow::default();

@@ -185,9 +185,24 @@ impl<T: Tables> Tables for Traced<'_, T> {
         result
     }
 
-    fn remove_flow(&self, key: &FlowKey) {
+    fn replace_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
+        let result = self.tables.replace_flow(key, flow);
+        self.note(Event::Insert {
+            key: *key,
+            flow: flow.clone(),
+            tier: Tier::Confirmed,
+            result,
+        });
+        result
+    }
+
+    fn free_place(&self, key: &FlowKey) {
+        self.tables.free_place(key);
+    }
+
+    fn remove_flow(&self, key: &FlowKey) -> bool {
         self.note(Event::Remove(*key));
-        self.tables.remove_flow(key);
+        self.tables.remove_flow(key)
     }
 
     fn fragment(&self, key: &FragmentKey) -> Option<Fragment> {

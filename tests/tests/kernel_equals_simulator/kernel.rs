@@ -1,5 +1,6 @@
 //! The kernel's side: the programs, loaded but attached nowhere, run by `BPF_PROG_TEST_RUN`.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 
 use anyhow::{Context as _, Result, bail};
@@ -7,7 +8,7 @@ use aya::Ebpf;
 use aya::maps::{HashMap, Map, MapData, MapError, PerCpuValues};
 use aya::programs::{Program, SchedClassifier, TestRun as _, TestRunOptions, Xdp};
 use aya::util::nr_cpus;
-use fw_common::abi::flow::{Flow, FlowKey};
+use fw_common::abi::flow::{Flow, FlowKey, Hint};
 use fw_common::abi::maps;
 use fw_user::compile::TableSet;
 use fw_user::host::Host;
@@ -136,6 +137,7 @@ impl Kernel {
 
     /// Forgets what packets did, and runs this policy, which has so many counters.
     pub fn start(&mut self, host: &Host, policy: &TableSet, counters: u32) -> Result<()> {
+        self.free_places()?;
         empty(&mut self.maps.flows4)?;
         empty(&mut self.maps.flows6)?;
         empty(&mut self.maps.embryos4)?;
@@ -159,6 +161,21 @@ impl Kernel {
         file.lock()?;
         sync::set_counters(&self.maps, &fresh_slots)?;
         sync::replace(&mut self.maps, host, &next, Settled::by(file))
+    }
+
+    /// Has nobody hold a place that is an outsider's first flow's: the flows are deleted by hand.
+    fn free_places(&mut self) -> Result<()> {
+        let mut places = BTreeSet::new();
+        for (key, state) in self.state()?.flows {
+            if state.flow.status.get() & Flow::EARLY != 0 {
+                places.insert(key.place());
+            }
+        }
+        for place in places {
+            let word = self.maps.hints.get(&place, 0)?;
+            self.maps.hints.set(place, word & !Hint::PLACE, 0)?;
+        }
+        Ok(())
     }
 
     /// Sends a frame through a program. `arrival`: the interface that it came in by, or 0.

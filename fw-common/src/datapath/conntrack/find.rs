@@ -1,7 +1,7 @@
 //! Looking for the flow that a tuple belongs to.
 
 use super::{NO_FLOW, has_links, remove};
-use crate::abi::flow::{Flow, FlowKey};
+use crate::abi::flow::{Flow, FlowKey, Hint};
 use crate::abi::stat::Stat;
 use crate::datapath::tables::Tables;
 use crate::datapath::tuple::Lookup;
@@ -50,10 +50,8 @@ pub fn find<'t, T: Tables>(
     now: u64,
 ) -> Option<Found<'t>> {
     let opened = lookup.write_key(FlowKey::FIRST);
-    if !tables.may_have_flow(&lookup.key) {
-        return None;
-    }
-    if let Some(flow) = tables.stored_flow(&lookup.key) {
+    let hint = tables.hint(&lookup.key);
+    if let Some(flow) = tables.hinted_flow(&lookup.key, hint) {
         if !flow.is_alias() {
             let direction = direction(tables, lookup, flow, opened, now);
             // Replies to a translated flow bear its alias. Under the opener's own address they are
@@ -80,7 +78,10 @@ pub fn find<'t, T: Tables>(
             lookup.met = Lookup::OTHERS;
         }
     }
-    // The second may outlive the first.
+    // The second may outlive the first. It is rare.
+    if !Hint::may_have_kind(hint, FlowKey::SECOND) {
+        return None;
+    }
     let place = tables.find_second(lookup, aliases, opened, now);
     found_second(tables, lookup, place)
 }
@@ -96,7 +97,7 @@ pub(super) fn found_second<'t, T: Tables>(
         return None;
     }
     Some(Found {
-        flow: tables.stored_flow(&lookup.key)?,
+        flow: tables.flow(&lookup.key)?,
         direction: place as u8 & 1,
         alias: (place / UNDER_ALIAS) as u8,
     })
