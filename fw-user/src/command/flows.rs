@@ -30,7 +30,9 @@ pub fn run(state: &StateDir, arguments: &Flows, output: &mut Output) -> Result<(
             "--flush ends all flows; with conditions it is `fwbpf flows --delete`".into(),
         ));
     }
-    if Maps::open(state)?.is_none() {
+    let maps = Maps::open(state)?;
+    let running = maps.as_ref().map(Maps::running).transpose()?.flatten();
+    if running.is_none() {
         return Err(Failure::NotLoaded(state.clone()));
     }
     if arguments.flush {

@@ -166,17 +166,25 @@ fn enforce(
     if still.sets != running.sets || still.lists != running.lists {
         bail!("the sets or lists of the running policy were replaced meanwhile; load again");
     }
+    if first && state.exists() {
+        // Of a load that died before anything was in force, or of an `unload` that did: its maps may
+        // be too small, its sets of another policy, its programs on another hook.
+        detach(state)
+            .and_then(|()| state.empty())
+            .context("cannot remove what a load or `unload` left that was interrupted")?;
+    }
     let result = enforce_over(state, &lock, old, policy, draft, terms);
     if first && result.is_err() {
         // Nothing was in force before, so nothing may be left behind.
-        let undone = Host::read()
-            .and_then(|host| attach::detach_all(state, &host))
-            .and_then(|()| state.remove());
-        if let Err(error) = undone {
+        if let Err(error) = detach(state).and_then(|()| state.remove()) {
             return result.context(format!("and what was begun could not be undone: {error:#}"));
         }
     }
     result
+}
+
+fn detach(state: &StateDir) -> Result<()> {
+    attach::detach_all(state, &Host::read()?)
 }
 
 /// Replaces what runs, which `old` is, by a policy.

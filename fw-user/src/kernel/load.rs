@@ -3,6 +3,17 @@
 //! A second load reuses what is pinned: the maps always, the programs if they came from the same
 //! object. A newer object's programs are loaded against the pinned maps, so flows and counters
 //! survive an upgrade.
+//!
+//! A process can die at any moment, so the directory says at each moment what is there. `POLICY` is
+//! the last map to be pinned and the first pin to go: where it is, all maps are, and where it is not,
+//! nothing is loaded, whatever else a load or `unload` has left. A first load leaves, if it dies
+//!
+//! - before that: facts and some of the maps. No program is attached;
+//! - before the flip: all maps, perhaps the programs, and attachments. No policy runs in `ACTIVE`'s
+//!   place, so programs let everything pass;
+//! - after it: the firewall, in force on every interface, without what its last facts say.
+//!
+//! In the first two cases the next load removes what it finds, and begins from nothing.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -151,10 +162,19 @@ pub struct Programs {
 impl Maps {
     /// Opens the pinned maps; nothing if there is no firewall in the directory.
     pub fn open(state: &StateDir) -> Result<Option<Self>> {
-        if !state.map(maps::POLICY).exists() {
+        let complete = || state.map(maps::POLICY).exists();
+        if !complete() {
             return Ok(None);
         }
-        let opened = Self {
+        match Self::open_all(state) {
+            // It was removed meanwhile.
+            Err(_) if !complete() => Ok(None),
+            opened => opened.map(Some),
+        }
+    }
+
+    fn open_all(state: &StateDir) -> Result<Self> {
+        Ok(Self {
             policy: typed(state, maps::POLICY)?,
             near_pages: typed(state, maps::NEAR_PAGES)?,
             active: typed(state, maps::ACTIVE)?,
@@ -173,8 +193,7 @@ impl Maps {
             set_info: typed(state, maps::SET_INFO)?,
             lists: typed(state, maps::LISTS)?,
             stats: typed(state, maps::STATS)?,
-        };
-        Ok(Some(opened))
+        })
     }
 
     /// The ring buffer of what LOG and NFLOG say; nothing while nothing is loaded.
@@ -271,8 +290,13 @@ pub fn check_owner(state: &StateDir) -> Result<()> {
 fn load_object(state: &StateDir, counters: u32) -> Result<()> {
     let mut loader = EbpfLoader::new();
     loader.map_max_entries(maps::COUNTERS, counters);
+    // The loader pins in an order of its own; `POLICY` says that all are there. One that is pinned
+    // already is used again.
+    let complete = state.map(maps::POLICY).exists();
     for name in MAPS {
-        loader.map_pin_path(name, state.map(name));
+        if complete || name != maps::POLICY {
+            loader.map_pin_path(name, state.map(name));
+        }
     }
     if !probe::has_ipv6_sum() {
         loader.override_global(maps::GLOBAL_FLAG_IPV6_SUM, &0u64, true);
@@ -286,6 +310,12 @@ fn load_object(state: &StateDir, counters: u32) -> Result<()> {
     let present: Vec<String> = object.maps().map(|(name, _)| name.to_owned()).collect();
     if let Some(missing) = MAPS.iter().find(|name| !present.iter().any(|p| p == *name)) {
         bail!("the BPF object has no map {missing}; rebuild it with `cargo xtask build`");
+    }
+    if !complete && let Some(policy) = object.map(maps::POLICY) {
+        let path = state.map(maps::POLICY);
+        policy
+            .pin(&path)
+            .with_context(|| format!("cannot pin {}", path.display()))?;
     }
     // All must pass the verifier before the first one replaces its predecessor.
     load_programs(&mut object)?;
@@ -360,6 +390,13 @@ fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
 /// A pinned map as its type. The one place where names, key sizes and value sizes are checked.
 fn typed<T: TryFrom<Map, Error = MapError>>(state: &StateDir, name: &str) -> Result<T> {
     let path = state.map(name);
+    if !path.exists() {
+        bail!(
+            "there is no map {}, which this version of fwbpf expects; the firewall was made by another \
+             version: `fwbpf unload` with that one, then load again",
+            path.display()
+        );
+    }
     let data = MapData::from_pin(&path)
         .with_context(|| format!("cannot open the map {}", path.display()))?;
     Map::from_map_data(data)

@@ -222,17 +222,25 @@ impl StateDir {
 
     /// Removes every pin of ours, and the directory. The attachments should be gone already.
     pub fn remove(&self) -> Result<()> {
-        for (name, path) in self.entries()? {
-            if is_ours(&name) {
-                remove_if_present(&path)?;
-            }
-        }
+        self.empty()?;
         match fs::remove_dir(&self.0) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(error).with_context(|| format!("cannot remove {}", self.0.display()))
             }
             Ok(()) | Err(_) => Ok(()),
         }
+    }
+
+    /// Removes every pin of ours.
+    pub fn empty(&self) -> Result<()> {
+        // Whoever looks meanwhile, or after a process that dies here, finds nothing loaded.
+        remove_if_present(&self.map(fw_common::abi::maps::POLICY))?;
+        for (name, path) in self.entries()? {
+            if is_ours(&name) {
+                remove_if_present(&path)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes a fact.
@@ -360,6 +368,19 @@ mod tests {
         for name in ["maps", "policy", "netns", "@other"] {
             assert!(!is_ours(name), "{name}");
         }
+    }
+
+    #[test]
+    fn the_policy_is_the_first_pin_to_go() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path());
+        // A directory cannot be removed like a pin, so the removal ends there.
+        fs::create_dir(state.map("POLICY")).unwrap();
+        for name in ["ACTIVE", "SETS", "prog_fwbpf_xdp", "@netns"] {
+            fs::write(state.map(name), "").unwrap();
+        }
+        assert!(state.remove().is_err());
+        assert_eq!(state.entries().unwrap().len(), 5);
     }
 
     #[test]
