@@ -34,8 +34,14 @@ impl Machine {
                  {rules}\nCOMMIT\n"
             )
         };
-        let text =
-            format!("*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n{nat}");
+        Self::loading(
+            family,
+            &format!("*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\nCOMMIT\n{nat}"),
+        )
+    }
+
+    /// One with this policy.
+    pub fn loading(family: Family, text: &str) -> Self {
         let file = SourceFile::new("rules", text, Some(family));
         let policy = load(&[file], LoadOptions { strict: true })
             .expect("the rules are right")

@@ -256,3 +256,35 @@ fn ports(packet: &SlicePacket) -> (u16, u16) {
     let at = |place| u16::from_be_bytes([packet.bytes[place], packet.bytes[place + 1]]);
     (at(54), at(56))
 }
+
+/// connlimit looks for what it counted as netfilter does, by its tuple: a translated connection has its answers'
+/// under another name, so that one the other way round is not there.
+#[test]
+fn a_translated_connection_is_not_counted_the_other_way_round() {
+    const OTHER: &str = "198.51.100.20";
+    const FAR: &str = "192.0.2.2";
+    let mut machine = Machine::loading(
+        Family::Ipv4,
+        "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+         -A INPUT -p tcp --syn -m connlimit --connlimit-upto 1 --connlimit-daddr -j DROP\nCOMMIT\n\
+         *nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n\
+         -A POSTROUTING -p tcp -o eth0 -j SNAT --to-source 198.51.100.20\nCOMMIT\n",
+    );
+    let arrives = |ports| frame(tcp([FAR, SERVER4], ports, flag::SYN, [100, 0], 0));
+    assert!(matches!(
+        machine.arrive(ETH0, arrives([4000, 80])).0,
+        Verdict::Drop(_)
+    ));
+    let own = frame(tcp([SERVER4, FAR], [80, 4000], flag::SYN, [100, 0], 0)).made_here();
+    let (verdict, own) = machine.leave(ETH0, own);
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(
+        own.bytes[14..],
+        tcp([OTHER, FAR], [80, 4000], flag::SYN, [100, 0], 0)
+    );
+    // The first one was dropped, and the second one's answers come to another address.
+    assert!(matches!(
+        machine.arrive(ETH0, arrives([4001, 80])).0,
+        Verdict::Drop(_)
+    ));
+}

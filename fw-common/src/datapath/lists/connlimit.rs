@@ -32,8 +32,10 @@ pub struct Counting {
     tuple: Tuple,
     own: FlowKey,
     from_low: u32,
-    /// The flow that is looked up, the one that it leads to if it is an alias, and what of it was found.
+    /// The flow that is looked up, [`connlimit::FROM_LOW`] if its lower endpoint sends what is asked for,
+    /// the one that it leads to if it is an alias, and what of it was found.
     other: FlowKey,
+    other_from_low: u32,
     behind: FlowKey,
     found: MapCell<u32>,
     /// The address's entry.
@@ -117,6 +119,7 @@ fn name_flow<T: Tables>(tables: &T, scratch: &mut Scratch) {
     counting.from_low = if from_low { connlimit::FROM_LOW } else { 0 };
     if !has_flow {
         counting.other.set(&counting.own);
+        counting.other_from_low = counting.from_low;
         look(tables, list);
         list.counting.assured = list.counting.found.get() & ASSURED != 0;
     }
@@ -218,6 +221,7 @@ impl<T: Tables> Step for Check<'_, T> {
         other.family = (rest >> 8) as u8;
         other.kind = FlowKey::FIRST;
         other.reserved = 0;
+        counting.other_from_low = rest & connlimit::FROM_LOW;
         let own = &counting.own;
         let same = other.low == own.low
             && other.high == own.high
@@ -276,11 +280,19 @@ fn look<T: Tables>(tables: &T, asked: &mut Asked) {
 #[inline(always)]
 fn look_for<T: Tables>(tables: &T, counting: &mut Counting, kind: u8, now: u64) {
     counting.other.kind = kind;
+    let from_low = counting.other_from_low != 0;
+    let same_way = |flow: &Flow| (flow.status.get() & Flow::LOW_OPENED != 0) == from_low;
     if let Some(flow) = tables.flow(&counting.other) {
+        // netfilter finds tuples, of which a translated connection has one under each name: its opener's
+        // under its own, and its answers' under the alias.
+        let to_itself = counting.other.is_to_itself();
         if flow.is_alias() {
+            if same_way(flow) && !to_itself {
+                return;
+            }
             counting.behind.set(&flow.other);
             counting.found.set(counting.found.get() | ALIAS);
-        } else {
+        } else if flow.status.get() & Flow::TRANSLATED == 0 || same_way(flow) || to_itself {
             let found = state_of(flow, now);
             counting.found.set(counting.found.get() | found);
         }
