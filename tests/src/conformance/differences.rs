@@ -163,8 +163,12 @@ impl RandomPorts {
     }
 
     /// An answer quotes the packet that was sent as it had become, and the flow may never be stored: a
-    /// port that is none of the generator's was drawn for it. Way is that of the packet.
+    /// port that is none of the generator's was drawn for it. So may be one of a reset, whose flow's own packet
+    /// reached nobody. Way is that of the packet.
     pub fn learn_answered(&mut self, sent: &[u8], received: &[u8], (flow, way): (usize, Way)) {
+        if is_own_reset(received, sent) {
+            return self.learn_reset(received, (flow, way.reversed()));
+        }
         let quoted = Layers::read(received)
             .and_then(|layers| received.get(layers.quoted(received)?..))
             .filter(|quoted| is_the_same(quoted, sent));
@@ -188,6 +192,22 @@ impl RandomPorts {
                 );
                 let stand_in = stand_in_of((flow, way));
                 self.quoted.entry(key).or_insert(stand_in);
+            }
+        }
+    }
+
+    fn learn_reset(&mut self, reset: &[u8], (flow, way): (usize, Way)) {
+        let Some(layers) = Layers::read(reset) else {
+            return;
+        };
+        let Some((source, destination)) = layers.ports(reset) else {
+            return;
+        };
+        let ends = [(layers.source, source), (layers.destination, destination)];
+        for (own, peer, way) in [(0, 1, way), (1, 0, way.reversed())] {
+            let known = self.stand_in(layers.protocol, ends[own], ends[peer]);
+            if !is_the_generators(ends[own].1) && known.is_none() {
+                self.learn(layers.protocol, ends[own], ends[peer], (flow, way));
             }
         }
     }
@@ -289,18 +309,42 @@ pub fn is_the_same(bytes: &[u8], sent: &[u8]) -> bool {
         return false;
     };
     // What the kernel's answer would have different: ICMP's type; TCP's numbers and flags.
-    let mark = match left.protocol {
-        protocol::ICMP | protocol::ICMPV6 => 0..1,
-        protocol::TCP => 4..14,
-        _ => 0..0,
+    let marks: &[usize] = match left.protocol {
+        protocol::ICMP | protocol::ICMPV6 => &[0],
+        protocol::TCP => &[4, 5, 6, 7, 8, 9, 10, 11, TCP_FLAGS],
+        _ => &[],
     };
     let of = |packet: &[u8], layers: &Layers| -> Option<Vec<u8>> {
         let body = packet.get(layers.body..)?;
-        body.get(mark.clone()).map(<[u8]>::to_vec)
+        marks.iter().map(|at| body.get(*at).copied()).collect()
     };
+    let (length, sent_length) = (left.end - left.body, right.end - right.body);
+    // TCPMSS gives an opener an option that it does not have.
+    let longer = left.protocol == protocol::TCP
+        && bytes
+            .get(left.body + TCP_FLAGS)
+            .is_some_and(|flags| flags & SYN != 0)
+        && length == sent_length + MSS_OPTION;
     left.protocol == right.protocol
-        && left.end - left.body == right.end - right.body
+        && (length == sent_length || longer)
         && of(bytes, &left) == of(sent, &right)
+}
+
+/// Where TCP's flags are.
+const TCP_FLAGS: usize = 13;
+const SYN: u8 = 0x02;
+const RST: u8 = 0x04;
+/// The length of TCP's option for the maximum segment size (RFC 9293, section 3.2).
+const MSS_OPTION: usize = 4;
+
+/// Whether a packet is a reset that the kernel made.
+fn is_own_reset(bytes: &[u8], sent: &[u8]) -> bool {
+    Layers::read(bytes).is_some_and(|layers| {
+        layers.protocol == protocol::TCP
+            && bytes
+                .get(layers.body + TCP_FLAGS)
+                .is_some_and(|flags| flags & RST != 0)
+    }) && !is_the_same(bytes, sent)
 }
 
 /// Whether what an ICMP error quotes is the packet that was sent, or what that quotes, and not one that
