@@ -7,7 +7,7 @@
 //! addresses do.
 
 use super::connection;
-use super::conntrack::{NO_FLOW, NOTE_SEEN, about, is_about_transit};
+use super::conntrack::{NO_FLOW, NOTE_SEEN, about, is_about_transit, mirror};
 use super::fragment::mark_key;
 use super::header::{Icmp, Part};
 use super::packet::Packet;
@@ -166,18 +166,25 @@ fn recall<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratc
             scratch.mark.value = scratch.mark.before;
             return;
         }
-        // Translated as it is by now, it bears names that are no aliases.
-        let tracked = scratch.tracked;
-        about(packet, tables, scratch, false);
-        let (stored, mark) = (scratch.tracked.stored, scratch.tracked.mark);
-        scratch.tracked = tracked;
-        scratch.tracked.stored = stored;
-        scratch.tracked.mark = mark;
-        return;
-    }
-    if scratch.made_here && answers {
-        scratch.mark.value = scratch.mark.before;
-        return;
+        if argument != EARLY {
+            // Translated as it is by now, it bears names that are no aliases.
+            let tracked = scratch.tracked;
+            about(packet, tables, scratch, false);
+            let (stored, mark) = (scratch.tracked.stored, scratch.tracked.mark);
+            scratch.tracked = tracked;
+            scratch.tracked.stored = stored;
+            scratch.tracked.mark = mark;
+            return;
+        }
+        if !mirror(packet, tables, scratch) {
+            return;
+        }
+    } else {
+        if scratch.made_here && answers {
+            scratch.mark.value = scratch.mark.before;
+            return;
+        }
+        scratch.lookup.tuple.set(&scratch.headers);
     }
     let direction = scratch.tracked.direction;
     let translated = scratch.tracked.ct & (ct::SNAT | ct::DNAT) != 0;
@@ -190,7 +197,6 @@ fn recall<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratc
     } else {
         direction != 0 && translated
     };
-    scratch.lookup.tuple.set(&scratch.headers);
     if let Some(flow) = by_label(tables, &mut scratch.lookup, direction, alias) {
         scratch.tracked.stored = true;
         scratch.tracked.mark = flow.mark().get();

@@ -51,7 +51,7 @@ impl Machine {
                 device(ETH0, "eth0", SERVER),
                 device(DOCKER0, "docker0", BRIDGE),
             ],
-            local: ["198.51.100.10/32", "172.17.0.1/32"]
+            local: ["198.51.100.10/32", "172.17.0.1/32", "127.0.0.1/32"]
                 .map(|prefix| prefix.parse().expect("a prefix"))
                 .to_vec(),
             ..Host::default()
@@ -369,6 +369,38 @@ fn what_is_sent_to_its_sender_has_a_connection() {
     };
     assert_eq!(send(), ["lives"]);
     assert_eq!(send(), ["seen", "lives"]);
+}
+
+/// On loopback both ends of a packet are translated before INPUT sees it, and of one that an error quotes.
+#[test]
+fn an_error_about_what_is_redirected_on_loopback_has_its_connection() {
+    let text = format!(
+        "*filter\n{OPEN}-A INPUT -m conntrack --ctorigdst 198.51.100.10 -m comment --comment redirected\n\
+         -A INPUT -m conntrack --ctreplsrc 127.0.0.1 -m comment --comment answers\nCOMMIT\n{NAT}\
+         -A OUTPUT -p udp -o lo -m comment --comment dnat -j DNAT --to-destination 127.0.0.1:80\n\
+         COMMIT\n"
+    );
+    let mut machine = Machine::new(&text);
+    let mut send = |frame| {
+        machine.hits(|machine| {
+            let mut packet = machine.leave(LO, frame);
+            packet.device = LO;
+            packet.arrival_device = LO;
+            let verdict = ingress(&mut packet, &machine.tables, &mut machine.scratch);
+            assert_eq!(verdict, Verdict::Pass);
+        })
+    };
+    let (own, other) = ((BRIDGE, 4000), (SERVER, 53));
+    let hits = send(udp(own, other));
+    assert_eq!(hits, ["redirected", "answers", "dnat"]);
+    // About an answer, to whence the sender takes it to come.
+    let mut error = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4(own.0, other.0, 64)
+        .icmpv4_raw(3, 1, [0; 4])
+        .write(&mut error, &udp(other, own)[14..])
+        .expect("a frame");
+    assert_eq!(send(error), ["redirected", "answers"]);
 }
 
 /// The tuples of a connection to a published port whose source is translated, too, at each hook.
