@@ -221,8 +221,8 @@ fn visit<T: Tables>(tables: &T, sources: &mut Sources, wish: &Wish) -> bool {
     sources.at.is_some()
 }
 
-/// Puts the flow that was just stored, and is drafted still, in front of its source's list, whose
-/// beginning [`look_for_source`] read.
+/// Puts the flow that was just stored, and is drafted still, in front of its source's list. Where that begins
+/// is read anew: what made way for the flow, or for its translation, may have been the newest.
 #[inline(never)]
 pub fn link<T: Tables>(tables: &T, draft: &mut Draft, sources: &mut Sources) {
     let opened_from_low = draft.flow.status.get() & Flow::LOW_OPENED != 0;
@@ -231,9 +231,10 @@ pub fn link<T: Tables>(tables: &T, draft: &mut Draft, sources: &mut Sources) {
     sources
         .at
         .set(&tuple.destination, tuple.ports as u16, draft.key.kind);
+    sources.place.name_source();
+    read_link(tables, &sources.place.key, OLDER, &mut sources.newest);
     write_link(tables, &draft.alias, OLDER, &sources.newest);
     write_link(tables, &draft.alias, NEWER, &sources.none);
-    sources.place.name_source();
     if write_link(tables, &sources.place.key, OLDER, &sources.at) {
         write_link_of(
             tables,

@@ -288,3 +288,30 @@ fn a_translated_connection_is_not_counted_the_other_way_round() {
         Verdict::Drop(_)
     ));
 }
+
+/// A source keeps the port that was drawn for it, whichever of its connections begin again in the place of one
+/// that has ended, and keeps its record for rules that may ask for it.
+#[test]
+fn a_source_keeps_its_port_when_its_newest_connection_begins_again() {
+    const CLIENT: &str = "192.0.2.2";
+    let rules = "-A INPUT -p tcp -j SNAT --to-source :20000-23000\nCOMMIT\n\
+                 *mangle\n-A INPUT -m conntrack --ctstatus SEEN_REPLY";
+    let mut machine = Machine::with(Family::Ipv4, rules);
+    let arrives = |machine: &mut Machine, port, flags| {
+        let ip = tcp([CLIENT, SERVER4], [50_000, port], flags, [100, 500], 0);
+        let (verdict, packet) = machine.arrive(ETH0, frame(ip));
+        assert_eq!(verdict, Verdict::Pass);
+        source_port(&packet)
+    };
+    let drawn = arrives(&mut machine, 80, flag::SYN);
+    assert!((20_000..=23_000).contains(&drawn));
+    for _ in 0..2 {
+        assert_eq!(arrives(&mut machine, 81, flag::ACK), drawn);
+        let reset = tcp([SERVER4, CLIENT], [81, drawn], flag::RST, [500, 0], 0);
+        let (verdict, packet) = machine.leave(ETH0, frame(reset).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+        let restored = tcp([SERVER4, CLIENT], [81, 50_000], flag::RST, [500, 0], 0);
+        assert_eq!(packet.bytes[14..], restored);
+    }
+    assert_eq!(arrives(&mut machine, 82, flag::SYN), drawn);
+}
