@@ -317,6 +317,7 @@ pub fn follow<P: Packet, T: Tables>(
     packet.call::<LookUp, T>(tables, scratch, aliases as u32);
     scratch.tracked.opens = false;
     scratch.tracked.replayed = first.opened;
+    scratch.tracked.refused = first.refused;
     scratch.tracked.packets = 0;
     if first.translated && !scratch.tracked.translates_destination() {
         // The flow is not stored yet, or was not.

@@ -9,7 +9,7 @@ use super::conntrack::{
 use super::facts::{LEAVING, gather, gather_anew};
 use super::flow_mark;
 use super::forward::remember;
-use super::fragment::{Side, borrow, lend};
+use super::fragment::{Side, borrow, lend, note_refusal};
 use super::gates::{passes, passes_raw};
 use super::header::{Headers, Icmp, Part};
 use super::ingress::{LOST, PLACED, is_refused_redirect, translate};
@@ -175,8 +175,12 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
                 return Verdict::Drop(Stat::NoFlowEntry);
             }
         }
+        if scratch.tracked.refused {
+            return Verdict::Drop(Stat::NoFlowEntry);
+        }
         if scratch.tracked.opens {
             if let Err(stat) = open(packet, tables, scratch, !scratch.made_here) {
+                note_refusal(tables, scratch);
                 return Verdict::Drop(stat);
             }
             scratch.take_translation();

@@ -27,6 +27,9 @@ const OPENED: u8 = 1;
 /// [`Fragment::flags`]: the first fragment opened its flow, and its destination was translated.
 const TRANSLATED: u8 = 2;
 
+/// [`Fragment::flags`]: the first fragment was dropped as its flow could not be stored.
+const REFUSED: u8 = 4;
+
 /// The kernel's default for incomplete datagrams (net.ipv4.ipfrag_time).
 const LIFETIME: u64 = 30_000_000_000;
 
@@ -84,6 +87,8 @@ pub struct Borrowed {
     pub opened: bool,
     /// Its destination was translated, to [`Outcomes::destination`].
     pub translated: bool,
+    /// It was dropped, as its flow could not be stored.
+    pub refused: bool,
     /// Connection state of the first fragment.
     pub ct: u8,
     /// Direction of the first fragment.
@@ -102,6 +107,7 @@ pub fn borrow<T: Tables>(
         found: false,
         opened: false,
         translated: false,
+        refused: false,
         ct: 0,
         direction: 0,
     };
@@ -116,6 +122,7 @@ pub fn borrow<T: Tables>(
         borrowed.found = true;
         borrowed.opened = fragment.flags & OPENED != 0;
         borrowed.translated = fragment.flags & TRANSLATED != 0;
+        borrowed.refused = fragment.flags & REFUSED != 0;
         limits.destination.address = fragment.destination;
         limits.destination.port = fragment.destination_port;
         borrowed.ct = fragment.ct;
@@ -210,6 +217,18 @@ pub fn note_destination<T: Tables>(tables: &T, scratch: &Scratch) {
         fragment.flags |= TRANSLATED;
         fragment.destination = scratch.tracked.destination.address;
         fragment.destination_port = scratch.tracked.destination.port;
+        tables.insert_fragment(&scratch.outcomes.key, &fragment);
+    }
+}
+
+/// Keeps that the packet is dropped as its flow cannot be stored, if it is a first fragment.
+#[inline(never)]
+pub fn note_refusal<T: Tables>(tables: &T, scratch: &Scratch) {
+    if scratch.headers.part as u8 != Part::First as u8 {
+        return;
+    }
+    if let Some(mut fragment) = tables.fragment(&scratch.outcomes.key) {
+        fragment.flags |= REFUSED;
         tables.insert_fragment(&scratch.outcomes.key, &fragment);
     }
 }

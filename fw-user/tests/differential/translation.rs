@@ -1,12 +1,18 @@
 //! Corners of NAT, packet by packet, with what netfilter makes of them.
 
+use std::net::Ipv4Addr;
+
+use etherparse::{IpFragOffset, Ipv4Header};
 use fw_common::abi::ct;
+use fw_common::abi::stat::Stat;
 use fw_common::datapath::Verdict;
 use fw_common::datapath::tcp::flag;
 use fw_user::policy::model::Family;
 use fw_user::sim::SlicePacket;
 
-use crate::machine::{ETH0, ETH1, Machine, SERVER4, SERVER6, frame, icmpv4, ip, tcp, udp};
+use crate::machine::{
+    ETH0, ETH1, LO, Machine, SERVER4, SERVER6, frame, icmpv4, icmpv6, ip, other, tcp, udp,
+};
 
 /// Redirects about translated connections are dropped (`nf_nat_icmp_reply_translation`).
 #[test]
@@ -247,6 +253,17 @@ fn echo(way: [&str; 2], kind: u8, identifier: u8) -> Vec<u8> {
     bytes
 }
 
+/// A fragment at so many eight bytes, of two.
+fn fragment(whole: &[u8], offset: u16) -> Vec<u8> {
+    let (mut header, data) = Ipv4Header::from_slice(whole).expect("an IPv4 packet");
+    header.more_fragments = offset == 0;
+    header.fragment_offset = IpFragOffset::try_new(offset).expect("within range");
+    let mut bytes = Vec::new();
+    header.write(&mut bytes).expect("a header");
+    bytes.extend(data);
+    bytes
+}
+
 fn source_port(packet: &SlicePacket) -> u16 {
     u16::from_be_bytes([packet.bytes[34], packet.bytes[35]])
 }
@@ -314,4 +331,43 @@ fn a_source_keeps_its_port_when_its_newest_connection_begins_again() {
         assert_eq!(packet.bytes[14..], restored);
     }
     assert_eq!(arrives(&mut machine, 82, flag::SYN), drawn);
+}
+
+/// A second tunnel to one translated place has no name of its own and is dropped, in fragments, too.
+#[test]
+fn the_later_fragments_of_what_finds_no_name_are_dropped() {
+    const GRE: u8 = 47;
+    const INNER: &str = "10.0.0.3";
+    let rules = "-A PREROUTING -j DNAT --to-destination 10.0.0.3";
+    let mut machine = Machine::with(Family::Ipv4, rules);
+    machine.forward(ETH0, ETH1, other(["192.0.2.2", "10.0.0.2"], GRE));
+    for (offset, reason) in [(0, Stat::NoFreePort), (1, Stat::NoFlowEntry)] {
+        let fragment = fragment(&other(["192.0.2.2", "10.0.0.4"], GRE), offset);
+        let (verdict, fragment) = machine.arrive(ETH0, frame(fragment));
+        assert_eq!(verdict, Verdict::Pass);
+        assert_eq!(
+            fragment.bytes[30..34],
+            INNER.parse::<Ipv4Addr>().expect("an address").octets()
+        );
+        assert_eq!(machine.leave(ETH1, fragment).0, Verdict::Drop(reason));
+    }
+}
+
+/// MASQUERADE on loopback may make a packet one from an endpoint to itself. The kernel's error about it still
+/// goes to whoever sent it.
+#[test]
+fn an_error_about_what_became_its_own_sender_is_told_to_the_sender() {
+    const OTHER: &str = "2001:db8:50::1";
+    let rules = "-A POSTROUTING -j SNAT --to-source 2001:db8:1::10";
+    let mut machine = Machine::with(Family::Ipv6, rules);
+    let (verdict, packet) = machine.leave(LO, frame(other([OTHER, SERVER6], 99)).made_here());
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(packet.bytes[14..], other([SERVER6, SERVER6], 99));
+    let (verdict, packet) = machine.arrive(LO, packet);
+    assert_eq!(verdict, Verdict::Pass);
+    let error = icmpv6([SERVER6, SERVER6], 64, 4, &packet.bytes[14..]);
+    let (verdict, error) = machine.leave(LO, frame(error).made_here());
+    assert_eq!(verdict, Verdict::Pass);
+    let told = icmpv6([SERVER6, OTHER], 64, 4, &other([OTHER, SERVER6], 99));
+    assert_eq!(error.bytes[14..], told);
 }

@@ -108,6 +108,14 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
         if scratch.transit_direction != 0 && !unknown && !names_itself {
             return;
         }
+        // The one whose source has become its destination is found by its alias, and its answer's
+        // destination is restored here.
+        let tracked = &scratch.tracked;
+        let labels = tracked.ct & (ct::SNAT | ct::DNAT | ct::RENAMED);
+        let answers = tracked.stored && tracked.direction == scratch.transit_direction ^ 1;
+        if names_itself && answers && labels == scratch.transit_nat && labels != 0 {
+            return;
+        }
         state |= scratch.transit_nat;
         unsettled = scratch.transit_opens;
         scratch.transit_direction ^ 1

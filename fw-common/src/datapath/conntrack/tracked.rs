@@ -39,6 +39,8 @@ pub struct Tracked {
     /// A later fragment of a datagram that opened its flow: it meets the nat chains again, for
     /// their counters.
     pub replayed: bool,
+    /// A later fragment of a datagram that was dropped as its flow could not be stored.
+    pub refused: bool,
     /// Packets to count: none for a later fragment.
     pub packets: u8,
     /// The flow was found in a table.
@@ -131,6 +133,7 @@ impl Tracked {
         self.opens = false;
         self.error = false;
         self.replayed = false;
+        self.refused = false;
         self.packets = 1;
         self.stored = false;
         self.mark = 0;
