@@ -1,5 +1,6 @@
 //! One rule set and its traffic on both sides.
 
+use std::collections::HashSet;
 use std::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -78,10 +79,14 @@ impl Pair {
         }
         let tables: Vec<&str> = trial.rules.tables.iter().map(|table| table.name).collect();
         let waits = trial.rules.count_connections();
+        let mut opened = HashSet::new();
         for (number, step) in trial.traffic.steps.iter().enumerate() {
             ensure!(!self.interrupted.load(Ordering::Relaxed), "interrupted");
             if waits && step.has_syn() {
                 // Difference 20.
+                if step.is_syn() && !opened.insert(trial.traffic.ends(step)) {
+                    continue;
+                }
                 std::thread::sleep(JIFFIES);
             }
             if let Some(difference) = self.step(trial, number, step)? {

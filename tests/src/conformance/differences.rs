@@ -66,8 +66,10 @@
 //!     translated; it is translated like that, and netfilter routes it anew in OUTPUT. In fwbpf it stays
 //!     on its way. By which interface errors of the kernel's leave is not compared, and where rules
 //!     translate destinations no answer is past its time, nor is anything where rules keep packets from
-//!     being tracked. Where they redirect to this host, FORWARD drops what it would refuse. Where an error
-//!     left by another interface all the same, the rules' counters are not compared: it met other chains.
+//!     being tracked. Where they redirect to this host, FORWARD drops what it would refuse; where they
+//!     translate destinations, it drops what it would reset, as a reset about a segment without a connection
+//!     may resemble one of another. Where an error left by another interface all the same, the rules'
+//!     counters are not compared: it met other chains.
 //! 19. **Four names.** A packet whose destination is translated goes from ingress to egress under one of
 //!     four names that its two ends can have there; a fifth connection of one source, to a fifth address or
 //!     port that is translated to the same, is dropped and counted. A trial that differs, and in which
@@ -75,7 +77,10 @@
 //! 20. **connlimit's jiffies.** netfilter looks for connections that are gone once in a jiffy for each
 //!     address, leaves those alone that another CPU added within the last two, and forgets eight at a time
 //!     (net/netfilter/nf_conncount.c); fwbpf looks every time, and forgets all. Packets that meet such
-//!     rules, which all ask for SYN, are sent more than two jiffies apart.
+//!     rules, which all ask for SYN, are sent more than two jiffies apart. A connection that is counted
+//!     already ends the search, in both: what is behind it may be gone and still count, until netfilter walks
+//!     past that address on its way to another one that happens to be in the same tree. So nothing asks to
+//!     open a connection twice there.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -127,6 +127,12 @@ impl Step {
     pub fn has_syn(&self) -> bool {
         matches!(self.what, What::Segment { flags, .. } if flags & flag::SYN != 0)
     }
+
+    /// Whether it is one that `--syn` means.
+    pub fn is_syn(&self) -> bool {
+        const ASKED: u8 = flag::SYN | flag::RST | flag::ACK | flag::FIN;
+        matches!(self.what, What::Segment { flags, .. } if flags & ASKED == flag::SYN)
+    }
 }
 
 /// What a [`Step`] sends.
@@ -190,6 +196,16 @@ pub const CLOSED_PORTS: [u16; 3] = [25, 81, 53];
 pub const CLIENT_PORTS: [u16; 4] = [40_000, 40_001, 1_023, 50_000];
 
 impl Traffic {
+    /// The ends of a step's packet, the sender first.
+    pub fn ends(&self, step: &Step) -> [(IpAddr, u16); 2] {
+        let Flow { a, b, .. } = self.flows[step.flow];
+        let ends = [(a.address, a.port), (b.address, b.port)];
+        match step.way {
+            Way::Forth => ends,
+            Way::Back => [ends[1], ends[0]],
+        }
+    }
+
     /// Traffic of `packets` packets; with `loopback`, some from the server to itself.
     pub fn generate(random: &mut impl Rng, family: Family, packets: usize, loopback: bool) -> Self {
         let count = (packets / 8).max(2);

@@ -62,6 +62,9 @@ pub(super) fn tame(tables: &mut [TableText]) {
     let refuses = rules().any(|rule| rule.contains("-j REJECT"));
     let redirects = rules().any(|rule| rule.contains("-j REDIRECT"));
     let resets = rules().any(|rule| rule.contains("tcp-reset") && !rule.starts_with("-A INPUT "));
+    let translates = rules().any(|rule| {
+        rule.contains("PREROUTING") && (rule.contains("-j DNAT") || rule.contains("-j NETMAP"))
+    });
     for rule in tables.iter_mut().flat_map(|table| &mut table.rules) {
         let input = rule.starts_with("-A INPUT ");
         let passed = input || rule.starts_with("-A FORWARD ");
@@ -69,6 +72,9 @@ pub(super) fn tame(tables: &mut [TableText]) {
             *rule = without(rule, "--reject-with", 1).replace("-j REJECT", "-j DROP");
         }
         if resets && !passed && rule.contains("-j REJECT") {
+            *rule = without(rule, "--reject-with", 1).replace("-j REJECT", "-j DROP");
+        }
+        if translates && !input && rule.contains("tcp-reset") {
             *rule = without(rule, "--reject-with", 1).replace("-j REJECT", "-j DROP");
         }
         if refuses && rule.contains("-j MASQUERADE") {
