@@ -17,6 +17,7 @@ mod fib;
 mod maps;
 mod owner;
 mod packet;
+mod recording;
 mod stages;
 mod sweep;
 mod tables;
@@ -32,7 +33,8 @@ use fw_common::datapath::tables::Tables;
 use fw_common::datapath::{Verdict, early, egress, ingress};
 
 use crate::packet::{SkbPacket, XdpPacket};
-use crate::tables::{BpfTables, RecordingTables};
+use crate::recording::RecordingTables;
+use crate::tables::BpfTables;
 
 /// tcx or clsact ingress of every layer-3 interface. Attached first, so that nothing acts on what
 /// the firewall drops; what it accepts goes on to other programs (TCX_NEXT is TC_ACT_UNSPEC).

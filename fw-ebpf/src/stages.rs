@@ -37,7 +37,8 @@ use fw_common::datapath::window::ReadOptions;
 
 use crate::maps;
 use crate::packet::{SkbPacket, XdpPacket};
-use crate::tables::{BpfTables, RecordingTables};
+use crate::recording::RecordingTables;
+use crate::tables::BpfTables;
 
 /// Defines a stage's function: name, stage, what its packet wraps, tables.
 ///
