@@ -263,11 +263,10 @@ fn associations_have_states() {
     ];
     let mut machine = Machine::new(&counting(&asked));
     let (client, server) = ((CLIENT, 4000), (SERVER, 5000));
-    let packet = |from: ([u8; 4], u16), to: ([u8; 4], u16), tag: u8, chunk: [u8; 4], told: u8| {
+    let packet = |from: ([u8; 4], u16), to: ([u8; 4], u16), tag: u8, chunks: &[u8]| {
         let mut data = [from.1.to_be_bytes(), to.1.to_be_bytes()].concat();
         data.extend([0, 0, 0, tag, 0, 0, 0, 0]);
-        data.extend(chunk);
-        data.extend([0, 0, 0, told, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        data.extend(chunks);
         let mut frame = Vec::new();
         PacketBuilder::ethernet2([2; 6], [4; 6])
             .ipv4(from.0, to.0, 64)
@@ -278,11 +277,12 @@ fn associations_have_states() {
     const LENGTH: u8 = 20;
     let mut step = |from, tag, kind, told| {
         machine.hits(|machine| {
-            let chunk = [kind, 0, 0, LENGTH];
+            let mut chunk = [0; LENGTH as usize];
+            (chunk[0], chunk[3], chunk[7]) = (kind, LENGTH, told);
             if from == client {
-                machine.arrive(ETH0, packet(client, server, tag, chunk, told));
+                machine.arrive(ETH0, packet(client, server, tag, &chunk));
             } else {
-                machine.leave(ETH0, packet(server, client, tag, chunk, told));
+                machine.leave(ETH0, packet(server, client, tag, &chunk));
             }
         })
     };
@@ -299,9 +299,20 @@ fn associations_have_states() {
     assert_eq!(step(server, 1, 11, 0), last, "COOKIE ACK");
     assert_eq!(step(client, 2, 0, 0), last, "DATA");
     assert_eq!(step(client, 9, 0, 0), ["invalid"], "DATA of another tag");
-    let last = ["established", "assured", "short"];
-    assert_eq!(step(server, 1, 7, 0), last, "SHUTDOWN");
-    assert_eq!(step(client, 2, 8, 0), last, "SHUTDOWN ACK");
+    let closing = ["established", "assured", "short"];
+    assert_eq!(step(server, 1, 7, 0), closing, "SHUTDOWN");
+    assert_eq!(step(client, 2, 8, 0), closing, "SHUTDOWN ACK");
+
+    // What nobody looks at does not pass for what it is not.
+    let mut together = |chunk: [u8; 4], count| {
+        let packet = packet(client, server, 2, &chunk.repeat(count));
+        machine.hits(|machine| drop(machine.arrive(ETH0, packet)))
+    };
+    let (error, data) = ([9, 0, 0, 4], [0, 0, 0, 4]);
+    assert_eq!(together(error, 8), closing);
+    assert_eq!(together(error, 9), ["invalid"]);
+    assert_eq!(together(data, 511), closing);
+    assert_eq!(together(data, 512), ["invalid"]);
 }
 
 /// A reset that ends a connection still belongs to it, as an answer.

@@ -70,9 +70,10 @@ pub struct Chunk {
 }
 
 impl Chunks {
-    /// Chunks of a packet that may change states; further ones count for nothing.
+    /// Chunks of a packet that may change states. A packet with more is taken for broken: nobody sends such,
+    /// and what is not looked at must not pass for what it is not.
     pub const MOST: u32 = 8;
-    /// Chunks that are looked at. (Those of control come before DATA, RFC 9260 6.10.)
+    /// Chunks that are looked at; of more, the same is true.
     const READ: u32 = 512;
     /// The packet is cut short, or its chunks cannot be together.
     pub const BROKEN: u32 = 1 << 31;
@@ -146,7 +147,7 @@ impl Stage for ReadChunks {
             end,
         };
         tables.run(Chunks::READ, &mut reading);
-        if chunks.count.get() == 0 {
+        if chunks.count.get() == 0 || chunks.count.get() >= Chunks::READ {
             chunks.kinds.set(Chunks::BROKEN);
         }
         0
@@ -199,9 +200,13 @@ fn take_chunk<P: Packet>(packet: &P, chunks: &Chunks, end: u32) -> bool {
     chunks.kinds.set(before | own | others);
     chunks.count.set(count + 1);
     chunks.at.set(at + ((length + 3) & !3));
-    let used = chunks.used.get();
-    if others != 0 || used >= Chunks::MOST {
+    if others != 0 {
         return true;
+    }
+    let used = chunks.used.get();
+    if used >= Chunks::MOST {
+        chunks.kinds.set(Chunks::BROKEN);
+        return false;
     }
     let chunk = &chunks.list[used as usize % Chunks::MOST as usize];
     // `struct sctp_inithdr`, of which the tag is the first word.
