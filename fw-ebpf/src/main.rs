@@ -14,10 +14,13 @@
 
 mod answer;
 mod fib;
+mod frame;
+mod local;
 mod maps;
 mod owner;
-mod packet;
 mod recording;
+mod shared_words;
+mod skb;
 mod stages;
 mod sweep;
 mod tables;
@@ -32,8 +35,9 @@ use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::Tables;
 use fw_common::datapath::{Verdict, early, egress, ingress};
 
-use crate::packet::{SkbPacket, XdpPacket};
+use crate::frame::XdpPacket;
 use crate::recording::RecordingTables;
+use crate::skb::SkbPacket;
 use crate::tables::BpfTables;
 
 /// tcx or clsact ingress of every layer-3 interface. Attached first, so that nothing acts on what
@@ -85,7 +89,7 @@ pub fn fwbpf_sweep(context: TcContext) -> i32 {
 fn tc_action(verdict: Verdict, scratch: &Scratch) -> i32 {
     match verdict {
         Verdict::Pass => TC_ACT_UNSPEC,
-        Verdict::Redirect => packet::redirect(scratch.sending.route.device),
+        Verdict::Redirect => skb::redirect(scratch.sending.route.device),
         Verdict::Answer => answer::send(&scratch.answer),
         Verdict::Drop(stat) => {
             BpfTables.count(stat);

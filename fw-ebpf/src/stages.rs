@@ -35,9 +35,10 @@ use fw_common::datapath::translation::{self, Choose};
 use fw_common::datapath::tuple::Lookup;
 use fw_common::datapath::window::ReadOptions;
 
+use crate::frame::XdpPacket;
 use crate::maps;
-use crate::packet::{SkbPacket, XdpPacket};
 use crate::recording::RecordingTables;
+use crate::skb::SkbPacket;
 use crate::tables::BpfTables;
 
 /// Defines a stage's function: name, stage, what its packet wraps, tables.

@@ -4,7 +4,6 @@
     reason = "map values are reached through the pointers that helpers return"
 )]
 
-use core::arch::asm;
 use core::ffi::c_void;
 use core::hint::black_box;
 use core::intrinsics::AtomicOrdering;
@@ -14,15 +13,14 @@ use aya_ebpf::helpers::{
     bpf_get_prandom_u32, bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns, bpf_ktime_get_tai_ns,
     bpf_loop,
 };
-use aya_ebpf::maps::lpm_trie::Key;
 use fw_common::MapCell;
 use fw_common::abi::blob::{
-    self, Cell, MAGIC, MAX_DEPTH, NEAR_PAGES as NEAR_PAGES_LEN, PAGE_CELLS, Page, place,
+    self, MAGIC, MAX_DEPTH, NEAR_PAGES as NEAR_PAGES_LEN, PAGE_CELLS, Page,
 };
 use fw_common::abi::device::{Device, address_kind};
 use fw_common::abi::event::Event;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
-use fw_common::abi::list::{ListCell, ListPage, head};
+use fw_common::abi::list::{ListCell, ListPage};
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
@@ -32,10 +30,12 @@ use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 use fw_common::datapath::tuple::Lookup;
 
+use crate::local::{is_multicast, local_key};
 use crate::maps::{
     ACTIVE, ANSWERED, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS,
     FRAMES, HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, POLICY, SET_INFO, SETS, STATS,
 };
+use crate::shared_words::{add, clear_place, limit_state, say_second, set_place, swap_lock};
 use crate::stages::{
     call_deferred, call_list, call_name_is_taken, call_second, fwbpf_advance_sctp,
     fwbpf_advance_tcp, fwbpf_take_chunk, fwbpf_unlink,
@@ -95,19 +95,6 @@ fn embryo(key: &FlowKey) -> Option<&'static Flow> {
     }
 }
 
-/// Notes that a flow has the second name, before it is stored.
-#[inline(always)]
-fn say_second(hint: &Hint) {
-    // SAFETY: as in `add`.
-    unsafe {
-        asm!(
-            "lock *(u64 *)({word} + 0) |= {bit}",
-            word = in(reg) hint.word.as_ptr(),
-            bit = in(reg) Hint::SECOND,
-        );
-    }
-}
-
 /// Puts a flow or an alias into the confirmed tier.
 #[inline(always)]
 fn put(key: &FlowKey, flow: &Flow, flags: u32) -> Result<(), i32> {
@@ -125,17 +112,7 @@ fn take_place(key: &FlowKey) -> bool {
     let Some(hint) = HINTS.get(key.place()) else {
         return false;
     };
-    if hint.word.get() & Hint::PLACE != 0 {
-        return false;
-    }
-    // SAFETY: as in `add`.
-    let old = unsafe {
-        core::intrinsics::atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(
-            hint.word.as_ptr().cast(),
-            Hint::PLACE,
-        )
-    };
-    old & Hint::PLACE == 0
+    hint.word.get() & Hint::PLACE == 0 && set_place(hint) == 0
 }
 
 impl Tables for BpfTables {
@@ -359,14 +336,7 @@ impl Tables for BpfTables {
     #[inline(always)]
     fn free_place(&self, key: &FlowKey) {
         if let Some(hint) = HINTS.get(key.place()) {
-            // SAFETY: as in `add`.
-            unsafe {
-                asm!(
-                    "lock *(u64 *)({word} + 0) &= {others}",
-                    word = in(reg) hint.word.as_ptr(),
-                    others = in(reg) !Hint::PLACE,
-                );
-            }
+            clear_place(hint);
         }
     }
 
@@ -417,7 +387,7 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn limit(&self, generation: Generation, cell: u32) -> u64 {
-        match limit_state(generation, cell) {
+        match limit_state(generation.0, cell) {
             // SAFETY: within the cell, and aligned; programs on other CPUs may write it at any time.
             Some(state) => unsafe { state.read_volatile() },
             None => 0,
@@ -426,7 +396,7 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn replace_limit(&self, generation: Generation, cell: u32, old: u64, new: u64) -> bool {
-        match limit_state(generation, cell) {
+        match limit_state(generation.0, cell) {
             // SAFETY: as in `limit`.
             Some(state) => unsafe {
                 core::intrinsics::atomic_cxchg::<
@@ -581,85 +551,7 @@ impl Tables for BpfTables {
     }
 }
 
-/// The state of a limit: the last two words of its cell.
-#[inline(always)]
-fn limit_state(generation: Generation, cell: u32) -> Option<*mut u64> {
-    let (number, at) = place(cell);
-    // There is one state, though there are two copies of the first pages.
-    let page = POLICY.get(generation.0)?.get_ptr_mut(number)?;
-    // SAFETY: `place` returns a place within a page.
-    unsafe {
-        let cell = page.cast::<Cell>().add(at % PAGE_CELLS);
-        Some((&raw mut (*cell).w[14]).cast::<u64>())
-    }
-}
-
-/// Replaces a list's lock; whether it was what it was thought to be. All that is written before is
-/// seen by whoever sees the new one.
-#[inline(always)]
-fn swap_lock(cell: &ListCell, old: u64, new: u64) -> bool {
-    let lock = cell[head::LOCK].as_ptr().cast::<u64>();
-    // SAFETY: the lock is two words of a map's value, aligned since the cell is, which lives while
-    // the program runs, and every program changes it in this way only.
-    unsafe {
-        core::intrinsics::atomic_cxchg::<
-            u64,
-            { AtomicOrdering::SeqCst },
-            { AtomicOrdering::SeqCst },
-        >(lock, old, new)
-        .1
-    }
-}
-
-/// Adds to a hint, all at once. Rust has no such function for this target.
-#[inline(always)]
-fn add(hint: &Hint, term: u64) {
-    // SAFETY: the word is in a map's value, for as long as the program runs, and every CPU changes
-    // it in this way only.
-    unsafe {
-        asm!(
-            "lock *(u64 *)({word} + 0) += {term}",
-            word = in(reg) hint.word.as_ptr(),
-            term = in(reg) term,
-        );
-    }
-}
-
 /// -EEXIST.
 const EXISTS: i32 = -17;
 
 const _: () = assert!(MAX_DEPTH.is_power_of_two());
-
-/// Whether an address is a group's, all of which are local (RFC 1112, RFC 4291 2.7).
-#[inline(always)]
-fn is_multicast(family: Family, address: &Addr) -> bool {
-    match family {
-        Family::V4 => address[0] >> 28 == 14,
-        Family::V6 => address[0] >> 24 == 0xff,
-    }
-}
-
-/// An address as `abi::device::LocalKey` has it: IPv4 is IPv4-mapped (RFC 4291 2.5.5.2).
-#[inline(always)]
-fn local_key(family: Family, address: &Addr) -> Key<[u8; 16]> {
-    let data = match family {
-        Family::V4 => {
-            let [a, b, c, d] = address[0].to_be_bytes();
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d]
-        }
-        Family::V6 => bytes(address),
-    };
-    Key {
-        prefix_len: 128,
-        data,
-    }
-}
-
-#[inline(always)]
-fn bytes(address: &Addr) -> [u8; 16] {
-    let [a, b, c, d] = address[0].to_be_bytes();
-    let [e, f, g, h] = address[1].to_be_bytes();
-    let [i, j, k, l] = address[2].to_be_bytes();
-    let [m, n, o, p] = address[3].to_be_bytes();
-    [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p]
-}

@@ -27,6 +27,7 @@ pub mod reject;
 mod reverse_path;
 pub mod rewrite;
 pub mod routing;
+mod rule_search;
 pub mod scratch;
 pub mod sctp;
 pub mod search;

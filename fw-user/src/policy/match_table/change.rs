@@ -25,18 +25,16 @@ const fn lacking(missing: &'static str) -> Option<TargetDraft> {
 /// An option of these targets that says all: names, and the change that its argument makes.
 macro_rules! option {
     ($names:expr, $arguments:literal, |$argument:ident| $change:expr) => {
-        OptionRow {
-            names: $names,
-            arguments: $arguments,
-            negatable: false,
-            read: ReadOption::Into(|draft, $argument| {
-                let TargetDraft::Change(draft) = draft else {
-                    return Ok(());
-                };
+        draft_option!(
+            TargetDraft::Change(ChangeDraft),
+            $names,
+            $arguments,
+            false,
+            |draft, $argument| {
                 let change = $change;
                 $argument.once(&mut draft.change, change)
-            }),
-        }
+            }
+        )
     };
 }
 

@@ -66,17 +66,13 @@ impl FlowMarkDraft {
 /// An option: names, arguments, and what it does to the draft.
 macro_rules! option {
     ($names:expr, $arguments:literal, |$draft:ident, $argument:ident| $read:expr) => {
-        OptionRow {
-            names: $names,
-            arguments: $arguments,
-            negatable: false,
-            read: ReadOption::Into(|draft, $argument| {
-                let TargetDraft::FlowMark($draft) = draft else {
-                    return Ok(());
-                };
-                $read
-            }),
-        }
+        draft_option!(
+            TargetDraft::FlowMark(FlowMarkDraft),
+            $names,
+            $arguments,
+            false,
+            |$draft, $argument| $read
+        )
     };
 }
 

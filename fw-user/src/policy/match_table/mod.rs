@@ -1,6 +1,25 @@
 //! One row per match and target of iptables 1.8: its names, how it is read, and what fwbpf does
 //! with it. The parser, its error messages and docs/iptables-support.md read these rows.
 
+/// A row of the table, for what an option does to the draft of one match or target: the draft, names,
+/// arguments, whether `!` may stand before it, and what it does.
+macro_rules! draft_option {
+    ($enum:ident::$variant:ident($draft:ty), $names:expr, $arguments:expr, $negatable:expr, $read:expr) => {
+        OptionRow {
+            names: $names,
+            arguments: $arguments,
+            negatable: $negatable,
+            read: ReadOption::Into(|draft, argument| match draft {
+                $enum::$variant(draft) => {
+                    let read: fn(&mut $draft, &Argument<'_>) -> Value<()> = $read;
+                    read(draft, argument)
+                }
+                _ => Ok(()),
+            }),
+        }
+    };
+}
+
 mod change;
 mod flow_mark;
 mod foreign;
@@ -15,13 +34,13 @@ mod targets;
 
 #[cfg(feature = "testing")]
 pub(crate) use matches::hashlimit;
-pub(crate) use matches::{MATCHES, MatchDraft, PACKET_MATCHES, Unfinished};
+pub(crate) use matches::{MATCHES, MatchDraft, Unfinished};
 pub use support::support_document;
 pub(crate) use targets::{TARGETS, TargetDraft};
 
 use super::error::Problem;
 use super::ids::TableName;
-use super::model::Family;
+use super::model::{Family, Negatable};
 use super::save::{Value, Word};
 
 /// How much of a match or target works.
@@ -109,6 +128,14 @@ impl Argument<'_> {
         Ok(())
     }
 
+    /// A value with the `!` before its option.
+    pub fn negatable<T>(&self, value: T) -> Negatable<T> {
+        Negatable {
+            not: self.not,
+            value,
+        }
+    }
+
     /// The error for an option that is given again.
     pub fn twice(&self) -> Problem {
         let message = format!("`{}` is given twice in one match", self.option.text);
@@ -135,8 +162,13 @@ pub(crate) fn find_match(name: &str, family: Family) -> Option<&'static MatchRow
 
 /// Every match.
 pub(crate) fn all_matches() -> impl Iterator<Item = &'static MatchRow> {
-    let known = MATCHES.iter().chain(PACKET_MATCHES);
-    let known = known
+    let known = MATCHES
+        .iter()
+        .chain(matches::packet::header::MATCHES)
+        .chain(matches::packet::machine::MATCHES)
+        .chain(matches::packet::statistic::MATCHES)
+        .chain(matches::packet::time::MATCHES)
+        .chain(matches::packet::transport::MATCHES)
         .chain(matches::conntrack::MATCHES)
         .chain(matches::set::MATCHES)
         .chain(matches::recent::MATCHES)

@@ -1,7 +1,5 @@
-//! Rules that translate to given addresses.
-//!
-//! One address each, as which of a range is taken depends on a number that the kernel draws when it
-//! starts.
+//! The nat table. Rules that translate to given addresses name one each, as which of a range is taken
+//! depends on a number that the kernel draws when it starts.
 
 use std::net::IpAddr;
 
@@ -9,7 +7,7 @@ use fw_user::policy::model::Family;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::{Spot, Writer};
+use super::{Spot, TableText, Writer};
 use crate::conformance::traffic::{Carried, Flow, SILENT_PORTS};
 use crate::lab::{address, mac};
 
@@ -35,6 +33,102 @@ const POOL: [[&str; 2]; 3] = [
 ];
 
 impl<R: Rng> Writer<'_, R> {
+    pub(super) fn nat(&mut self) -> TableText {
+        let mut chains: Vec<(String, &'static str)> = Vec::new();
+        for name in ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"] {
+            let policy = if self.chance(0.03) { "DROP" } else { "ACCEPT" };
+            chains.push((name.to_string(), policy));
+        }
+        let users: Vec<String> = (0..self.upto(2)).map(|n| format!("natuser{n}")).collect();
+        let masquerading: Vec<String> = (0..self.upto(2)).map(|n| format!("post{n}")).collect();
+        for user in users.iter().chain(&masquerading) {
+            chains.push((user.clone(), "-"));
+        }
+        let mut rules = Vec::new();
+        for (name, spot) in [
+            ("PREROUTING", Spot::Prerouting),
+            ("INPUT", Spot::Input),
+            ("OUTPUT", Spot::Output),
+        ] {
+            for _ in 0..self.upto(3) {
+                if self.chance(0.5) {
+                    rules.push(match spot {
+                        Spot::Prerouting => self.destination_rule(name),
+                        Spot::Input => self.source_rule(name, spot),
+                        _ => self.output_rule(),
+                    });
+                    continue;
+                }
+                let target = self.plain_target(&users);
+                rules.push(self.rule(name, spot, &target));
+            }
+        }
+        for _ in 0..self.upto(4) {
+            if self.chance(0.3) {
+                rules.push(self.source_rule("POSTROUTING", Spot::Postrouting));
+                continue;
+            }
+            let rule = self.postrouting_rule("POSTROUTING", Spot::Postrouting, &masquerading);
+            rules.push(rule);
+        }
+        if self.chance(0.7) {
+            rules.push("-A POSTROUTING -o eth0 -j MASQUERADE".into());
+        }
+        for user in &users {
+            let target = self.plain_target(&[]);
+            rules.push(self.rule(user, Spot::User, &target));
+        }
+        for (index, user) in masquerading.iter().enumerate() {
+            for _ in 0..1 + self.upto(2) {
+                let rule =
+                    self.postrouting_rule(user, Spot::UserPostrouting, &masquerading[index + 1..]);
+                rules.push(rule);
+            }
+        }
+        TableText {
+            name: "nat",
+            chains,
+            rules,
+        }
+    }
+
+    /// A target for nat chains where fwbpf only counts and accepts.
+    pub(super) fn plain_target(&mut self, users: &[String]) -> String {
+        match self.upto(6) {
+            0 => "-j ACCEPT".into(),
+            1 => "-j RETURN".into(),
+            2 | 3 if !users.is_empty() => format!("-j {}", self.one_of(users)),
+            _ => String::new(),
+        }
+    }
+
+    pub(super) fn postrouting_rule(&mut self, chain: &str, spot: Spot, users: &[String]) -> String {
+        let roll = self.upto(10);
+        if roll < 4 {
+            let mut target = "-j MASQUERADE".to_string();
+            let mut protocol = None;
+            if self.chance(0.4) {
+                // The ports of the translated packet, well away from those that the flows use.
+                let first = 20_000 + self.upto(1000) as u16;
+                target += &if self.chance(0.3) {
+                    format!(" --to-ports {first}")
+                } else {
+                    format!(
+                        " --to-ports {first}-{}",
+                        first + 3000 + self.upto(2000) as u16
+                    )
+                };
+                protocol = Some(if self.chance(0.5) { "tcp" } else { "udp" });
+            }
+            if self.chance(0.2) {
+                target += " --random";
+            }
+            return self.rule_of(chain, spot, &target, protocol);
+        }
+        let target = self.plain_target(users);
+        self.rule(chain, spot, &target)
+    }
+
     /// A rule of PREROUTING, or of a chain that only PREROUTING calls.
     pub(super) fn destination_rule(&mut self, chain: &str) -> String {
         let flow = *self.flows.choose(self.random).expect("there are flows");

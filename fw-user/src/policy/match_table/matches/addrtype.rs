@@ -25,24 +25,20 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
         },
         protocols: &[],
         options: &[
-            OptionRow {
-                names: &["src-type"],
-                arguments: 1,
-                negatable: true,
-                read: ReadOption::Into(|draft, argument| match types_of(draft) {
-                    Some(types) => read(&mut types.source, argument),
-                    None => Ok(()),
-                }),
-            },
-            OptionRow {
-                names: &["dst-type"],
-                arguments: 1,
-                negatable: true,
-                read: ReadOption::Into(|draft, argument| match types_of(draft) {
-                    Some(types) => read(&mut types.destination, argument),
-                    None => Ok(()),
-                }),
-            },
+            packet_part!(
+                &["src-type"],
+                1,
+                true,
+                PacketMatch::AddressType(types),
+                |argument| read(&mut types.source, argument)
+            ),
+            packet_part!(
+                &["dst-type"],
+                1,
+                true,
+                PacketMatch::AddressType(types),
+                |argument| read(&mut types.destination, argument)
+            ),
             OptionRow {
                 names: &["limit-iface-in"],
                 arguments: 0,
@@ -62,13 +58,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
         ],
     }),
 }];
-
-fn types_of(draft: &mut MatchDraft) -> Option<&mut AddressType> {
-    match draft {
-        MatchDraft::Packet(packet) => packet.address_type(),
-        _ => None,
-    }
-}
 
 /// Types, with commas. iptables takes the beginnings of names, too, and the first name that fits
 /// (`parse_type`, extensions/libxt_addrtype.c).
@@ -98,13 +87,7 @@ fn read(place: &mut Option<Negatable<u16>>, argument: &Argument<'_>) -> Value<()
         return Err(Problem::unsupported("address-type", word.span, message)
             .expected("a rule for LOCAL and one for ANYCAST"));
     }
-    argument.once(
-        place,
-        Negatable {
-            not: argument.not,
-            value,
-        },
-    )
+    argument.once(place, argument.negatable(value))
 }
 
 /// The kernel refuses most types that IPv6's addresses do not have (`addrtype_mt_checkentry_v1`,

@@ -38,7 +38,13 @@ impl Draft {
 /// A row of the table, for what is done to this match's draft.
 macro_rules! option {
     ($name:literal, $arguments:literal, $negatable:literal, $read:expr) => {
-        draft_option!(Connlimit(Draft), &[$name], $arguments, $negatable, $read)
+        draft_option!(
+            MatchDraft::Connlimit(Draft),
+            &[$name],
+            $arguments,
+            $negatable,
+            $read
+        )
     };
 }
 

@@ -6,24 +6,22 @@ use crate::policy::error::{Problem, nearest};
 use crate::policy::match_table::{
     Argument, BOTH, MatchReading, MatchRow, OptionRow, ReadOption, Support,
 };
-use crate::policy::model::{Conntrack, CtDirection, Negatable};
+use crate::policy::model::{Conntrack, CtDirection};
 use crate::policy::save::{Value, packet_values, values};
 
-/// An option with one argument, which may stand behind `!`.
+/// An option with one argument, which may stand behind `!`, about the connection.
 macro_rules! option {
     ($name:literal, |$connection:ident, $argument:ident| $read:expr) => {
-        OptionRow {
-            names: &[$name],
-            arguments: 1,
-            negatable: true,
-            read: ReadOption::Into(|draft, $argument| {
-                let MatchDraft::Conntrack(conntrack) = draft else {
-                    return Ok(());
-                };
+        draft_option!(
+            MatchDraft::Conntrack(Conntrack),
+            &[$name],
+            1,
+            true,
+            |conntrack, $argument| {
                 let $connection = &mut **conntrack.connection.get_or_insert_default();
                 $read
-            }),
-        }
+            }
+        )
     };
 }
 
@@ -38,23 +36,20 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
         start: || MatchDraft::Conntrack(Conntrack::default()),
         protocols: &[],
         options: &[
-            OptionRow {
-                names: &["ctstate"],
-                arguments: 1,
-                negatable: true,
-                read: ReadOption::Into(|draft, argument| {
-                    let MatchDraft::Conntrack(conntrack) = draft else {
-                        return Ok(());
-                    };
-                    ct_states(&mut conntrack.states, argument, true)
-                }),
-            },
-            OptionRow {
-                names: &["ctdir"],
-                arguments: 1,
-                negatable: false,
-                read: ReadOption::Into(direction),
-            },
+            draft_option!(
+                MatchDraft::Conntrack(Conntrack),
+                &["ctstate"],
+                1,
+                true,
+                |conntrack, argument| ct_states(&mut conntrack.states, argument, true)
+            ),
+            draft_option!(
+                MatchDraft::Conntrack(Conntrack),
+                &["ctdir"],
+                1,
+                false,
+                direction
+            ),
             option!("ctproto", |connection, argument| protocol(
                 connection, argument
             )),
@@ -87,23 +82,14 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
             )),
             option!("ctexpire", |connection, argument| {
                 let value = packet_values::range32(&argument.words[0])?;
-                argument.once(&mut connection.expires, negatable(argument, value))
+                argument.once(&mut connection.expires, argument.negatable(value))
             }),
         ],
     }),
 }];
 
-fn negatable<T>(argument: &Argument<'_>, value: T) -> Negatable<T> {
-    Negatable {
-        not: argument.not,
-        value,
-    }
-}
-
-fn direction(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
-    let (MatchDraft::Conntrack(conntrack), [word]) = (draft, argument.words) else {
-        return Ok(());
-    };
+fn direction(conntrack: &mut Conntrack, argument: &Argument<'_>) -> Value<()> {
+    let word = &argument.words[0];
     let direction = match word.text.to_ascii_uppercase().as_str() {
         "ORIGINAL" => CtDirection::Original,
         "REPLY" => CtDirection::Reply,
@@ -128,17 +114,17 @@ fn protocol(connection: &mut Connection, argument: &Argument<'_>) -> Value<()> {
             .expected("a protocol's name or its number from 1 to 255")
             .help("leave `--ctproto` out to match every protocol"));
     }
-    argument.once(&mut connection.protocol, negatable(argument, value))
+    argument.once(&mut connection.protocol, argument.negatable(value))
 }
 
 fn address(connection: &mut Connection, end: usize, argument: &Argument<'_>) -> Value<()> {
     let value = values::host_under_mask(&argument.words[0], argument.family)?;
-    argument.once(&mut connection.addresses[end], negatable(argument, value))
+    argument.once(&mut connection.addresses[end], argument.negatable(value))
 }
 
 fn ports(connection: &mut Connection, end: usize, argument: &Argument<'_>) -> Value<()> {
     let value = values::port_range(&argument.words[0], argument.protocol)?;
-    argument.once(&mut connection.ports[end], negatable(argument, value))
+    argument.once(&mut connection.ports[end], argument.negatable(value))
 }
 
 /// Statuses, with commas.
@@ -164,5 +150,5 @@ fn status(connection: &mut Connection, argument: &Argument<'_>) -> Value<()> {
             }
         }
     }
-    argument.once(&mut connection.status, negatable(argument, bits))
+    argument.once(&mut connection.status, argument.negatable(bits))
 }

@@ -5,14 +5,19 @@ use crate::policy::error::Problem;
 use crate::policy::match_table::{
     Argument, MatchReading, MatchRow, ONLY_V6, OptionRow, ReadOption, Support,
 };
-use crate::policy::model::Negatable;
 use crate::policy::packet_match::Frag;
 use crate::policy::save::{Value, packet_values as values};
 
 /// A row of the table, for what is done to this match.
 macro_rules! option {
     ($name:literal, $arguments:literal, $negatable:literal, $read:expr) => {
-        draft_option!(Frag(Frag), &[$name], $arguments, $negatable, $read)
+        draft_option!(
+            MatchDraft::Frag(Frag),
+            &[$name],
+            $arguments,
+            $negatable,
+            $read
+        )
     };
 }
 
@@ -29,7 +34,7 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
             option!("fragid", 1, true, |frag, argument| {
                 let value = values::range32(&argument.words[0])?;
                 // iptables forgets a range of all, with `!` or without.
-                let asked = (value != (0, u32::MAX)).then_some(with_not(argument, value));
+                let asked = (value != (0, u32::MAX)).then_some(argument.negatable(value));
                 match asked {
                     Some(asked) => argument.once(&mut frag.id, asked),
                     None => Ok(()),
@@ -37,7 +42,7 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
             }),
             option!("fraglen", 1, true, |frag, argument| {
                 let value = values::number32(&argument.words[0])?;
-                argument.once(&mut frag.length, with_not(argument, value))
+                argument.once(&mut frag.length, argument.negatable(value))
             }),
             option!("fragres", 0, false, |frag, argument| flag(
                 &mut frag.reserved,
@@ -58,13 +63,6 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
         ],
     }),
 }];
-
-fn with_not<T>(argument: &Argument<'_>, value: T) -> Negatable<T> {
-    Negatable {
-        not: argument.not,
-        value,
-    }
-}
 
 fn flag(place: &mut bool, argument: &Argument<'_>) -> Value<()> {
     if std::mem::replace(place, true) {

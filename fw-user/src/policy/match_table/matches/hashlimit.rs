@@ -119,7 +119,7 @@ fn wrong(at: Span, message: impl Into<String>, expected: &'static str) -> Unfini
 /// A row of the table, for what is done to this match's draft.
 macro_rules! option {
     ([$($name:literal),*], $negatable:literal, $read:expr) => {
-        draft_option!(Hashlimit(Draft), &[$($name),*], 1, $negatable, $read)
+        draft_option!(MatchDraft::Hashlimit(Draft), &[$($name),*], 1, $negatable, $read)
     };
 }
 

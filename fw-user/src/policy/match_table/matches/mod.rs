@@ -1,20 +1,19 @@
 //! The matches that fwbpf knows.
 
-/// A row of the table, for what an option does to the draft of one match.
-macro_rules! draft_option {
-    ($variant:ident($draft:ty), $names:expr, $arguments:expr, $negatable:expr, $read:expr) => {
-        OptionRow {
-            names: $names,
-            arguments: $arguments,
-            negatable: $negatable,
-            read: ReadOption::Into(|draft, argument| match draft {
-                MatchDraft::$variant(draft) => {
-                    let read: fn(&mut $draft, &Argument<'_>) -> Value<()> = $read;
-                    read(draft, argument)
-                }
+/// A part of what a match of [`packet::PacketDraft`] says: names, arguments, whether `!` may stand before
+/// it, the match that it is a part of, and what it does to that.
+macro_rules! packet_part {
+    ($names:expr, $arguments:literal, $negatable:literal, $pattern:pat, |$argument:ident| $read:expr) => {
+        draft_option!(
+            MatchDraft::Packet(PacketDraft),
+            $names,
+            $arguments,
+            $negatable,
+            |draft, $argument| match draft.built() {
+                Some($pattern) => $read,
                 _ => Ok(()),
-            }),
-        }
+            }
+        )
     };
 }
 
@@ -23,7 +22,7 @@ pub(crate) mod connlimit;
 pub(crate) mod conntrack;
 pub(crate) mod frag;
 pub(crate) mod hashlimit;
-mod packet;
+pub(crate) mod packet;
 pub(crate) mod physdev;
 pub(crate) mod policy;
 pub(crate) mod recent;
@@ -31,8 +30,6 @@ pub(crate) mod routing;
 pub(crate) mod rpfilter;
 pub(crate) mod set;
 pub(crate) mod string;
-
-pub(crate) use packet::MATCHES as PACKET_MATCHES;
 
 use super::{
     Argument, BOTH, MatchReading, MatchRow, ONLY_V4, ONLY_V6, OptionRow, ReadOption, Support,
@@ -151,28 +148,20 @@ pub(crate) const MATCHES: &[MatchRow] = &[
             start: || MatchDraft::Tcp(Tcp::default()),
             protocols: &[TCP],
             options: &[
-                OptionRow {
-                    names: &["sport", "source-port"],
-                    arguments: 1,
-                    negatable: true,
-                    read: ReadOption::Into(|draft, argument| {
-                        let MatchDraft::Tcp(tcp) = draft else {
-                            return Ok(());
-                        };
-                        port(&mut tcp.ports.source, argument, Some(TCP))
-                    }),
-                },
-                OptionRow {
-                    names: &["dport", "destination-port"],
-                    arguments: 1,
-                    negatable: true,
-                    read: ReadOption::Into(|draft, argument| {
-                        let MatchDraft::Tcp(tcp) = draft else {
-                            return Ok(());
-                        };
-                        port(&mut tcp.ports.destination, argument, Some(TCP))
-                    }),
-                },
+                draft_option!(
+                    MatchDraft::Tcp(Tcp),
+                    &["sport", "source-port"],
+                    1,
+                    true,
+                    |tcp, argument| port(&mut tcp.ports.source, argument, Some(TCP))
+                ),
+                draft_option!(
+                    MatchDraft::Tcp(Tcp),
+                    &["dport", "destination-port"],
+                    1,
+                    true,
+                    |tcp, argument| port(&mut tcp.ports.destination, argument, Some(TCP))
+                ),
                 OptionRow {
                     names: &["tcp-flags"],
                     arguments: 2,
@@ -219,28 +208,20 @@ pub(crate) const MATCHES: &[MatchRow] = &[
             start: || MatchDraft::Udp(Ports::default()),
             protocols: &[UDP],
             options: &[
-                OptionRow {
-                    names: &["sport", "source-port"],
-                    arguments: 1,
-                    negatable: true,
-                    read: ReadOption::Into(|draft, argument| {
-                        let MatchDraft::Udp(ports) = draft else {
-                            return Ok(());
-                        };
-                        port(&mut ports.source, argument, Some(UDP))
-                    }),
-                },
-                OptionRow {
-                    names: &["dport", "destination-port"],
-                    arguments: 1,
-                    negatable: true,
-                    read: ReadOption::Into(|draft, argument| {
-                        let MatchDraft::Udp(ports) = draft else {
-                            return Ok(());
-                        };
-                        port(&mut ports.destination, argument, Some(UDP))
-                    }),
-                },
+                draft_option!(
+                    MatchDraft::Udp(Ports),
+                    &["sport", "source-port"],
+                    1,
+                    true,
+                    |ports, argument| port(&mut ports.source, argument, Some(UDP))
+                ),
+                draft_option!(
+                    MatchDraft::Udp(Ports),
+                    &["dport", "destination-port"],
+                    1,
+                    true,
+                    |ports, argument| port(&mut ports.destination, argument, Some(UDP))
+                ),
             ],
         }),
     },
@@ -402,26 +383,14 @@ fn port(
         return Ok(());
     };
     let value = values::port_range(word, protocol)?;
-    argument.once(
-        place,
-        Negatable {
-            not: argument.not,
-            value,
-        },
-    )
+    argument.once(place, argument.negatable(value))
 }
 
 fn set_flags(draft: &mut MatchDraft, argument: &Argument<'_>, value: TcpFlags) -> Value<()> {
     let MatchDraft::Tcp(tcp) = draft else {
         return Ok(());
     };
-    argument.once(
-        &mut tcp.flags,
-        Negatable {
-            not: argument.not,
-            value,
-        },
-    )
+    argument.once(&mut tcp.flags, argument.negatable(value))
 }
 
 fn tcp_option(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
@@ -429,11 +398,7 @@ fn tcp_option(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
         return Ok(());
     };
     let value = packet_values::up_to(word, 255)? as u8;
-    let value = Negatable {
-        not: argument.not,
-        value,
-    };
-    argument.once(&mut tcp.option, value)
+    argument.once(&mut tcp.option, argument.negatable(value))
 }
 
 fn icmp_type(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
@@ -441,13 +406,7 @@ fn icmp_type(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {
         return Ok(());
     };
     let value = values::icmp(word, argument.family)?;
-    argument.once(
-        kind,
-        Negatable {
-            not: argument.not,
-            value,
-        },
-    )
+    argument.once(kind, argument.negatable(value))
 }
 
 fn multiport(draft: &mut MatchDraft, argument: &Argument<'_>, which: WhichPort) -> Value<()> {
@@ -461,10 +420,7 @@ fn multiport(draft: &mut MatchDraft, argument: &Argument<'_>, which: WhichPort) 
             .help("write `-m multiport` before each list"));
     }
     let ports = values::port_list(word, argument.protocol)?;
-    let ports = Negatable {
-        not: argument.not,
-        value: ports,
-    };
+    let ports = argument.negatable(ports);
     argument.once(multiport, Multiport { which, ports })
 }
 
@@ -477,13 +433,7 @@ fn ct_states(
         return Ok(());
     };
     let value = values::states(word, with_nat)?;
-    argument.once(
-        place,
-        Negatable {
-            not: argument.not,
-            value,
-        },
-    )
+    argument.once(place, argument.negatable(value))
 }
 
 fn comment(draft: &mut MatchDraft, argument: &Argument<'_>) -> Value<()> {

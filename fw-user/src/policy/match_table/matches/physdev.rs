@@ -19,7 +19,13 @@ pub(super) fn finish(physdev: Physdev) -> Result<Match, Unfinished> {
 /// A row of the table, for what is done to this match.
 macro_rules! option {
     ($name:literal, $arguments:literal, $read:expr) => {
-        draft_option!(Physdev(Physdev), &[$name], $arguments, true, $read)
+        draft_option!(
+            MatchDraft::Physdev(Physdev),
+            &[$name],
+            $arguments,
+            true,
+            $read
+        )
     };
 }
 

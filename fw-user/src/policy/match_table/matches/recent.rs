@@ -75,7 +75,13 @@ fn wrong(at: Span, message: impl Into<String>, expected: &'static str) -> Unfini
 /// A row of the table, for what is done to this match's draft.
 macro_rules! option {
     ($name:literal, $arguments:literal, $negatable:literal, $read:expr) => {
-        draft_option!(Recent(Draft), &[$name], $arguments, $negatable, $read)
+        draft_option!(
+            MatchDraft::Recent(Draft),
+            &[$name],
+            $arguments,
+            $negatable,
+            $read
+        )
     };
 }
 

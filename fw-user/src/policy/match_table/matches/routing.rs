@@ -5,22 +5,19 @@ use super::packet::PacketDraft;
 use crate::policy::match_table::{
     Argument, MatchReading, MatchRow, ONLY_V6, OptionRow, ReadOption, Support,
 };
-use crate::policy::model::Negatable;
 use crate::policy::packet_match::{PacketMatch, Routing};
-use crate::policy::save::packet_values as values;
+use crate::policy::save::{Value, packet_values as values};
 
-/// An option: name, and what it does to the draft.
+/// An option with one argument, which may stand behind `!`.
 macro_rules! option {
     ($name:literal, |$routing:ident, $argument:ident| $read:expr) => {
-        OptionRow {
-            names: &[$name],
-            arguments: 1,
-            negatable: true,
-            read: ReadOption::Into(|draft, $argument| match routing_of(draft) {
-                Some($routing) => $read,
-                None => Ok(()),
-            }),
-        }
+        packet_part!(
+            &[$name],
+            1,
+            true,
+            PacketMatch::Routing($routing),
+            |$argument| $read
+        )
     };
 }
 
@@ -50,15 +47,15 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
         options: &[
             option!("rt-type", |routing, argument| {
                 let value = values::up_to(&argument.words[0], 255)? as u8;
-                argument.once(&mut routing.kind, with_not(argument, value))
+                argument.once(&mut routing.kind, argument.negatable(value))
             }),
             option!("rt-segsleft", |routing, argument| {
                 let value = values::range32(&argument.words[0])?;
-                argument.once(&mut routing.left, with_not(argument, value))
+                argument.once(&mut routing.left, argument.negatable(value))
             }),
             option!("rt-len", |routing, argument| {
                 let value = values::number32(&argument.words[0])?;
-                argument.once(&mut routing.length, with_not(argument, value))
+                argument.once(&mut routing.length, argument.negatable(value))
             }),
             unsupported(&["rt-0-res"], 0),
             unsupported(&["rt-0-addrs"], 1),
@@ -66,17 +63,3 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
         ],
     }),
 }];
-
-fn with_not<T>(argument: &Argument<'_>, value: T) -> Negatable<T> {
-    Negatable {
-        not: argument.not,
-        value,
-    }
-}
-
-fn routing_of(draft: &mut MatchDraft) -> Option<&mut Routing> {
-    match draft {
-        MatchDraft::Packet(packet) => packet.routing(),
-        _ => None,
-    }
-}

@@ -1,5 +1,7 @@
 use fw_common::abi::Family;
 
+use fw_common::datapath::tables::{InsertError, Tables, Tier};
+
 use super::*;
 use crate::sim::HostDevice;
 

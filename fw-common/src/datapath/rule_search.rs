@@ -1,0 +1,220 @@
+//! Whether a rule matches: the search through a chain's tables and the lists in them, then the
+//! rule's fields, then its predicates.
+
+use core::ops::ControlFlow;
+
+use super::header::Headers;
+use super::predicate::holds;
+use super::scratch::Scratch;
+use super::tables::{Step, Tables};
+use crate::abi::blob::{Bucket, PAGE_CELLS, Page, Predicate, Prune, Rule, Table, place, prune};
+
+/// A search, of which the scratch space's [`super::classify::Walk`] says for what and how far it is.
+pub(super) struct Search<'a, T: Tables> {
+    pub(super) tables: &'a T,
+    pub(super) generation: T::Generation,
+    pub(super) scratch: &'a mut Scratch,
+}
+
+/// Finds the first rule of a long chain: a step looks into one table.
+pub(super) struct InTables<'a, T: Tables>(pub(super) Search<'a, T>);
+
+impl<T: Tables> Step for InTables<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, turn: u32) -> ControlFlow<()> {
+        let search = &mut self.0;
+        let (tables, generation) = (search.tables, search.generation);
+        let walk = &mut search.scratch.walk;
+        if walk.wanted >> prune::table_bit(turn) & 1 == 0 {
+            return ControlFlow::Continue(());
+        }
+        let Some(table) = tables.cell(generation, walk.first.wrapping_add(turn)) else {
+            return ControlFlow::Break(());
+        };
+        let table = Table(table);
+        if table.min_index() >= walk.best {
+            // Tables ascend by their smallest index: no later one can do better.
+            return ControlFlow::Break(());
+        }
+        let headers = &search.scratch.headers;
+        let (bucket, tag) = table.locate(&headers.key, headers.is_v6());
+        let Some(bucket) = tables.cell(generation, bucket) else {
+            return ControlFlow::Break(());
+        };
+        let at = Bucket(bucket).find(tag);
+        if at != 0 {
+            search.scratch.walk.at = at;
+            tables.run(
+                MAX_LIST,
+                &mut InList(Search {
+                    tables,
+                    generation,
+                    scratch: search.scratch,
+                }),
+            );
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+/// The tables that can hold a rule which the packet matches, a bit each.
+#[inline(never)]
+pub(super) fn wanted<T: Tables>(
+    tables: &T,
+    generation: T::Generation,
+    prune: u32,
+    headers: &Headers,
+) -> u64 {
+    let Some(cell) = tables.cell(generation, prune) else {
+        return u64::MAX;
+    };
+    let (prune, v6) = (Prune(cell), headers.is_v6());
+    let source = prune.entry(Prune::leading(&headers.key.source, v6));
+    let destination = prune.entry(Prune::leading(&headers.key.destination, v6));
+    let port = Prune::port_entry(headers.key.ports & 0xffff);
+    let mut wanted = u64::MAX;
+    if let Some(cell) = tables.cell(generation, prune.cell(0, source)) {
+        wanted &= prune.bits(0, source, cell);
+    }
+    if let Some(cell) = tables.cell(generation, prune.cell(1, destination)) {
+        wanted &= prune.bits(1, destination, cell);
+    }
+    if let Some(cell) = tables.cell(generation, prune.cell(2, port)) {
+        wanted &= prune.bits(2, port, cell);
+    }
+    wanted
+}
+
+/// Longest bucket list; the builder keeps lists far shorter unless rules are alike in every hashed
+/// field.
+const MAX_LIST: u32 = 1 << 22;
+
+struct InList<'a, T: Tables>(Search<'a, T>);
+
+impl<T: Tables> Step for InList<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, _turn: u32) -> ControlFlow<()> {
+        let search = &mut self.0;
+        let at = search.scratch.walk.at;
+        let Some(rule) = search.tables.cell(search.generation, at) else {
+            return ControlFlow::Break(());
+        };
+        let (index, next) = (Rule(rule).index(), Rule(rule).next());
+        if index >= search.scratch.walk.best {
+            return ControlFlow::Break(());
+        }
+        if index >= search.scratch.walk.cursor && search.matches(at) {
+            search.scratch.walk.best = index;
+            search.scratch.walk.found = at;
+            return ControlFlow::Break(());
+        }
+        search.scratch.walk.at = next;
+        if next == 0 {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    }
+}
+
+impl<T: Tables> Search<'_, T> {
+    /// Whether the rule at a cell matches.
+    #[inline(always)]
+    fn matches(&mut self, at: u32) -> bool {
+        let (number, at) = place(at);
+        let Some(page) = self.tables.page(self.generation, number) else {
+            return false;
+        };
+        fields_match(page, at, self.scratch) && self.predicates_hold(Rule(&page[at]))
+    }
+
+    /// Whether all of a rule's predicates hold.
+    #[inline(always)]
+    pub(super) fn predicates_hold(&mut self, rule: Rule<'_>) -> bool {
+        let count = rule.predicate_count();
+        if count == 0 {
+            return true;
+        }
+        self.scratch.walk.predicates = rule.predicates();
+        self.scratch.walk.hold = 1;
+        let tables = self.tables;
+        tables.run(
+            count,
+            &mut All(Search {
+                tables,
+                generation: self.generation,
+                scratch: self.scratch,
+            }),
+        );
+        self.scratch.walk.hold != 0
+    }
+}
+
+/// Whether a rule's fields match the packet. They are compared without branches: the verifier
+/// explores every path through a loop body, and the processor mispredicts them.
+#[inline(always)]
+pub(super) fn fields_match(page: &Page, at: usize, scratch: &Scratch) -> bool {
+    let w = &page[at % PAGE_CELLS].w;
+    let query = &scratch.query;
+    let headers = &scratch.headers;
+    let key = &headers.key;
+    let (source_port, destination_port) = (key.ports >> 16, key.ports & 0xffff);
+    let out_of_range = source_port.wrapping_sub(w[4] & 0xffff)
+        | (w[4] >> 16).wrapping_sub(source_port)
+        | destination_port.wrapping_sub(w[5] & 0xffff)
+        | (w[5] >> 16).wrapping_sub(destination_port);
+    let state = query.ct as u32 & (w[6] >> 16);
+    scratch.ask_flags(w[7]);
+    let fits = (query.in_patterns >> ((w[7] >> 16) & 63))
+        & (query.out_patterns >> ((w[7] >> 24) & 63))
+        & 1;
+    let differs = ((key.source[0] & w[1]) ^ w[0])
+        | ((key.destination[0] & w[3]) ^ w[2])
+        | (out_of_range >> 31)
+        | ((key.protocol & (w[6] >> 8) & 0xff) ^ (w[6] & 0xff))
+        | ((headers.tcp_flags as u32 & w[7] & 0xff) ^ ((w[7] >> 8) & 0xff))
+        | (state.wrapping_sub(1) >> 31)
+        | (fits as u32 ^ 1);
+    if differs != 0 {
+        return false;
+    }
+    if headers.is_v6() {
+        // IPv6 rules begin at even cells, so that both of theirs are on one page.
+        let (w, s, d) = (
+            &page[(at + 1) % PAGE_CELLS].w,
+            &key.source,
+            &key.destination,
+        );
+        let differs = ((s[1] & w[3]) ^ w[0])
+            | ((s[2] & w[4]) ^ w[1])
+            | ((s[3] & w[5]) ^ w[2])
+            | ((d[1] & w[9]) ^ w[6])
+            | ((d[2] & w[10]) ^ w[7])
+            | ((d[3] & w[11]) ^ w[8]);
+        if differs != 0 {
+            return false;
+        }
+    }
+    true
+}
+
+struct All<'a, T: Tables>(Search<'a, T>);
+
+impl<T: Tables> Step for All<'_, T> {
+    #[inline(always)]
+    fn step(&mut self, turn: u32) -> ControlFlow<()> {
+        let search = &mut self.0;
+        let at = search.scratch.walk.predicates.wrapping_add(turn);
+        let hold = match search.tables.cell(search.generation, at) {
+            Some(cell) => {
+                let predicate = Predicate(cell);
+                holds(predicate, search.scratch) != predicate.not()
+            }
+            None => false,
+        };
+        if hold {
+            return ControlFlow::Continue(());
+        }
+        search.scratch.walk.hold = 0;
+        ControlFlow::Break(())
+    }
+}
