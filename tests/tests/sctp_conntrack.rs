@@ -145,6 +145,28 @@ fn beginnings() {
     });
 }
 
+/// An INIT that tells a tag which is known already, late or sent again, is no beginning of its sender's: an
+/// answer that tells another tag is taken.
+#[test]
+fn late_beginnings() {
+    beside_netfilter("ct_sctp_late", |pair| {
+        pair.open()?;
+        pair.send(false, 0, &[init(INIT, BOB)])?;
+        pair.send(true, 0, &[init(INIT, 7)])?;
+        let label = pair.send(false, 7, &[init(INIT_ACK, 9)])?;
+        ensure!(label == "ESTABLISHED", "the answer: {label}");
+        let label = pair.send(true, 9, &[plain(COOKIE_ECHO)])?;
+        ensure!(label == "ESTABLISHED", "the cookie: {label}");
+        pair.send(false, 7, &[plain(COOKIE_ACK)])?;
+        // Both have begun with other tags: of two, one goes on.
+        pair.send(false, 0, &[init(INIT, 11)])?;
+        pair.send(true, 0, &[init(INIT, 12)])?;
+        let label = pair.send(false, 12, &[init(INIT_ACK, 13)])?;
+        ensure!(label == "INVALID", "a third beginning: {label}");
+        Ok(())
+    });
+}
+
 /// A path of an association that others opened: known by its heartbeats.
 #[test]
 fn heartbeats() {

@@ -275,10 +275,14 @@ pub fn take(flow: &Flow, chunks: &Chunks, argument: u32) -> u32 {
         if !chunk.has_tag() {
             return MISFITS;
         }
-        if word & from_own != 0 {
-            word &= !from_other;
+        // One that tells what is known already is late, or was sent again, and begins nothing (kernel
+        // commit 576a5d2bad48, 7.1 and stable trees).
+        if old == state::NONE || other.get() != chunk.tag.get() {
+            if word & from_own != 0 {
+                word &= !from_other;
+            }
+            word |= from_own;
         }
-        word |= from_own;
         other.set(chunk.tag.get());
         // One that is sent again keeps nothing alive.
         if old == state::CLOSED && new == state::CLOSED {

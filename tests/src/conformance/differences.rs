@@ -81,6 +81,8 @@
 //!     already ends the search, in both: what is behind it may be gone and still count, until netfilter walks
 //!     past that address on its way to another one that happens to be in the same tree. So nothing asks to
 //!     open a connection twice there.
+//! 21. **SCTP is not translated.** Its checksum is a CRC that no program can correct: what a rule would
+//!     translate is dropped. In nat's chains a rule accepts SCTP before the first that translates.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

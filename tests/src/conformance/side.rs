@@ -63,6 +63,20 @@ struct Wire {
     interface: &'static str,
 }
 
+/// By default some of an association's states last for three seconds, which is less than a trial.
+const SCTP_LIVES: [(&str, &str); 7] = [
+    ("netfilter/nf_conntrack_sctp_timeout_closed", "110"),
+    ("netfilter/nf_conntrack_sctp_timeout_cookie_wait", "120"),
+    ("netfilter/nf_conntrack_sctp_timeout_cookie_echoed", "130"),
+    ("netfilter/nf_conntrack_sctp_timeout_shutdown_sent", "140"),
+    ("netfilter/nf_conntrack_sctp_timeout_shutdown_recd", "140"),
+    (
+        "netfilter/nf_conntrack_sctp_timeout_shutdown_ack_sent",
+        "150",
+    ),
+    ("netfilter/nf_conntrack_sctp_timeout_heartbeat_sent", "160"),
+];
+
 /// The lab's own first words (MLD reports) come within this time after the last one.
 const SILENCE: Duration = Duration::from_millis(700);
 
@@ -74,6 +88,7 @@ impl Side {
     ) -> Result<Self> {
         let lab = ServerLab::new(name, Peers::Emulated)?;
         lab.add_neighbours(&neighbours())?;
+        lab.server.sysctl(&SCTP_LIVES)?;
         let wires = [
             (
                 Place::Outside,
@@ -475,7 +490,7 @@ fn receivers_of(server: &Namespace, family: Family) -> Result<Vec<(u8, LocalRece
     };
     // The last of the other protocols has no taker, so that the kernel says so.
     let others = &OTHER_PROTOCOLS[..OTHER_PROTOCOLS.len() - 1];
-    [icmp, protocol::TCP, protocol::UDP]
+    [icmp, protocol::TCP, protocol::UDP, protocol::SCTP]
         .iter()
         .chain(others)
         .map(|&number| {

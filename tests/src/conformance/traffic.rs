@@ -1,6 +1,7 @@
 //! What is sent: flows between the hosts of the lab, and the packets of each in an order that
 //! makes sense, with things in between that do not.
 
+mod associate;
 mod talk;
 
 use std::fmt;
@@ -10,6 +11,8 @@ use fw_common::datapath::tcp::flag;
 use fw_user::policy::model::Family;
 use rand::Rng;
 use rand::seq::IndexedRandom;
+
+pub use associate::{Chunk, quoted as quoted_chunks};
 
 use crate::lab::address;
 use crate::packet::{Dressing, protocol};
@@ -49,6 +52,8 @@ pub enum Carried {
     Udp,
     /// ICMP or ICMPv6 echo.
     Echo,
+    /// SCTP.
+    Sctp,
     /// Another IP protocol.
     Other(u8),
 }
@@ -72,6 +77,7 @@ impl Flow {
             Carried::Udp => protocol::UDP,
             Carried::Echo if self.a.address.is_ipv4() => protocol::ICMP,
             Carried::Echo => protocol::ICMPV6,
+            Carried::Sctp => protocol::SCTP,
             Carried::Other(number) => number,
         }
     }
@@ -79,7 +85,7 @@ impl Flow {
     /// Whether ICMPv6 errors about it are difference 15's.
     fn errors_differ(&self) -> bool {
         let one_address = self.a.address == self.b.address && !self.a.address.is_ipv4();
-        let has_ports = matches!(self.carried, Carried::Tcp | Carried::Udp);
+        let has_ports = matches!(self.carried, Carried::Tcp | Carried::Udp | Carried::Sctp);
         one_address && (!has_ports || self.a.port == self.b.port)
     }
 }
@@ -152,6 +158,13 @@ pub enum What {
         options: Vec<u8>,
         /// Bytes of data.
         length: usize,
+    },
+    /// A packet of SCTP.
+    Chunks {
+        /// The tag that it bears.
+        tag: u32,
+        /// Its chunks.
+        chunks: Vec<Chunk>,
     },
     /// A packet of the flow's protocol (an echo request forth, a reply back).
     Datagram {
@@ -307,9 +320,10 @@ fn flow(random: &mut impl Rng, family: Family, loopback: bool) -> Flow {
     };
     let (from, to) = pairs[random.random_range(0..pairs.len())];
     let carried = match random.random_range(0..100) {
-        0..45 => Carried::Tcp,
-        45..75 => Carried::Udp,
-        75..92 => Carried::Echo,
+        0..40 => Carried::Tcp,
+        40..65 => Carried::Udp,
+        65..80 => Carried::Echo,
+        80..93 => Carried::Sctp,
         _ => Carried::Other(*OTHER_PROTOCOLS.choose(random).expect("not empty")),
     };
     let server_port = |random: &mut _| -> u16 {
@@ -331,7 +345,7 @@ fn flow(random: &mut impl Rng, family: Family, loopback: bool) -> Flow {
         b.address = a.address;
     }
     match carried {
-        Carried::Tcp | Carried::Udp => {}
+        Carried::Tcp | Carried::Udp | Carried::Sctp => {}
         Carried::Echo => b.port = a.port,
         Carried::Other(_) => (a.port, b.port) = (0, 0),
     }
@@ -354,6 +368,7 @@ fn script(
 ) -> Vec<(Way, What)> {
     match flow.carried {
         Carried::Tcp => talk::conversation(random, unfinished),
+        Carried::Sctp => associate::association(random, unfinished),
         _ => exchange(random),
     }
 }

@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use super::traffic::{Carried, Endpoint, Flow, SKEW, Step, Way, What};
+use super::traffic::{Carried, Chunk, Endpoint, Flow, SKEW, Step, Way, What, quoted_chunks};
 use crate::packet::{Dressing, Packet, Payload};
 
 /// The packet that a step sends. `seen_as` is where the other end's packets seem to come from, if
@@ -43,6 +43,10 @@ pub fn packet(flow: &Flow, step: &Step, seen_as: Option<(IpAddr, u16)>) -> Packe
                 options: options.clone(),
                 data: filler(*length),
             },
+            ..base
+        },
+        What::Chunks { tag, chunks } => Packet {
+            payload: sctp((source.1, destination.1), *tag, chunks),
             ..base
         },
         What::Datagram { length } => Packet {
@@ -120,7 +124,7 @@ pub fn sender(flow: &Flow, way: Way) -> Endpoint {
 
 fn datagram(flow: &Flow, way: Way, ports: (u16, u16), length: usize) -> Payload {
     match flow.carried {
-        Carried::Tcp | Carried::Udp => Payload::Udp {
+        Carried::Tcp | Carried::Udp | Carried::Sctp => Payload::Udp {
             ports,
             data: filler(length),
         },
@@ -162,7 +166,19 @@ fn quoted_payload(flow: &Flow, way: Way, ports: (u16, u16)) -> Payload {
             options: Vec::new(),
             data: filler(12),
         },
+        Carried::Sctp => {
+            let (tag, chunks) = quoted_chunks();
+            sctp(ports, tag, &chunks)
+        }
         _ => datagram(flow, way, ports, 12),
+    }
+}
+
+fn sctp(ports: (u16, u16), tag: u32, chunks: &[Chunk]) -> Payload {
+    Payload::Sctp {
+        ports,
+        tag,
+        chunks: chunks.iter().flat_map(|chunk| chunk.bytes()).collect(),
     }
 }
 

@@ -27,6 +27,11 @@ pub fn describe(bytes: &[u8]) -> String {
                 .collect::<Vec<_>>()
         ),
         protocol::UDP => " udp".into(),
+        protocol::SCTP => format!(
+            " sctp tag {:#x} chunks {}",
+            u32::from_be_bytes([at(4), at(5), at(6), at(7)]),
+            chunks(bytes.get(layers.body + 12..).unwrap_or_default())
+        ),
         protocol::ICMP => format!(" icmp type {} code {}", at(0), at(1)),
         protocol::ICMPV6 => format!(" icmpv6 type {} code {}", at(0), at(1)),
         other => format!(" protocol {other}"),
@@ -50,6 +55,27 @@ pub fn describe(bytes: &[u8]) -> String {
         text += &format!(" [about {}]", describe_quoted(quoted));
     }
     text
+}
+
+/// Types and flags of SCTP's chunks, and the tag that an INIT or its answer tells.
+fn chunks(mut bytes: &[u8]) -> String {
+    let mut words = Vec::new();
+    while let [kind, flags, high, low, rest @ ..] = bytes {
+        let length = usize::from(u16::from_be_bytes([*high, *low]));
+        words.push(match rest.first_chunk() {
+            Some(tag) if matches!(kind, 1 | 2) && length > 4 => {
+                format!(
+                    "{kind}/{flags} ({length} bytes, {:#x})",
+                    u32::from_be_bytes(*tag)
+                )
+            }
+            _ => format!("{kind}/{flags} ({length} bytes)"),
+        });
+        bytes = bytes
+            .get(length.next_multiple_of(4).max(4)..)
+            .unwrap_or_default();
+    }
+    words.join(", ")
 }
 
 /// `SYN,ACK`, or `none`.

@@ -33,10 +33,14 @@ impl Layers {
         }
     }
 
-    /// Source and destination port of TCP and UDP.
+    /// Source and destination port of TCP, UDP and SCTP.
     pub fn ports(&self, bytes: &[u8]) -> Option<(u16, u16)> {
-        let has_ports = matches!(self.protocol, protocol::TCP | protocol::UDP) && !self.is_later();
-        has_ports.then(|| Some((word(bytes, self.body)?, word(bytes, self.body + 2)?)))?
+        let has_ports = matches!(
+            self.protocol,
+            protocol::TCP | protocol::UDP | protocol::SCTP
+        );
+        (has_ports && !self.is_later())
+            .then(|| Some((word(bytes, self.body)?, word(bytes, self.body + 2)?)))?
     }
 
     /// The identifier of an ICMP or ICMPv6 echo.

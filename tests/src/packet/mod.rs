@@ -24,4 +24,6 @@ pub mod protocol {
     pub const ICMPV6: u8 = 58;
     /// OSPF.
     pub const OSPF: u8 = 89;
+    /// SCTP.
+    pub const SCTP: u8 = 132;
 }

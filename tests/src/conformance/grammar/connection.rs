@@ -66,7 +66,7 @@ impl<R: Rng> Writer<'_, R> {
         if self.chance(0.35) {
             let not = self.not(0.2);
             let port = match (flow.carried, end) {
-                (Carried::Tcp | Carried::Udp | Carried::Other(_), _) => own.port,
+                (Carried::Tcp | Carried::Udp | Carried::Sctp | Carried::Other(_), _) => own.port,
                 // The identifier in either tuple's source; the type, and the code, in its destination.
                 (Carried::Echo, 0 | 2) => flow.a.port,
                 (Carried::Echo, 1) => {
@@ -126,6 +126,7 @@ impl<R: Rng> Writer<'_, R> {
         // Whose connections have lives of their own.
         let own = match flow.carried {
             Carried::Tcp => Some("tcp"),
+            Carried::Sctp => Some("sctp"),
             Carried::Other(protocol::GRE) => Some("47"),
             _ => None,
         };
@@ -141,6 +142,7 @@ impl<R: Rng> Writer<'_, R> {
                         "1000:500000",
                         "400:",
                     ],
+                    Some("sctp") => &["60:180", "190:", "60:", "0:4"],
                     Some(_) => &["5:40", "100:250", "60:", "500:700", "0:4"],
                     None => &["5:700", "0:4", "1000:"],
                 };

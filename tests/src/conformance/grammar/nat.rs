@@ -25,6 +25,17 @@ pub fn neighbours() -> Vec<(&'static str, [u8; 6], IpAddr)> {
     all
 }
 
+/// What stands before the first rule of a chain that may translate: fwbpf does not translate SCTP, but drops
+/// it (difference 21).
+fn leave_sctp_alone(chain: &str) -> String {
+    format!("-A {chain} -p sctp -j ACCEPT")
+}
+
+/// Whether a rule is the one that leaves SCTP alone.
+pub(super) fn leaves_sctp_alone(rule: &str) -> bool {
+    rule.ends_with(" -p sctp -j ACCEPT") && rule.split(' ').count() == 6
+}
+
 /// Addresses at eth0's wire that nobody has: what sources are translated to.
 const POOL: [[&str; 2]; 3] = [
     ["198.51.100.20", "2001:db8:1::20"],
@@ -83,6 +94,18 @@ impl<R: Rng> Writer<'_, R> {
                 let rule =
                     self.postrouting_rule(user, Spot::UserPostrouting, &masquerading[index + 1..]);
                 rules.push(rule);
+            }
+        }
+        for base in ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"] {
+            let chain = format!("-A {base} ");
+            let translates = |rule: &String| {
+                let targets = ["-j MASQ", "-j SNAT", "-j DNAT", "-j REDIR", "-j NETMAP"];
+                let calls = ["-j natuser", "-j post"];
+                let mut words = targets.iter().chain(&calls);
+                rule.starts_with(&chain) && words.any(|word| rule.contains(word))
+            };
+            if let Some(first) = rules.iter().position(translates) {
+                rules.insert(first, leave_sctp_alone(base));
             }
         }
         TableText {

@@ -71,7 +71,7 @@ impl<R: Rng> Writer<'_, R> {
                     .position(|word| word.starts_with("-m ") || word.starts_with("-p "));
                 let after = first.map_or(words.len(), |first| first + 1);
                 let at = self.random.random_range(after..=words.len());
-                let ports = ["-p tcp", "-p udp"]
+                let ports = ["-p tcp", "-p udp", "-p sctp"]
                     .iter()
                     .any(|protocol| words.iter().any(|word| word.starts_with(protocol)));
                 let ports = ports && self.chance(0.5);

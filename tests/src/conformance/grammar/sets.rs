@@ -208,6 +208,7 @@ fn port(random: &mut impl Rng, carried: Carried, end: Endpoint, family: Family) 
     match carried {
         Carried::Tcp => format!("tcp:{port}"),
         Carried::Udp => format!("udp:{port}"),
+        Carried::Sctp => format!("sctp:{port}"),
         Carried::Echo => {
             let kind = match (family, random.random_bool(0.5)) {
                 (Family::Ipv4, true) => "icmp:8/0",

@@ -16,16 +16,19 @@ impl<R: Rng> Writer<'_, R> {
         to: Endpoint,
     ) {
         if self.chance(0.1) {
-            let name = *["tcp", "udp", "17", "gre"]
+            let name = *["tcp", "udp", "17", "gre", "sctp"]
                 .choose(self.random)
                 .expect("not empty");
             words.push(format!("! -p {name}"));
             return;
         }
         match carried {
-            Carried::Tcp | Carried::Udp => {
-                let tcp = carried == Carried::Tcp;
-                let (name, number) = if tcp { ("tcp", "6") } else { ("udp", "17") };
+            Carried::Tcp | Carried::Udp | Carried::Sctp => {
+                let (name, number) = match carried {
+                    Carried::Tcp => ("tcp", "6"),
+                    Carried::Udp => ("udp", "17"),
+                    _ => ("sctp", "132"),
+                };
                 words.push(format!(
                     "-p {}",
                     if self.chance(0.8) { name } else { number }
