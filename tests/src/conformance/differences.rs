@@ -82,7 +82,8 @@
 //!     past that address on its way to another one that happens to be in the same tree. So nothing asks to
 //!     open a connection twice there.
 //! 21. **SCTP is not translated.** Its checksum is a CRC that no program can correct: what a rule would
-//!     translate is dropped. In nat's chains a rule accepts SCTP before the first that translates.
+//!     translate is dropped, and a rule for SCTP that would is refused. In nat's chains a rule accepts SCTP
+//!     before the first that translates, and none of these is for SCTP.
 
 use std::collections::HashMap;
 use std::net::IpAddr;

@@ -13,7 +13,7 @@ use crate::policy::ids::TableName;
 use crate::policy::model::{
     Family, Log, Masquerade, Match, Negatable, Nflog, Prefix, Redirect, Reject, Target, Translation,
 };
-use crate::policy::names::{TCP, UDP};
+use crate::policy::names::{DCCP, SCTP, TCP, UDP, UDPLITE};
 
 pub(super) fn target(family: Family, table: TableName, place: Place) -> BoxedStrategy<Target> {
     let callable = match place {
@@ -97,15 +97,27 @@ pub(super) fn target(family: Family, table: TableName, place: Place) -> BoxedStr
     proptest::strategy::Union::new(choices).boxed()
 }
 
-/// `--to-ports` needs a protocol with ports, and a reset TCP.
+/// `--to-ports` needs a protocol with ports, and a reset TCP; some protocols are not translated.
 pub(super) fn fitting(
     target: Target,
     protocol: Option<Negatable<u8>>,
     family: Family,
     matches: &[Match],
 ) -> Target {
-    let tcp = protocol.is_some_and(|protocol| !protocol.not && protocol.value == TCP);
+    let is = |protocols: &[u8]| {
+        protocol.is_some_and(|protocol| !protocol.not && protocols.contains(&protocol.value))
+    };
+    let tcp = is(&[TCP]);
     match target {
+        Target::Masquerade(_)
+        | Target::Dnat(_)
+        | Target::Snat(_)
+        | Target::Redirect(_)
+        | Target::Netmap(_)
+            if is(&[SCTP, DCCP, UDPLITE]) =>
+        {
+            Target::Continue
+        }
         Target::Reject(Reject::TcpReset) if !tcp => Target::Reject(Reject::default_of(family)),
         Target::Masquerade(masquerade) if !has_ports(protocol) => Target::Masquerade(Masquerade {
             ports: None,

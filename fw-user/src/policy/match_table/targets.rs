@@ -65,8 +65,8 @@ pub(crate) const TARGETS: &[TargetRow] = &[
     TargetRow {
         name: "MASQUERADE",
         families: BOTH,
-        support: Support::Yes,
-        note: "With `--to-ports`, `--random` and `--random-fully`; in nat's POSTROUTING and chains called from it.",
+        support: Support::Partly,
+        note: "With `--to-ports`, `--random` and `--random-fully`; in nat's POSTROUTING and chains called from it. Rules for SCTP, DCCP and UDP-Lite that translate are refused, whatever the target; what others would translate of these is dropped.",
         start: Some(TargetDraft::Masquerade(Masquerade {
             ports: None,
             random: false,

@@ -172,7 +172,7 @@ impl<'a> Reader<'a, '_, '_> {
             let message = format!("`{}` needs a protocol with ports", word.text);
             self.error(
                 Problem::wrong("needs-protocol", word.span, message)
-                    .expected("`-p tcp`, `-p udp`, `-p sctp` or `-p dccp` before it"),
+                    .expected("`-p tcp` or `-p udp` before it"),
             );
         }
         if let ReadOption::Unsupported(instead) = row.read {
@@ -217,7 +217,7 @@ impl<'a> Reader<'a, '_, '_> {
             let message = format!("ports in `{}` need a protocol that has some", word.text);
             self.error(
                 Problem::wrong("needs-protocol", word.span, message)
-                    .expected("`-p tcp`, `-p udp`, `-p sctp` or `-p dccp` before it"),
+                    .expected("`-p tcp` or `-p udp` before it"),
             );
         } else if has_ports && is_icmp && of_destination {
             let message = "a destination's ports stand for identifiers of ICMP queries here";

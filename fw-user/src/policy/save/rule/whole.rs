@@ -9,7 +9,7 @@ use crate::policy::match_table::{
 use crate::policy::model::{
     Match, Negatable, PortRange, Ports, Reject, SetChange, Target, Translation,
 };
-use crate::policy::names::{TCP, UDP, protocol_name};
+use crate::policy::names::{DCCP, SCTP, TCP, UDP, UDPLITE, protocol_name};
 use crate::policy::packet_match::PacketMatch;
 use crate::policy::source::Span;
 
@@ -36,6 +36,7 @@ impl<'a> Reader<'a, '_, '_> {
         }
         if let Some((_, draft, span)) = self.target.take() {
             self.check_translation(&draft, span);
+            self.check_translatable(&draft, span);
             let target = match draft {
                 TargetDraft::Accept => Target::Accept,
                 TargetDraft::Drop => Target::Drop,
@@ -166,6 +167,34 @@ impl<'a> Reader<'a, '_, '_> {
         if self.errors_before == self.report.errors.len() {
             let message = "the target does not say what it translates to";
             self.error(Problem::wrong("missing-option", span, message).expected(missing));
+        }
+    }
+
+    /// What is translated needs a checksum that a program at a hook can correct.
+    fn check_translatable(&mut self, draft: &TargetDraft, span: Span) {
+        let translates = matches!(
+            draft,
+            TargetDraft::Masquerade(_)
+                | TargetDraft::Dnat(_)
+                | TargetDraft::Snat(_)
+                | TargetDraft::Redirect(_)
+                | TargetDraft::Netmap(_)
+        );
+        let Some(Negatable {
+            not: false,
+            value: protocol @ (SCTP | DCCP | UDPLITE),
+        }) = self.rule.protocol
+        else {
+            return;
+        };
+        if translates {
+            let name = protocol_name(protocol).unwrap_or_default();
+            let message = format!("packets of {name} are not translated");
+            self.error(
+                Problem::unsupported("nat-protocol", span, message)
+                    .expected("a rule for another protocol, whose checksum can be corrected where packets are translated")
+                    .help(format!("let them through as they are, `-p {name} -j ACCEPT`: what another rule would translate is dropped")),
+            );
         }
     }
 
