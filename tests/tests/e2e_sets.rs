@@ -50,6 +50,29 @@ impl<'g> Blocking<'g> {
         Ok(())
     }
 
+    /// Adds the sender for a while, which is over before it is asked on a machine that is slow enough: then for
+    /// twice as long. Returns for how many seconds it was.
+    fn block_for_a_while(&self) -> Result<u64> {
+        let mut seconds = 1;
+        loop {
+            let added = Instant::now();
+            let words = ["set", "add", "blocked", "198.51.100.1", "timeout"];
+            let timeout = seconds.to_string();
+            self.fwbpf
+                .text(&[&words[..], &[timeout.as_str()]].concat())?;
+            let got = reach(&self.guide.lab.outside, None, ip(SERVER[0]), 81)?;
+            if got == Reach::Silent {
+                return Ok(seconds);
+            }
+            let over = added.elapsed() >= Duration::from_secs(seconds);
+            ensure!(
+                over && seconds < 60,
+                "while the element lives, it is {got:?}"
+            );
+            seconds *= 2;
+        }
+    }
+
     fn exit_code(&self, arguments: &[&str]) -> Result<Option<i32>> {
         Ok(self.fwbpf.output(arguments)?.status.code())
     }
@@ -84,11 +107,8 @@ fn a_set_changes_without_a_load_and_loads_keep_or_replace_it() {
         blocking.load(Some(given))?;
         blocking.expect(Reach::Open, "after a load that gives the set anew")?;
 
-        blocking
-            .fwbpf
-            .text(&["set", "add", "blocked", "198.51.100.1", "timeout", "1"])?;
-        blocking.expect(Reach::Silent, "while the element lives")?;
-        std::thread::sleep(Duration::from_millis(1100));
+        let seconds = blocking.block_for_a_while()?;
+        std::thread::sleep(Duration::from_millis(1000 * seconds + 100));
         blocking.expect(Reach::Open, "when its time is over")?;
 
         let listed = blocking.fwbpf.text(&["set", "list", "blocked"])?;

@@ -42,8 +42,15 @@ fn trial(fwbpf: &Fwbpf) -> Result<Option<(u64, bool)>> {
     }))
 }
 
+/// A trial that lasts for as long as a few commands take, in seconds: three, or more on a slow machine.
+fn short(fwbpf: &Fwbpf) -> Result<u64> {
+    let started = Instant::now();
+    fwbpf.output(&["status"])?;
+    Ok(3 + (20 * started.elapsed()).as_secs())
+}
+
 fn over(fwbpf: &Fwbpf) -> Result<()> {
-    wait_up_to(Duration::from_secs(20), "the trial to end", || {
+    wait_up_to(Duration::from_secs(120), "the trial to end", || {
         Ok(trial(fwbpf)?.is_none())
     })
 }
@@ -57,9 +64,10 @@ fn without_confirmation_the_policy_before_comes_back() {
         let (before, counted) = (save(fwbpf)?, count(&fwbpf.save(Family::Ipv4)?, SSH)?);
         ensure!(counted.0 > 0, "the rule has counted nothing");
 
-        load(fwbpf, &["--trial", "3"], &locked())?;
+        let seconds = short(fwbpf)?;
+        load(fwbpf, &["--trial", &seconds.to_string()], &locked())?;
         let (left, guarded) = trial(fwbpf)?.unwrap_or_default();
-        ensure!((1..=3).contains(&left) && guarded, "{left} {guarded}");
+        ensure!((1..=seconds).contains(&left) && guarded, "{left} {guarded}");
         ensure!(ssh(lab)? == Reach::Silent, "it is not in force on trial");
         over(fwbpf)?;
         ensure!(save(fwbpf)? == before, "other rules came back");
@@ -76,14 +84,15 @@ fn a_confirmed_policy_stays() {
     with_fwbpf("trial_confirmed", &[], |lab, fwbpf| {
         tcp_echo(&lab.server, 22)?;
         load(fwbpf, &[], RULES_V4)?;
-        load(fwbpf, &["--trial", "2"], &locked())?;
+        let seconds = short(fwbpf)?;
+        load(fwbpf, &["--trial", &seconds.to_string()], &locked())?;
         let on_trial = save(fwbpf)?;
         fwbpf.text(&["confirm"])?;
         ensure!(trial(fwbpf)?.is_none());
         let again = fwbpf.output(&["confirm"])?;
         ensure!(again.status.code() == Some(2), "{again:?}");
         // What is waited for is that nothing happens.
-        std::thread::sleep(Duration::from_secs(3));
+        std::thread::sleep(Duration::from_secs(seconds + 1));
         ensure!(save(fwbpf)? == on_trial, "it did not stay");
         ensure!(ssh(lab)? == Reach::Silent);
         Ok(())
@@ -94,9 +103,10 @@ fn a_confirmed_policy_stays() {
 fn a_first_policy_on_trial_leaves_nothing() {
     with_fwbpf("trial_first", &[], |lab, fwbpf| {
         tcp_echo(&lab.server, 22)?;
-        load(fwbpf, &["--trial", "2"], &locked())?;
+        let seconds = short(fwbpf)?;
+        load(fwbpf, &["--trial", &seconds.to_string()], &locked())?;
         ensure!(ssh(lab)? == Reach::Silent);
-        wait_up_to(Duration::from_secs(20), "the firewall to go", || {
+        wait_up_to(Duration::from_secs(120), "the firewall to go", || {
             Ok(fwbpf.output(&["status"])?.status.code() == Some(4))
         })?;
         ensure!(ssh(lab)? == Reach::Open);
@@ -134,17 +144,19 @@ fn trials_on_trials_go_back_to_what_was_kept() {
         ensure!(trial(fwbpf)?.is_some_and(|(_, guarded)| guarded));
 
         let second = locked().replace("--dport 443", "--dport 444");
-        load(fwbpf, &["--trial", "2"], &second)?;
+        let seconds = short(fwbpf)?;
+        let short = seconds.to_string();
+        load(fwbpf, &["--trial", &short], &second)?;
         ensure!(save(fwbpf)? != first);
         over(fwbpf)?;
         ensure!(save(fwbpf)? == before, "not the last policy that was kept");
 
         // A load for good confirms.
-        load(fwbpf, &["--trial", "2"], &locked())?;
+        load(fwbpf, &["--trial", &short], &locked())?;
         load(fwbpf, &[], &second)?;
         ensure!(trial(fwbpf)?.is_none());
         let kept = save(fwbpf)?;
-        std::thread::sleep(Duration::from_secs(3));
+        std::thread::sleep(Duration::from_secs(seconds + 1));
         ensure!(save(fwbpf)? == kept, "it did not stay");
         Ok(())
     });
