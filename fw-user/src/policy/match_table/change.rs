@@ -50,6 +50,13 @@ const fn unsupported(
     }
 }
 
+const HELPER: &str = "no helper reads along to open further ports: have the service use ports of a range (FTP's passive \
+    ports, RTP's), and accept those, `-p tcp --dport 50000:50100 -j ACCEPT`";
+
+const ZONE: &str = "all flows are in one zone, which would else be part of the name that every packet's flow is looked up \
+    by: give each of two networks whose addresses overlap a network namespace with a firewall of its own, and keep \
+    others apart by `-i` and `-o`";
+
 pub(crate) const TARGETS: &[TargetRow] = &[
     TargetRow {
         name: "MARK",
@@ -197,21 +204,15 @@ pub(crate) const TARGETS: &[TargetRow] = &[
         name: "CT",
         families: BOTH,
         support: Support::Partly,
-        note: "`--notrack`.",
+        note: "`--notrack`. There are no zones and no helpers.",
         start: lacking("--notrack"),
         tables: &[TableName::Raw],
         options: &[
             option!(&["notrack"], 0, |argument| Change::NoTrack { as_ct: true }),
-            unsupported(
-                &["helper"],
-                "there are no connection tracking helpers: open the ports that the protocol needs",
-            ),
-            unsupported(
-                &["zone"],
-                "all flows are in one zone: use a network namespace for networks whose addresses overlap",
-            ),
-            unsupported(&["zone-orig"], "all flows are in one zone"),
-            unsupported(&["zone-reply"], "all flows are in one zone"),
+            unsupported(&["helper"], HELPER),
+            unsupported(&["zone"], ZONE),
+            unsupported(&["zone-orig"], ZONE),
+            unsupported(&["zone-reply"], ZONE),
             unsupported(
                 &["ctevents"],
                 "flows make no events: `fwbpf flows` lists them",
@@ -222,7 +223,7 @@ pub(crate) const TARGETS: &[TargetRow] = &[
             ),
             unsupported(
                 &["timeout"],
-                "flows live as long as netfilter's defaults say",
+                "how long flows live is for all flows of a protocol: by sysctls (net.netfilter.nf_conntrack_udp_timeout and the like), or by [conntrack] in policy.toml",
             ),
         ],
     },

@@ -74,6 +74,6 @@ pub(crate) const TARGETS: &[TargetRow] = &[
     none("TCPOPTSTRIP", BOTH, "TCP's options are not changed: leave the rule out."),
     none("TEE", BOTH, "Packets are not copied: use tc's mirred."),
     none("TPROXY", BOTH, "Packets are not handed to local sockets: let the service listen on the port itself."),
-    none("TRACE", BOTH, "Ask `fwbpf explain` which rules a packet meets."),
+    none("TRACE", BOTH, "Packets are not followed on their way, as each would have to be looked at again at every rule that it meets, and behind routing once more: `fwbpf explain` sends one through the same code, with the kernel's flows, and prints every step and the file and line that decides. `-j LOG` in TRACE's place says that such packets come."),
     none("ULOG", ONLY_V4, "It is gone from the kernel: use LOG or NFLOG."),
 ];

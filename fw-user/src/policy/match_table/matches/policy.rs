@@ -29,7 +29,8 @@ impl Draft {
 }
 
 const IPSEC: &str = "what leaves through IPsec is seen behind it, as ESP, and not as what it was, and what comes \
-    in transport mode is seen before it: match `-p esp` and the addresses of the tunnel";
+    in transport mode is seen before it: give the tunnel an interface (`ip link add ipsec0 type xfrm if_id 1`), which `-i` \
+    and `-o` match, or match `-p esp` and the addresses of its ends";
 
 const fn of_ipsec(name: &'static [&'static str], arguments: usize) -> OptionRow<MatchDraft> {
     OptionRow {
@@ -45,7 +46,7 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
     aliases: &[],
     families: BOTH,
     support: Support::Partly,
-    note: "`--pol none`, which holds for every packet of a host without IPsec: where the kernel has IPsec's policies or states, `load` refuses the rule, and where they come later, `status` says so. `--pol ipsec` and what belongs to it would be about packets that fwbpf does not see as what they were: match `-p esp` and the addresses of the tunnel.",
+    note: "`--pol none`, which holds for every packet of a host without IPsec: where the kernel has IPsec's policies or states, `load` refuses the rule, and where they come later, `status` says so. `--pol ipsec` and what belongs to it would be about packets that fwbpf does not see as what they were: give the tunnel an interface of type xfrm, which `-i` and `-o` match, or match `-p esp` and the addresses of its ends.",
     reading: Some(MatchReading {
         start: || MatchDraft::Policy(Draft::default()),
         protocols: &[],
