@@ -1,13 +1,14 @@
 //! What rules remember of addresses, with real connections.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use fw_user::policy::model::Family;
 use fwbpf_tests::guide::with_fwbpf;
 use fwbpf_tests::lab::address::{OUTSIDE, SERVER};
-use fwbpf_tests::lab::sockets::{Reach, connect, ip, reach, tcp_echo, wait_for};
+use fwbpf_tests::lab::saved::count;
+use fwbpf_tests::lab::sockets::{Reach, connect, ip, reach, tcp_echo, udp, wait_for};
 use fwbpf_tests::lab::{Firewall as _, Fwbpf, Namespace};
 
 /// Both IP versions with the same rules of the table filter.
@@ -95,6 +96,44 @@ fn who_connects_too_often_is_refused_and_remembered_over_a_load() {
         ensure!(code(&["recent", "list", "SSH"])? == Some(2));
         load(fwbpf, BRUTE_FORCE)?;
         expect(&lab.outside, 0, 81, Reach::Open, "with a new list")
+    });
+}
+
+/// As many packets as a list can remember at most, counted one by one.
+#[test]
+fn the_longest_list_counts_65_535_packets() {
+    const MOST: u32 = 65_535;
+    with_fwbpf("lists_longest", &[], |lab, fwbpf| {
+        let rules = "-A INPUT -p udp -m udp --dport 81 -m recent --set --name LONG\n\
+                     -A INPUT -p udp -m udp --dport 82 -m recent --rcheck --hitcount 65535 --name LONG\n\
+                     -A INPUT -p udp -j DROP\n";
+        load(fwbpf, rules)?;
+        let socket = udp(&lab.outside, ip(OUTSIDE[0]), 0)?;
+        let send = |port: u16, count: u32| -> Result<Duration> {
+            let started = Instant::now();
+            for _ in 0..count {
+                socket.send_to(b"x", (ip(SERVER[0]), port))?;
+            }
+            Ok(started.elapsed())
+        };
+        let counted =
+            |text: &str| -> Result<u64> { Ok(count(&fwbpf.save(Family::Ipv4)?, text)?.0) };
+        let set = "-A INPUT -p udp -m udp --dport 81 -m recent --set --name LONG \
+                   --mask 255.255.255.255 --rsource";
+        let asked = "-A INPUT -p udp -m udp --dport 82 -m recent --rcheck --hitcount 65535 --name LONG \
+                     --mask 255.255.255.255 --rsource";
+        send(81, MOST - 1)?;
+        wait_for("all packets but one", || {
+            Ok(counted(set)? == u64::from(MOST - 1))
+        })?;
+        send(82, 1)?;
+        send(81, 1)?;
+        wait_for("the last one", || Ok(counted(set)? == u64::from(MOST)))?;
+        ensure!(counted(asked)? == 0, "one packet less is enough");
+        let usual = send(83, 1000)?;
+        let long = send(82, 1000)?;
+        println!("1000 datagrams: {usual:?}, and {long:?} where 65535 times are looked at");
+        wait_for("each to be counted", || Ok(counted(asked)? == 1000))
     });
 }
 

@@ -78,12 +78,13 @@ pub const ENTRIES_MAX: u32 = 1 << 20;
 
 /// `-m recent`: an entry keeps the times of the last packets, as many as [`head::DETAIL`] says and one
 /// more, behind its first cell, eight in a cell. Its state: the hop limit in bits 8 to 15, and in the
-/// high half the place of the next time to be written, in which 0 stands for the end as well.
+/// high half the place of the next time to be written, in which 0 stands for the end as well. Of 65,536 times
+/// the last one counts for nothing, as in netfilter, whose number of times has 16 bits.
 pub mod recent {
     /// Times in a cell.
     pub const TIMES_IN_CELL: u32 = 8;
     /// Times that an entry may keep.
-    pub const TIMES_MAX: u32 = 256;
+    pub const TIMES_MAX: u32 = 1 << 16;
     /// The word that says how many times there are.
     pub const COUNT: usize = 14;
 

@@ -12,7 +12,7 @@ use fw_user::sim::{Host, HostDevice, HostTables, SlicePacket};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::machine::{ETH0, Machine, SERVER6, frame, udp};
+use crate::machine::{ETH0, Machine, SERVER4, SERVER6, frame, udp};
 
 const JIFFY_MS: u64 = 4;
 const HZ: u64 = 250;
@@ -226,6 +226,36 @@ proptest! {
             prop_assert_eq!(&counted, &expected);
         }
     }
+}
+
+/// As many times as the kernel keeps at most, of which it counts one less (`nstamps` has 16 bits); and what
+/// `--reap` looks at is the time that was written last, also where places begin anew.
+#[test]
+fn the_longest_memory_is_the_kernels() {
+    let rules = "-A INPUT -p udp -m udp --dport 1 -m recent --set --name L -j DROP\n\
+                 -A INPUT -p udp -m udp --dport 2 -m recent --rcheck --hitcount 65535 --name L -j DROP\n\
+                 -A INPUT -p udp -m udp --dport 3 -m recent --rcheck --seconds 5 --reap --name L -j DROP\n\
+                 -A INPUT -p udp -m udp --dport 4 -m recent --rcheck --name L -j DROP";
+    let text =
+        format!("*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n{rules}\nCOMMIT\n");
+    let mut machine = Machine::loading(Family::Ipv4, &text);
+    let holds = |machine: &mut Machine, seconds: u64, port: u16| {
+        machine.tables.set_now((1_000 + seconds) * 1_000_000_000);
+        let packet = frame(udp(["198.51.100.1", SERVER4], [5000, port]));
+        machine.arrive(ETH0, packet).0 != Verdict::Pass
+    };
+    for _ in 0..65_534 {
+        assert!(holds(&mut machine, 0, 1));
+    }
+    assert!(!holds(&mut machine, 0, 2));
+    assert!(holds(&mut machine, 0, 1));
+    assert!(holds(&mut machine, 0, 2));
+    // The last place: what stands there does not count, but is what was used last.
+    assert!(holds(&mut machine, 100, 1));
+    assert!(!holds(&mut machine, 103, 3));
+    assert!(holds(&mut machine, 103, 4));
+    assert!(holds(&mut machine, 103, 1));
+    assert!(holds(&mut machine, 103, 3));
 }
 
 /// A list is asked, and changed, only if all before it in the rule hold; what stands behind it is asked

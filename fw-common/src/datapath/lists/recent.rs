@@ -120,7 +120,8 @@ impl<T: Tables> List<'_, T> {
     fn come_again(&mut self, at: u32, hops: u32) {
         let place = self.get(at, entry::STATE) >> 16 & self.get(0, head::DETAIL);
         self.write_time(at, place);
-        let next = place.wrapping_add(1);
+        // 65,536 is 0 (`struct recent_entry`).
+        let next = place.wrapping_add(1) & 0xffff;
         if next > self.get(at, recent::COUNT) {
             self.set(at, recent::COUNT, next);
         }
@@ -164,7 +165,8 @@ impl<T: Tables> List<'_, T> {
         if oldest == self.asked.found && used {
             return;
         }
-        let place = (self.get(oldest, entry::STATE) >> 16).wrapping_sub(1);
+        let next = self.get(oldest, entry::STATE) >> 16;
+        let place = next.wrapping_sub(1) & self.get(0, head::DETAIL);
         let (cell, word) = time_place(oldest, place);
         let Some(cell) = self.cell(cell) else {
             return;

@@ -88,8 +88,9 @@ impl Recent {
     pub const NAME: &str = "DEFAULT";
     /// Entries of a list: xt_recent's `ip_list_tot` where nobody says otherwise.
     pub const ENTRIES: u32 = 100;
-    /// The most that `--hitcount` may ask for.
-    pub const HITS_MAX: u32 = 255;
+    /// The most that `--hitcount` may ask for (`XT_RECENT_MAX_NSTAMPS`, net/netfilter/xt_recent.c; 255 before
+    /// Linux 6.11).
+    pub const HITS_MAX: u32 = 65_535;
 
     /// How many times an entry keeps for this rule (`recent_mt_check`, net/netfilter/xt_recent.c).
     const fn times(&self) -> u32 {

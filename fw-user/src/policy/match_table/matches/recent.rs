@@ -90,7 +90,7 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
     aliases: &[],
     families: BOTH,
     support: Support::Yes,
-    note: "Lists of 100 addresses, of which the one used longest ago makes way, as in xt_recent. A list lives on over a load for as long as rules name it; `fwbpf recent` shows and changes it, as /proc/net/xt_recent does. `--hitcount` up to 255.",
+    note: "Lists of 100 addresses, of which the one used longest ago makes way, as in xt_recent. A list lives on over a load for as long as rules name it; `fwbpf recent` shows and changes it, as /proc/net/xt_recent does. `--hitcount` up to 65,535.",
     reading: Some(MatchReading {
         start: || MatchDraft::Recent(Draft::default()),
         protocols: &[],
