@@ -12,7 +12,8 @@ use fw_common::abi::flow::FlowKey;
 use rustix::process::{getpid, setsid};
 
 use super::Failure;
-use super::load::{Starts, Terms, enforce_over};
+use super::load::{Prepared, Starts, Terms, enforce_over};
+use super::plan::Plan;
 use super::revoked;
 use super::running::{Predecessor, Running};
 use super::trial::{ARMED, Trial};
@@ -20,6 +21,7 @@ use crate::compile::{Draft, Known};
 use crate::host::Host;
 use crate::kernel::attach::{self, Hook, XdpMode};
 use crate::kernel::fast_path::FastPath;
+use crate::kernel::flip::Helpers;
 use crate::kernel::lists;
 use crate::kernel::sets::{self, LiveSet};
 use crate::kernel::state::{Fact, Lock, StateDir};
@@ -163,7 +165,13 @@ impl WayBack {
                 sets::place(&mut policy.sets, &known.sets);
                 lists::place(&mut policy.lists, &known.lists);
                 let draft = Draft::of(&policy).map_err(|limit| anyhow!("{limit}"))?;
-                enforce_over(state, lock, running, &policy, draft, terms)?;
+                let prepared = Prepared {
+                    policy: &policy,
+                    draft,
+                    plan: Plan::new(&policy, running.as_ref(), &terms.starts),
+                    helpers: Helpers::start()?,
+                };
+                enforce_over(state, lock, running, prepared, terms)?;
                 // What the policy on trial has cut goes on.
                 revoked::restore(state, cut)
             }

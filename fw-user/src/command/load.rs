@@ -1,31 +1,33 @@
 //! `fwbpf load`: everything that can be refused is refused before anything is touched; the last
 //! step is the flip.
 
+use std::mem::ManuallyDrop;
+use std::sync::mpsc;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
-use aya::util::nr_cpus;
-use rustc_hash::FxHashSet;
 use serde::Serialize;
 
 use super::Failure;
 use super::output::Output;
+use super::plan::{Plan, starts};
 use super::require;
 use super::revoked::{Revoked, cut_revoked};
-use super::running::Predecessor;
+use super::running::{Predecessor, running_id};
 use super::source;
 use super::trial::Trial;
 use crate::cli::Load;
-use crate::compile::{Draft, Known, Meta, Settings, Slots, TableSet};
+use crate::compile::{Draft, Known, Settings};
 use crate::host::Host;
 use crate::kernel::attach::{self, Attachment, Hook, Via, XdpMode, attach_all};
 use crate::kernel::clock;
 use crate::kernel::fast_path::{FastPath, Places};
+use crate::kernel::flip::Helpers;
 use crate::kernel::import::{Import, take_over};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
 use crate::kernel::state::{Fact, Lock, StateDir};
-use crate::kernel::sync::{Next, prune_devices, replace, set_counters};
+use crate::kernel::sync::{Next, prune_devices, replace, set_counters, store};
 use crate::kernel::sysctl::{answer_settings, conntrack_setting};
 use crate::kernel::{lists, probe, sets};
 use crate::policy::SshSession;
@@ -45,7 +47,8 @@ pub struct Outcome {
     pub cells: usize,
     /// What the programs are attached to.
     pub hook: Via,
-    /// What the kernel lacks, and what is done without it.
+    /// What the kernel lacks, and what is done without it. Looked for where programs were attached anew:
+    /// at the start, not at each reload.
     pub lacking: Vec<probe::Finding>,
     /// The interfaces.
     pub interfaces: Vec<Attachment>,
@@ -113,14 +116,31 @@ impl Terms {
 
 /// Runs the command.
 pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<(), Failure> {
-    let running = running(state)?;
-    let mut policy = source::read(&arguments.policy, &running.sets, output)?;
-    sets::place(&mut policy.sets, &running.sets);
+    let helpers = Helpers::start()?;
+    let large = source::is_large(&arguments.policy);
+    let (running, parsed) = beside(
+        large,
+        || Predecessor::find(state),
+        || source::parse_for(&arguments.policy),
+    );
+    let running = running?;
+    let nothing = Known::default();
+    let known = running.as_ref().map_or(&nothing, |running| &running.known);
+    let mut policy = source::take(parsed?, &known.sets, output)?;
+    sets::place(&mut policy.sets, &known.sets);
     policy.size_lists(lists::recent_entries());
-    lists::place(&mut policy.lists, &running.lists);
-    let policy = policy;
+    lists::place(&mut policy.lists, &known.lists);
+    // It goes with the process: taking a large one apart takes milliseconds.
+    let policy = ManuallyDrop::new(policy);
+    let terms = Terms::of(arguments, &policy);
+    // Which counters go on is found out meanwhile: it depends on what runs, not on the draft.
+    let (plan, draft) = beside(
+        large,
+        || Plan::new(&policy, running.as_ref(), &terms.starts),
+        || Draft::of(&policy),
+    );
     // A policy that exceeds a limit is refused before the kernel is asked for anything.
-    let draft = match Draft::of(&policy) {
+    let draft = match draft {
         Ok(draft) => draft,
         Err(limit) => {
             output.refusal(&limit);
@@ -136,36 +156,70 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
             output.doubt(&warning);
         }
     }
-    let terms = Terms::of(arguments, &policy);
-    let outcome = enforce(state, &policy, &running, draft, &terms)?;
+    let prepared = Prepared {
+        policy: &policy,
+        draft,
+        plan,
+        helpers,
+    };
+    let outcome = enforce(state, running, prepared, &terms)?;
     report(&outcome, output)
 }
 
-/// What there is to know of the running policy, if there is one.
-fn running(state: &StateDir) -> Result<Known> {
-    Ok(Predecessor::find(state)?.map_or_else(Known::default, |running| running.known))
+/// A policy, and what was made of it before anything is changed.
+pub struct Prepared<'a> {
+    /// The policy.
+    pub policy: &'a Policy,
+    /// What was compiled so far, beside the sets and lists of what runs.
+    pub draft: Draft,
+    /// How it follows what runs.
+    pub plan: Result<Plan>,
+    /// Who will wait for the kernel.
+    pub helpers: Helpers,
 }
 
-/// Puts a policy in force, of which `draft` is what was compiled so far, beside the sets and lists of
-/// this one.
+/// Does two things at a time, if they are large enough to be worth a thread.
+fn beside<A: Send, B>(
+    worth: bool,
+    other: impl FnOnce() -> A + Send,
+    this: impl FnOnce() -> B,
+) -> (A, B) {
+    if !worth {
+        return (other(), this());
+    }
+    thread::scope(|scope| {
+        let other = scope.spawn(other);
+        let this = this();
+        let other = other
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (other, this)
+    })
+}
+
+/// Puts a policy in force that was made beside what ran then.
 fn enforce(
     state: &StateDir,
-    policy: &Policy,
-    running: &Known,
-    draft: Draft,
+    mut running: Option<Predecessor>,
+    mut prepared: Prepared<'_>,
     terms: &Terms,
 ) -> Result<Outcome> {
     let lock = state.lock()?;
     if state.exists() {
         check_owner(state)?;
     }
-    let old = Predecessor::find(state)?;
-    let first = old.is_none();
-    let nothing = Known::default();
-    let still = old.as_ref().map_or(&nothing, |old| &old.known);
-    if still.sets != running.sets || still.lists != running.lists {
-        bail!("the sets or lists of the running policy were replaced meanwhile; load again");
+    if running_id(state)? != running.as_ref().map(|running| running.id) {
+        let now = Predecessor::find(state)?;
+        let nothing = Known::default();
+        let [before, still] =
+            [&running, &now].map(|one| one.as_ref().map_or(&nothing, |one| &one.known));
+        if still.sets != before.sets || still.lists != before.lists {
+            bail!("the sets or lists of the running policy were replaced meanwhile; load again");
+        }
+        prepared.plan = Plan::new(prepared.policy, now.as_ref(), &terms.starts);
+        running = now;
     }
+    let first = running.is_none();
     if first && state.exists() {
         // Of a load that died before anything was in force, or of an `unload` that did: its maps may
         // be too small, its sets of another policy, its programs on another hook.
@@ -173,7 +227,7 @@ fn enforce(
             .and_then(|()| state.empty())
             .context("cannot remove what a load or `unload` left that was interrupted")?;
     }
-    let result = enforce_over(state, &lock, old, policy, draft, terms);
+    let result = enforce_over(state, &lock, running, prepared, terms);
     if first && result.is_err() {
         // Nothing was in force before, so nothing may be left behind.
         if let Err(error) = detach(state).and_then(|()| state.remove()) {
@@ -192,35 +246,46 @@ pub fn enforce_over(
     state: &StateDir,
     lock: &Lock,
     old: Option<Predecessor>,
-    policy: &Policy,
-    mut draft: Draft,
+    prepared: Prepared<'_>,
     options: &Terms,
 ) -> Result<Outcome> {
+    let Prepared {
+        policy,
+        mut draft,
+        plan,
+        helpers,
+    } = prepared;
     require::all(policy)?;
     draft.track_as(Settings::of(&policy.tracking, conntrack_setting));
     draft.answer_as(answer_settings());
-    let slots = old.as_ref().map_or_else(
-        || Slots::to_make(draft.counters(), nr_cpus().unwrap_or(1)),
-        |old| old.slots,
-    );
     let had_sets = old.as_ref().is_some_and(|old| !old.known.sets.is_empty());
     let had_lists = old.as_ref().is_some_and(|old| !old.known.lists.is_empty());
-    let plan = Plan::new(policy, old.as_ref(), &options.starts, slots)?;
+    let plan = plan?;
     let generation = plan.generation;
-    let (mut maps, mut programs) = prepare(state, lock, slots)?;
+    let (mut maps, mut programs) = prepare(state, lock, plan.places)?;
     let via = Via::choose(state, options.hook)?;
     let host = Host::read()?;
     let settled = state.settled(lock)?;
     sets::fill(&mut maps, &policy.sets)?;
     lists::fill(&maps, &policy.lists)?;
-    // The kernel takes about as long to set the counters as the rest takes to compile.
-    let tables = thread::scope(|scope| {
-        let counters = scope.spawn(|| set_counters(&maps, &plan.fresh_slots));
-        let tables = plan.compile(policy, draft);
+    // The kernel takes about as long to set the counters as the rest takes to compile and to store.
+    let (tables, stored) = thread::scope(|scope| {
+        let (give, meta) = mpsc::sync_channel(1);
+        let (plan, maps) = (&plan, &maps);
+        let counters = scope.spawn(move || {
+            // Whoever does not want it has failed.
+            let _ = give.send(plan.describe(policy));
+            set_counters(maps, &plan.fresh_slots)
+        });
+        // Without it, the thread has failed: its answer is looked at below.
+        let meta = || meta.recv().unwrap_or_default();
+        let mut tables = draft.finish(&plan.slots, generation, meta);
+        tables.set_clock(clock::read());
+        let stored = store(&tables.cells);
         counters
             .join()
-            .map_err(|_| anyhow!("setting the counters panicked"))?
-            .map(|()| tables)
+            .map_err(|_| anyhow!("setting the counters panicked"))??;
+        stored.map(|stored| (tables, stored))
     })?;
     let next = Next {
         generation,
@@ -244,7 +309,7 @@ pub fn enforce_over(
         } else {
             Ok(None)
         };
-        replace(&mut maps, &host, &next, settled)?;
+        replace(&mut maps, &host, &next, stored, &settled, helpers)?;
         match taken {
             Ok(taken) => import = taken,
             Err(error) => problems.push(format!(
@@ -253,7 +318,7 @@ pub fn enforce_over(
         }
         interfaces
     } else {
-        replace(&mut maps, &host, &next, settled)?;
+        replace(&mut maps, &host, &next, stored, &settled, helpers)?;
         attach_later(state, &host, &mut maps, &mut programs, via, options.xdp)
             .context("the new policy is in force, but not everywhere")?
     };
@@ -282,6 +347,7 @@ pub fn enforce_over(
             .iter()
             .any(|interface| pattern.matches(&interface.name))
     };
+    let began = interfaces.iter().any(|attachment| attachment.new);
     Ok(Outcome {
         generation: plan.generation,
         counters: plan.slots.of.len(),
@@ -289,7 +355,7 @@ pub fn enforce_over(
         cells: tables.cells.len(),
         missing: tables.patterns.iter().filter(fits).cloned().collect(),
         hook: via,
-        lacking: probe::lacking(),
+        lacking: began.then(probe::lacking).unwrap_or_default(),
         interfaces,
         import,
         revoked,
@@ -311,83 +377,9 @@ fn attach_later(
     Ok(interfaces)
 }
 
-/// The next generation's number and counters.
-struct Plan {
-    generation: u32,
-    identities: Vec<u128>,
-    slots: Slots,
-    /// Slots that the running generation does not use, with their first packets and bytes.
-    fresh_slots: Vec<(u32, [u64; 2])>,
-}
-
-impl Plan {
-    fn new(
-        policy: &Policy,
-        old: Option<&Predecessor>,
-        starts: &Starts,
-        available: u32,
-    ) -> Result<Self> {
-        let identities = policy.identity_hashes();
-        let known = old.map_or(&[][..], |old| &old.known.counters);
-        let in_use = known.iter().map(|(_, slot)| *slot);
-        let (slots, starts) = match starts {
-            // In slots that the running policy does not count in.
-            Starts::Written(starts) => {
-                (Slots::apart(identities.len(), in_use.clone()), Some(starts))
-            }
-            Starts::OfNew(starts) => (Slots::assign(&identities, known), Some(starts)),
-            Starts::Zero => (Slots::assign(&identities, known), None),
-        };
-        slots.check(available)?;
-        let in_use: FxHashSet<u32> = in_use.collect();
-        let fresh = |(place, slot): (usize, &u32)| {
-            let start = starts.map_or([0; 2], |starts| starts[place]);
-            (!in_use.contains(slot)).then_some((*slot, start))
-        };
-        let fresh_slots = slots.of.iter().enumerate().filter_map(fresh).collect();
-        Ok(Self {
-            generation: old.map_or(1, |old| old.generation.wrapping_add(1).max(1)),
-            identities,
-            slots,
-            fresh_slots,
-        })
-    }
-
-    /// The cells, the description of the policy among them.
-    fn compile(&self, policy: &Policy, draft: Draft) -> TableSet {
-        let loaded_at = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |elapsed| elapsed.as_secs());
-        let identities = self.identities.iter().copied();
-        let counters = identities.zip(self.slots.of.iter().copied());
-        let meta = Meta::encode_parts(policy, counters, loaded_at, env!("CARGO_PKG_VERSION"));
-        let mut tables = draft.finish(&self.slots, self.generation, &meta);
-        tables.set_clock(clock::read());
-        tables
-    }
-}
-
-/// The counts that the files give, packets and bytes, in the order of [`Policy::counter_ids`].
-fn starts(policy: &Policy) -> Vec<[u64; 2]> {
-    let start = |id| {
-        let written = match policy.rule(id) {
-            Some(rule) => rule.counters,
-            None => policy
-                .chain(id)
-                .and_then(|chain| chain.policy.as_ref())
-                .and_then(|policy| policy.counters),
-        };
-        written.map_or([0; 2], |start| [start.packets, start.bytes])
-    };
-    policy.counter_ids().map(start).collect()
-}
-
 fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
-    // At the start, not at each reload.
-    if outcome.interfaces.iter().any(|attachment| attachment.new) {
-        for finding in &outcome.lacking {
-            output.say(format_args!("note: {finding}"));
-        }
+    for finding in &outcome.lacking {
+        output.say(format_args!("note: {finding}"));
     }
     for attachment in &outcome.interfaces {
         for problem in &attachment.problems {

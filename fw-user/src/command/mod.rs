@@ -8,6 +8,7 @@ pub mod guard;
 pub mod load;
 pub mod names;
 pub mod output;
+mod plan;
 pub mod recent;
 mod require;
 mod revoked;

@@ -4,8 +4,9 @@ use anyhow::Context as _;
 use fw_common::abi::blob::HeaderFields;
 
 use super::Failure;
-use crate::compile::{Known, Meta, TableSet, decode_meta};
-use crate::kernel::load::{Blob, Maps};
+use crate::compile::{Known, Meta, TableSet, meta_bytes};
+pub use crate::kernel::load::running_id;
+use crate::kernel::load::{Blob, Maps, blob_id};
 use crate::kernel::read;
 use crate::kernel::state::StateDir;
 use crate::policy::ids::CounterId;
@@ -62,6 +63,8 @@ impl Running {
 
 /// What a policy's replacement takes to know of it.
 pub struct Predecessor {
+    /// The kernel's number of its map, which no other map has.
+    pub id: u32,
     /// The number of its generation.
     pub generation: u32,
     /// Its counters.
@@ -80,14 +83,15 @@ impl Predecessor {
             return Ok(None);
         };
         let pages = read::pages(&blob)?;
-        let cells = pages.as_flattened();
-        let header = cells
+        let header = pages
+            .as_flattened()
             .first()
             .and_then(HeaderFields::decode)
             .context("the running policy has no header; load the policy again")?;
         Ok(Some(Self {
+            id: blob_id(&blob)?,
             generation: header.generation,
-            known: Known::decode(&decode_meta(cells)?)?,
+            known: Known::decode(meta_bytes(pages.bytes(), &header)?)?,
             slots: maps.counters.len(),
         }))
     }

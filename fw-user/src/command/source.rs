@@ -13,14 +13,29 @@ use crate::policy::model::{Family, Policy};
 use crate::policy::set::{SetDefinition, adopt};
 use crate::policy::{LoadOptions, Loaded, PolicyErrors, SourceFile, load_with_hosts};
 
-/// Reads all files as one policy, and says on standard error what is wrong or doubtful. Sets that
-/// no file gives are taken from those of the running policy.
-pub fn read(
-    files: &Files,
+/// A policy as it was read, or why it is none.
+pub type Parsed = Result<Loaded, PolicyErrors>;
+
+/// Reads all files as one policy.
+pub fn parse_for(files: &Files) -> Result<Parsed> {
+    parse(&files.files, files.family.chosen(), files.strict)
+}
+
+/// Whether they are so many rules that it is worth the while to do several things at a time.
+pub fn is_large(files: &Files) -> bool {
+    /// As many as some 1,000 rules take.
+    const LARGE: u64 = 32 << 10;
+    let length = |path: &PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
+    files.files.iter().map(length).sum::<u64>() > LARGE
+}
+
+/// Says on standard error what is wrong or doubtful about a policy. Sets that no file gives are taken from
+/// those of the running policy.
+pub fn take(
+    parsed: Parsed,
     running: &[SetDefinition],
     output: &mut Output,
 ) -> Result<Policy, Failure> {
-    let parsed = parse(&files.files, files.family.chosen(), files.strict)?;
     match parsed.and_then(|loaded| adopt_sets(loaded, running)) {
         Ok(loaded) => {
             for warning in &loaded.warnings {
@@ -56,11 +71,7 @@ pub fn adopt_sets(mut loaded: Loaded, running: &[SetDefinition]) -> Result<Loade
 }
 
 /// Reads all files as one policy.
-pub fn parse(
-    files: &[PathBuf],
-    family: Option<Family>,
-    strict: bool,
-) -> Result<Result<Loaded, PolicyErrors>> {
+pub fn parse(files: &[PathBuf], family: Option<Family>, strict: bool) -> Result<Parsed> {
     let sources = files
         .iter()
         .map(|path| {

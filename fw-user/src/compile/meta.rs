@@ -118,21 +118,18 @@ impl Known {
     }
 
     fn split(bytes: &[u8]) -> Result<(Self, &[u8]), MetaError> {
-        let short = || MetaError(postcard::Error::DeserializeUnexpectedEnd);
-        let (count, bytes) = bytes.split_first_chunk().ok_or_else(short)?;
-        let count = u32::from_le_bytes(*count) as usize;
-        let (counters, rest) = count
-            .checked_mul(HASH + SLOT)
-            .and_then(|length| bytes.split_at_checked(length))
-            .ok_or_else(short)?;
-        let (counters, _) = counters.as_chunks::<{ HASH + SLOT }>();
+        let (counters, rest) = counters(bytes)?;
         let known = counters.iter().map(|counter| {
             let (hash, slot) = counter.split_at(HASH);
             let hash = hash.try_into().map_or(0, u128::from_le_bytes);
             (hash, slot.try_into().map_or(0, u32::from_le_bytes))
         });
-        let counters = known.collect();
-        let (sets, rest) = postcard::take_from_bytes(rest)?;
+        Self::with(known.collect(), rest)
+    }
+
+    /// These counters, and what stands behind them.
+    fn with(counters: Vec<(u128, u32)>, bytes: &[u8]) -> Result<(Self, &[u8]), MetaError> {
+        let (sets, rest) = postcard::take_from_bytes(bytes)?;
         let (lists, rest) = postcard::take_from_bytes(rest)?;
         let known = Self {
             counters,
@@ -141,6 +138,18 @@ impl Known {
         };
         Ok((known, rest))
     }
+}
+
+/// Hash and slot of each counter, and what stands behind them.
+fn counters(bytes: &[u8]) -> Result<(&[[u8; HASH + SLOT]], &[u8]), MetaError> {
+    let short = || MetaError(postcard::Error::DeserializeUnexpectedEnd);
+    let (count, bytes) = bytes.split_first_chunk().ok_or_else(short)?;
+    let count = u32::from_le_bytes(*count) as usize;
+    let (counters, rest) = count
+        .checked_mul(HASH + SLOT)
+        .and_then(|length| bytes.split_at_checked(length))
+        .ok_or_else(short)?;
+    Ok((counters.as_chunks().0, rest))
 }
 
 #[cfg(test)]

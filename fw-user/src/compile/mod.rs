@@ -28,7 +28,7 @@ pub use meta::{Known, Meta, MetaError};
 pub use sets::{contents, set_entry, set_lengths};
 pub use settings::Settings;
 pub use slots::Slots;
-pub use table_set::{BlobError, TableSet, decode_meta};
+pub use table_set::{BlobError, TableSet, decode_meta, meta_bytes};
 
 use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{
@@ -60,7 +60,7 @@ pub fn compile(
     meta: &[u8],
 ) -> Result<TableSet, Limits> {
     slots.check(COUNTER_SLOTS_MAX)?;
-    Ok(Draft::of(policy)?.finish(slots, generation, meta))
+    Ok(Draft::of(policy)?.finish(slots, generation, || meta))
 }
 
 /// A policy that is known to stay within the limits, compiled as far as this goes before its
@@ -113,12 +113,18 @@ impl Draft {
         self.chains.iter().map(of).sum()
     }
 
-    /// The cells, for slots that are within the counters' map.
+    /// The cells, for slots that are within the counters' map. The description is asked for last: it may
+    /// be made meanwhile.
     ///
     /// # Panics
     ///
     /// If `slots` was made for another policy: its length must be [`Draft::counters`].
-    pub fn finish(self, slots: &Slots, generation: u32, meta: &[u8]) -> TableSet {
+    pub fn finish<M: AsRef<[u8]>>(
+        self,
+        slots: &Slots,
+        generation: u32,
+        meta: impl FnOnce() -> M,
+    ) -> TableSet {
         assert_eq!(
             slots.of.len(),
             self.counters(),
@@ -134,14 +140,17 @@ impl Draft {
             settings,
             answers,
         } = self;
-        // Nearly all that is still to come: a cell or two for each rule, buckets, and the meta.
-        cells.reserve(slots.of.len() * 2 + meta.len() / size_of::<Cell>());
+        // Nearly all that is still to come: a cell or two for each rule, buckets, and the meta, which takes
+        // about as much as a cell for each. What is not needed is not touched.
+        cells.reserve(slots.of.len() * 4);
         let mut slots = slots.of.as_slice();
         for mut chain in chains {
             chain.take_slots(&mut slots);
             let place = DIRECTORY as usize + chain.id as usize;
             cells[place] = place_rules(&chain, &mut cells).encode();
         }
+        let meta = meta();
+        let meta = meta.as_ref();
         let header = HeaderFields {
             generation,
             chains: directory_len as u32,

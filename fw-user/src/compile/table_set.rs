@@ -95,16 +95,37 @@ pub fn decode_meta(cells: &[Cell]) -> Result<Vec<u8>, BlobError> {
         meta: header.meta,
     };
     let tail = cells.get(header.meta as usize..).ok_or_else(short)?;
-    let mut bytes: Vec<u8> = tail
-        .iter()
-        .flat_map(|cell| cell.w)
-        .flat_map(u32::to_le_bytes)
-        .collect();
-    if bytes.len() < header.meta_bytes as usize {
+    let length = header.meta_bytes as usize;
+    if size_of_val(tail) < length {
         return Err(short());
     }
-    bytes.truncate(header.meta_bytes as usize);
+    let mut bytes = Vec::with_capacity(length.next_multiple_of(size_of::<Cell>()));
+    for cell in &tail[..length.div_ceil(size_of::<Cell>())] {
+        bytes.extend_from_slice(&cell_bytes(cell));
+    }
+    bytes.truncate(length);
     Ok(bytes)
+}
+
+/// The same where the cells are at hand as bytes, in the memory of a little-endian machine.
+pub fn meta_bytes<'a>(bytes: &'a [u8], header: &HeaderFields) -> Result<&'a [u8], BlobError> {
+    let start = header.meta as usize * size_of::<Cell>();
+    bytes
+        .get(start..)
+        .and_then(|tail| tail.get(..header.meta_bytes as usize))
+        .ok_or(BlobError::Short {
+            cells: bytes.len() / size_of::<Cell>(),
+            meta: header.meta,
+        })
+}
+
+/// A cell's bytes, little-endian.
+fn cell_bytes(cell: &Cell) -> [u8; size_of::<Cell>()] {
+    let mut bytes = [0; size_of::<Cell>()];
+    for (place, word) in bytes.as_chunks_mut::<4>().0.iter_mut().zip(cell.w) {
+        *place = word.to_le_bytes();
+    }
+    bytes
 }
 
 /// Appends an empty cell if a rule of this family would straddle a page here.
@@ -120,13 +141,18 @@ pub(super) fn fill_page(cells: &mut Vec<Cell>) {
 
 /// Appends bytes as cells, little-endian, the last one filled up with zeros.
 pub(super) fn append_bytes(cells: &mut Vec<Cell>, bytes: &[u8]) {
-    for chunk in bytes.chunks(size_of::<Cell>()) {
-        let mut cell = Cell::default();
-        for (word, bytes) in cell.w.iter_mut().zip(chunk.chunks(4)) {
-            let mut whole = [0; 4];
-            whole[..bytes.len()].copy_from_slice(bytes);
-            *word = u32::from_le_bytes(whole);
-        }
-        cells.push(cell);
+    let (whole, rest) = bytes.as_chunks();
+    cells.extend(whole.iter().map(cell_of));
+    if !rest.is_empty() {
+        let mut last = [0; size_of::<Cell>()];
+        last[..rest.len()].copy_from_slice(rest);
+        cells.push(cell_of(&last));
+    }
+}
+
+fn cell_of(bytes: &[u8; size_of::<Cell>()]) -> Cell {
+    let words = bytes.as_chunks().0;
+    Cell {
+        w: std::array::from_fn(|word| u32::from_le_bytes(words[word])),
     }
 }

@@ -21,7 +21,7 @@ use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::maps::{
-    Array, DevMapHash, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
+    Array, DevMapHash, HashMap, IterableMap, LpmTrie, Map, MapData, MapError, PerCpuArray, RingBuf,
 };
 use aya::programs::{Program, ProgramError, SchedClassifier, Xdp};
 use aya::{Ebpf, EbpfLoader, Pod};
@@ -215,6 +215,24 @@ impl Maps {
     }
 }
 
+/// The kernel's number of the map that the running policy is in: no other map has it, as long as the
+/// kernel runs, so that two policies in turn do not have the same one. Nothing if no policy runs.
+pub fn running_id(state: &StateDir) -> Result<Option<u32>> {
+    if !state.map(maps::POLICY).exists() {
+        return Ok(None);
+    }
+    let places: Places = typed(state, maps::POLICY)?;
+    let active: Array<MapData, u32> = typed(state, maps::ACTIVE)?;
+    let active = active.get(&0, 0).context("cannot read which policy runs")?;
+    sys::word(places.as_fd(), maps::place_of(active)).context("cannot find the running policy")
+}
+
+/// [`running_id`] of a policy that is open.
+pub fn blob_id(policy: &Blob) -> Result<u32> {
+    let map = IterableMap::map(policy).fd();
+    sys::map_id(map.as_fd()).context("cannot ask for a map's number")
+}
+
 impl Programs {
     /// Opens the pinned programs.
     pub fn open(state: &StateDir) -> Result<Self> {
@@ -243,7 +261,7 @@ pub fn prepare(state: &StateDir, _lock: &Lock, counters: u32) -> Result<(Maps, P
     state.create()?;
     check_owner(state)?;
     // What is pinned already must have the layout that this binary expects.
-    Maps::open(state)?;
+    let mut open = Maps::open(state)?;
 
     let pinned = PROGRAMS.iter().all(|name| state.program(name).exists());
     if !pinned || state.fact(Fact::Object).as_deref() != Some(OBJECT_HASH) {
@@ -252,8 +270,9 @@ pub fn prepare(state: &StateDir, _lock: &Lock, counters: u32) -> Result<(Maps, P
         state.forget_fact(Fact::Object)?;
         load_object(state, counters)?;
         state.set_fact(Fact::Object, OBJECT_HASH)?;
+        open = Maps::open(state)?;
     }
-    let maps = Maps::open(state)?.ok_or_else(|| {
+    let maps = open.ok_or_else(|| {
         anyhow!(
             "the BPF object pins no map {}; rebuild it with `cargo xtask build`",
             maps::POLICY

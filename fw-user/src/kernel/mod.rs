@@ -10,7 +10,7 @@ pub mod bypassed;
 pub mod clock;
 mod ctnetlink;
 pub mod fast_path;
-mod flip;
+pub mod flip;
 pub mod flows;
 pub mod import;
 pub mod lists;

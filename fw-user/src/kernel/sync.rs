@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::AsFd as _;
+use std::os::fd::{AsFd as _, OwnedFd};
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::lpm_trie::Key;
@@ -18,7 +18,7 @@ use fw_common::abi::blob::{Cell, NEAR_PAGES, PAGE_CELLS, Page};
 use fw_common::abi::device::{Device, address_kind};
 use fw_common::abi::maps::{NEAR_DEVICES_MAX, POLICY_PLACES, next_active, place_of};
 
-use super::flip::flip;
+use super::flip::{Helpers, flip};
 use super::load::Maps;
 use super::state::Settled;
 use super::sys;
@@ -37,17 +37,9 @@ pub struct Next<'a> {
     pub patterns: &'a [InterfacePattern],
 }
 
-/// Writes all that belongs to the next generation and flips to it.
-///
-/// `settled` says that no program runs under the policy before the running one, whose words are
-/// about to be used again.
-///
-/// [`set_counters`] comes before.
-pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>, settled: Settled) -> Result<()> {
-    write_devices(maps, host, next.generation, next.patterns)?;
-    write_local(maps, host)?;
-
-    let (pages, rest) = next.cells.as_chunks::<PAGE_CELLS>();
+/// Stores a policy in an array of its own, which nobody looks at yet.
+pub fn store(cells: &[Cell]) -> Result<OwnedFd> {
+    let (pages, rest) = cells.as_chunks::<PAGE_CELLS>();
     if !rest.is_empty() {
         bail!("the policy's last page is not full: it was not made by `compile`");
     }
@@ -61,10 +53,29 @@ pub fn replace(maps: &mut Maps, host: &Host, next: &Next<'_>, settled: Settled) 
     if let Some(number) = (0..pages.len()).find(|number| written[*number] != pages[*number]) {
         bail!("page {number} of the policy was not stored as written; nothing was changed");
     }
-    drop(written);
+    Ok(policy)
+}
+
+/// Writes all else that belongs to the next generation, of which `policy` is what was [`store`]d, and flips
+/// to it.
+///
+/// `settled` says that no program runs under the policy before the running one, whose words are
+/// about to be used again.
+///
+/// [`set_counters`] comes before.
+pub fn replace(
+    maps: &mut Maps,
+    host: &Host,
+    next: &Next<'_>,
+    policy: OwnedFd,
+    settled: &Settled,
+    helpers: Helpers,
+) -> Result<()> {
+    write_devices(maps, host, next.generation, next.patterns)?;
+    write_local(maps, host)?;
     let place = next.generation % POLICY_PLACES;
-    write_near_pages(maps, place, pages)?;
-    flip(maps, place, policy.as_fd(), &settled).context("cannot switch to the new policy")
+    write_near_pages(maps, place, next.cells.as_chunks::<PAGE_CELLS>().0)?;
+    flip(maps, place, policy.as_fd(), settled, helpers).context("cannot switch to the new policy")
 }
 
 /// Writes the copy of the first pages that programs read, and looks at it anew.

@@ -362,6 +362,16 @@ impl Pages {
     }
 }
 
+impl Pages {
+    /// The same, byte by byte.
+    pub fn bytes(&self) -> &[u8] {
+        let pages: &[Page] = self;
+        // SAFETY: pages are arrays of arrays of numbers without padding (`abi::pod`), so each of their
+        // bytes is a byte, and a slice of bytes has no alignment.
+        unsafe { std::slice::from_raw_parts(pages.as_ptr().cast(), size_of_val(pages)) }
+    }
+}
+
 impl Deref for Pages {
     type Target = [Page];
 

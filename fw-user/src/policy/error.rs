@@ -292,6 +292,31 @@ impl<'a> Report<'a> {
         }
     }
 
+    /// The file.
+    pub fn file(&self) -> &'a SourceFile {
+        self.file
+    }
+
+    /// Its index among the policy's files.
+    pub fn index(&self) -> usize {
+        self.index as usize
+    }
+
+    /// Whether whatever iptables-restore refuses is refused.
+    pub fn strict(&self) -> bool {
+        self.strict
+    }
+
+    /// Where its lines begin, from the one that begins here on.
+    pub fn line_starts(&self, byte: usize) -> &[usize] {
+        self.lines.starts_from(byte)
+    }
+
+    /// The file from a byte on.
+    pub fn text_from(&self, byte: usize) -> &'a str {
+        self.file.text.get(byte..).unwrap_or_default()
+    }
+
     /// The place of a byte for the model.
     pub fn origin(&self, span: Span) -> Origin {
         Origin {

@@ -74,7 +74,7 @@ impl Rule {
     /// The names of the sets that the rule changes.
     pub fn changed_sets(&self) -> impl Iterator<Item = &str> {
         let change = match &self.target {
-            Target::Set(change) => Some(change),
+            Target::Set(change) => Some(&**change),
             _ => None,
         };
         change.into_iter().flat_map(SetChange::sets)
@@ -431,8 +431,8 @@ pub enum Target {
     Change(Change),
     /// `-j NFLOG`.
     Nflog(Nflog),
-    /// `-j SET`.
-    Set(SetChange),
+    /// `-j SET`. It is rare, and would make all rules larger.
+    Set(Box<SetChange>),
     /// `-j DNAT`.
     Dnat(Translation),
     /// `-j SNAT`.

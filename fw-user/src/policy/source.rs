@@ -73,6 +73,12 @@ impl LineIndex {
         }
     }
 
+    /// Where lines begin, from the one that begins here on.
+    pub fn starts_from(&self, byte: usize) -> &[usize] {
+        let first = self.starts.partition_point(|start| *start < byte);
+        &self.starts[first..]
+    }
+
     /// The line of a byte, from 1.
     pub fn line(&self, byte: usize) -> u32 {
         saturate(self.number(byte))

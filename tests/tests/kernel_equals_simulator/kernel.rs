@@ -12,6 +12,7 @@ use fw_common::abi::flow::{Flow, FlowKey, Hint};
 use fw_common::abi::maps;
 use fw_user::compile::TableSet;
 use fw_user::host::Host;
+use fw_user::kernel::flip::Helpers;
 use fw_user::kernel::lists::{ListEntry, entries};
 use fw_user::kernel::load::{FlowWords, Maps};
 use fw_user::kernel::state::Settled;
@@ -160,7 +161,14 @@ impl Kernel {
         let file = File::open(self.flips.path())?;
         file.lock()?;
         sync::set_counters(&self.maps, &fresh_slots)?;
-        sync::replace(&mut self.maps, host, &next, Settled::by(file))
+        sync::replace(
+            &mut self.maps,
+            host,
+            &next,
+            sync::store(next.cells)?,
+            &Settled::by(file),
+            Helpers::start()?,
+        )
     }
 
     /// Has nobody hold a place that is an outsider's first flow's: the flows are deleted by hand.

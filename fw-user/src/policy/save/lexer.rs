@@ -28,8 +28,17 @@ impl Line<'_> {
 
 /// The lines of a file.
 pub(crate) fn lines(text: &str) -> impl Iterator<Item = Line<'_>> {
-    let mut start = 0;
-    text.split_inclusive('\n').map(move |whole| {
+    lines_between(text, 0, text.len())
+}
+
+/// The lines between two places where lines begin or end.
+pub(crate) fn lines_between(
+    text: &str,
+    start: usize,
+    end: usize,
+) -> impl Iterator<Item = Line<'_>> {
+    let mut start = start;
+    text[start..end].split_inclusive('\n').map(move |whole| {
         let text = whole.strip_suffix('\n');
         let line = Line {
             text: text.unwrap_or(whole),

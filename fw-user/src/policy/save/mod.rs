@@ -9,6 +9,7 @@ pub(crate) mod nat_values;
 mod options;
 mod outgoing;
 pub(crate) mod packet_values;
+mod pieces;
 mod rule;
 mod slips;
 mod table;
@@ -24,22 +25,27 @@ use super::ids::TableName;
 use super::model::{Family, Ruleset};
 use super::source::{SourceFile, Span};
 use lexer::Line;
+use pieces::Row;
 use table::TableBuilder;
 
 /// Reads a file. What comes back is only meant if the report has no errors.
 pub(crate) fn read(file: &SourceFile, family: Family, report: &mut Report<'_>) -> Ruleset {
-    let mut reader = FileReader {
-        family,
-        report,
-        open: Open::None,
-        done: Vec::new(),
-        uncommitted: Vec::new(),
-        returns: false,
-        outside: false,
-    };
+    let mut reader = FileReader::new(family, report);
     let mut whole = true;
-    for line in lexer::lines(&file.text) {
+    let (mut next, mut looked) = (0, 0);
+    while let Some(line) = lexer::lines_between(&file.text, next, file.text.len()).next() {
+        if line.text.starts_with("-A ") && looked <= next {
+            match reader.row(next) {
+                Row::Read(end) => {
+                    next = end;
+                    whole = file.text[..end].ends_with('\n');
+                    continue;
+                }
+                Row::Short(end) => looked = end,
+            }
+        }
         whole = line.terminated;
+        next += line.text.len() + usize::from(line.terminated);
         reader.line(line);
     }
     reader.finish(whole)
@@ -89,6 +95,20 @@ struct FileReader<'r, 'f> {
     returns: bool,
     /// Whether lines outside of any table have been refused.
     outside: bool,
+}
+
+impl<'r, 'f> FileReader<'r, 'f> {
+    fn new(family: Family, report: &'r mut Report<'f>) -> Self {
+        Self {
+            family,
+            report,
+            open: Open::None,
+            done: Vec::new(),
+            uncommitted: Vec::new(),
+            returns: false,
+            outside: false,
+        }
+    }
 }
 
 impl FileReader<'_, '_> {

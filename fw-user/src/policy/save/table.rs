@@ -36,6 +36,31 @@ impl ChainBuilder {
             targets: Vec::new(),
         }
     }
+
+    /// Makes room for a rule, and for so many more.
+    fn reserve(&mut self, more: usize) {
+        self.rules.reserve(1 + more);
+        self.targets.reserve(1 + more);
+    }
+}
+
+/// From so many rules on, a chain's growth is worth a look at the lines that follow. A large policy's
+/// rules take tens of megabytes: growing by doubling would take as much again, all of which the kernel
+/// fills with zeros first.
+const MANY: usize = 64;
+
+/// How many of the lines in a row add to this chain, of those after the one that ends where the text begins.
+fn lines_for(chain: &str, text: &str) -> usize {
+    let adds = |line: &&str| {
+        let line = match line.strip_prefix('[') {
+            Some(counted) => counted.split_once("] ").map_or("", |(_, rest)| rest),
+            None => line,
+        };
+        line.strip_prefix("-A ")
+            .and_then(|rest| rest.strip_prefix(chain))
+            .is_some_and(|rest| rest.starts_with(' '))
+    };
+    text.split('\n').skip(1).take_while(adds).count()
 }
 
 impl TableBuilder {
@@ -53,6 +78,25 @@ impl TableBuilder {
         Self {
             name,
             chains: name.builtin_chains().iter().map(chain).collect(),
+        }
+    }
+
+    /// A table with the same chains, and no rules in them.
+    pub fn outline(&self) -> Self {
+        let empty = |(name, chain): (&String, &ChainBuilder)| {
+            (name.clone(), ChainBuilder::new(chain.policy.clone()))
+        };
+        Self {
+            name: self.name,
+            chains: self.chains.iter().map(empty).collect(),
+        }
+    }
+
+    /// Appends the rules that were read into an outline of this table.
+    pub fn append(&mut self, read: Self) {
+        for (own, read) in self.chains.values_mut().zip(read.chains.into_values()) {
+            own.rules.extend(read.rules);
+            own.targets.extend(read.targets);
         }
     }
 
@@ -146,9 +190,13 @@ impl TableBuilder {
         report: &Report<'_>,
     ) {
         let target = draft.target.as_ref().map_or(line, |(_, span)| *span);
-        let Some(chain) = self.chains.get_mut(chain) else {
+        let Some(own) = self.chains.get_mut(chain) else {
             return;
         };
+        if own.rules.len() == own.rules.capacity() && own.rules.len() >= MANY {
+            own.reserve(lines_for(chain, report.text_from(line.end)));
+        }
+        let chain = own;
         expand(draft, report.origin(line), |rule| {
             // iptables inserts the rules of a list one by one at the same place, which turns their
             // order around.

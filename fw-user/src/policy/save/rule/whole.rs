@@ -71,7 +71,7 @@ impl<'a> Reader<'a, '_, '_> {
                 TargetDraft::Nflog(nflog) => Target::Nflog(nflog),
                 TargetDraft::Set(change) => {
                     self.check_change(&change, span);
-                    Target::Set(change)
+                    Target::Set(Box::new(change))
                 }
                 TargetDraft::Dnat(translation) => Target::Dnat(translation),
                 TargetDraft::Snat(translation) => Target::Snat(translation),
