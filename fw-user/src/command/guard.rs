@@ -12,7 +12,7 @@ use fw_common::abi::flow::FlowKey;
 use rustix::process::{getpid, setsid};
 
 use super::Failure;
-use super::load::{Prepared, Starts, Terms, enforce_over};
+use super::load::{Around, Prepared, Starts, Terms, enforce_over};
 use super::plan::Plan;
 use super::revoked;
 use super::running::{Predecessor, Running};
@@ -169,6 +169,7 @@ impl WayBack {
                     policy: &policy,
                     draft,
                     plan: Plan::new(&policy, running.as_ref(), &terms.starts),
+                    around: Around::read(&policy),
                     helpers: Helpers::start()?,
                 };
                 enforce_over(state, lock, running, prepared, terms)?;

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
+use fw_common::abi::blob::AnswerFields;
 use serde::Serialize;
 
 use super::Failure;
@@ -134,9 +135,12 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
     let policy = ManuallyDrop::new(policy);
     let terms = Terms::of(arguments, &policy);
     // Which counters go on is found out meanwhile: it depends on what runs, not on the draft.
-    let (plan, draft) = beside(
+    let ((plan, around), draft) = beside(
         large,
-        || Plan::new(&policy, running.as_ref(), &terms.starts),
+        || {
+            let plan = Plan::new(&policy, running.as_ref(), &terms.starts);
+            (plan, Around::read(&policy))
+        },
         || Draft::of(&policy),
     );
     // A policy that exceeds a limit is refused before the kernel is asked for anything.
@@ -160,6 +164,7 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
         policy: &policy,
         draft,
         plan,
+        around,
         helpers,
     };
     let outcome = enforce(state, running, prepared, &terms)?;
@@ -174,8 +179,31 @@ pub struct Prepared<'a> {
     pub draft: Draft,
     /// How it follows what runs.
     pub plan: Result<Plan>,
+    /// What is around it.
+    pub around: Result<Around>,
     /// Who will wait for the kernel.
     pub helpers: Helpers,
+}
+
+/// What a policy meets on this host.
+pub struct Around {
+    /// Whether the kernel has all that the policy asks for.
+    required: Result<()>,
+    host: Host,
+    tracking: Settings,
+    answers: AnswerFields,
+}
+
+impl Around {
+    /// Looks around in this network namespace.
+    pub fn read(policy: &Policy) -> Result<Self> {
+        Ok(Self {
+            required: require::all(policy),
+            host: Host::read()?,
+            tracking: Settings::of(&policy.tracking, conntrack_setting),
+            answers: answer_settings(),
+        })
+    }
 }
 
 /// Does two things at a time, if they are large enough to be worth a thread.
@@ -205,6 +233,9 @@ fn enforce(
     terms: &Terms,
 ) -> Result<Outcome> {
     let lock = state.lock()?;
+    if lock.waited {
+        prepared.around = Around::read(prepared.policy);
+    }
     if state.exists() {
         check_owner(state)?;
     }
@@ -253,18 +284,24 @@ pub fn enforce_over(
         policy,
         mut draft,
         plan,
+        around,
         helpers,
     } = prepared;
-    require::all(policy)?;
-    draft.track_as(Settings::of(&policy.tracking, conntrack_setting));
-    draft.answer_as(answer_settings());
+    let Around {
+        required,
+        host,
+        tracking,
+        answers,
+    } = around?;
+    required?;
+    draft.track_as(tracking);
+    draft.answer_as(answers);
     let had_sets = old.as_ref().is_some_and(|old| !old.known.sets.is_empty());
     let had_lists = old.as_ref().is_some_and(|old| !old.known.lists.is_empty());
     let plan = plan?;
     let generation = plan.generation;
     let (mut maps, mut programs) = prepare(state, lock, plan.places)?;
     let via = Via::choose(state, options.hook)?;
-    let host = Host::read()?;
     let settled = state.settled(lock)?;
     sets::fill(&mut maps, &policy.sets)?;
     lists::fill(&maps, &policy.lists)?;

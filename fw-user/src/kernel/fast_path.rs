@@ -123,27 +123,35 @@ impl Places {
             .filter(|(_, place)| place.xdp)
             .map(|(index, _)| *index)
             .collect();
-        let present: BTreeSet<u32> = maps
-            .xdp_devices
-            .keys()
-            .collect::<Result<_, _>>()
-            .context("cannot list XDP's targets")?;
-        for index in wanted.difference(&present) {
-            maps.xdp_devices
-                .insert(*index, *index, None, 0)
-                .with_context(|| format!("cannot make interface {index} a target of XDP"))?;
-        }
-        for index in present.difference(&wanted) {
-            match maps.xdp_devices.remove(*index) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(error) => return Err(error).context("cannot remove a target of XDP"),
-            }
+        if !wanted.is_empty() || !maps.xdp_devices.is_empty()? {
+            set_targets(maps, &wanted)?;
         }
         if changed {
             touch(maps)?;
         }
         Ok(())
     }
+}
+
+/// Makes these interfaces the ones that XDP may send frames out of.
+fn set_targets(maps: &Maps, wanted: &BTreeSet<u32>) -> Result<()> {
+    let mut targets = maps.xdp_devices.open()?;
+    let present: BTreeSet<u32> = targets
+        .keys()
+        .collect::<Result<_, _>>()
+        .context("cannot list XDP's targets")?;
+    for index in wanted.difference(&present) {
+        targets
+            .insert(*index, *index, None, 0)
+            .with_context(|| format!("cannot make interface {index} a target of XDP"))?;
+    }
+    for index in present.difference(wanted) {
+        match targets.remove(*index) {
+            Ok(()) | Err(MapError::KeyNotFound) => {}
+            Err(error) => return Err(error).context("cannot remove a target of XDP"),
+        }
+    }
+    Ok(())
 }
 
 fn place(state: &StateDir, interface: &Interface, mode: FastPath, via: Via) -> Result<Place> {

@@ -91,7 +91,7 @@ pub struct Maps {
     /// The same for small indexes.
     pub near_devices: Array<MapData, Device>,
     /// Interfaces that XDP may send frames out of.
-    pub xdp_devices: DevMapHash<MapData>,
+    pub xdp_devices: Targets,
     /// Addresses of this host.
     pub local: LpmTrie<MapData, [u8; 16], u32>,
     /// Confirmed flows, IPv4.
@@ -145,6 +145,39 @@ impl Places {
         };
         let map = MapData::from_id(id).and_then(Map::from_map_data)?;
         Ok(Some(Blob::try_from(map)?))
+    }
+}
+
+/// Interfaces that XDP may send frames out of. aya's type for such a map asks the kernel first what it can
+/// do, by loading a dozen small programs, and most often there is nothing in the map and nothing to put
+/// into it.
+#[derive(Debug)]
+pub struct Targets(MapData);
+
+impl TryFrom<Map> for Targets {
+    type Error = MapError;
+
+    fn try_from(map: Map) -> Result<Self, MapError> {
+        match map {
+            Map::DevMapHash(data) => Ok(Self(data)),
+            _ => Err(MapError::InvalidMapType { map_type: 0 }),
+        }
+    }
+}
+
+impl Targets {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> Result<bool> {
+        let first = sys::first_key(self.0.fd().as_fd()).context("cannot list XDP's targets")?;
+        Ok(first.is_none())
+    }
+
+    /// The map.
+    pub fn open(&self) -> Result<DevMapHash<MapData>> {
+        let copy = self.0.fd().as_fd().try_clone_to_owned();
+        let data = MapData::from_fd(copy.context("cannot copy a descriptor")?)?;
+        let map = Map::from_map_data(data).and_then(DevMapHash::try_from);
+        map.context("cannot open the table of XDP's targets")
     }
 }
 

@@ -69,6 +69,8 @@ impl Fact {
 #[derive(Debug)]
 pub struct Lock {
     _file: File,
+    /// Whether somebody else had it, so that things may have changed meanwhile.
+    pub waited: bool,
 }
 
 /// That the last flip is over: no program runs under the policy that it replaced.
@@ -124,10 +126,17 @@ impl StateDir {
         const PATIENCE: Duration = Duration::from_secs(30);
         let (file, path) = self.lock_file("lock")?;
         let started = Instant::now();
+        let mut waited = false;
         loop {
             match file.try_lock() {
-                Ok(()) => return Ok(Lock { _file: file }),
+                Ok(()) => {
+                    return Ok(Lock {
+                        _file: file,
+                        waited,
+                    });
+                }
                 Err(fs::TryLockError::WouldBlock) if started.elapsed() < PATIENCE => {
+                    waited = true;
                     std::thread::sleep(Duration::from_millis(20));
                 }
                 Err(fs::TryLockError::WouldBlock) => bail!(

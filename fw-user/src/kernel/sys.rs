@@ -21,6 +21,7 @@ const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_MAP_GET_NEXT_KEY: libc::c_long = 4;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
@@ -500,6 +501,25 @@ pub fn word(map: BorrowedFd<'_>, place: u32) -> io::Result<Option<u32>> {
     // element, which is as long as `word` in the maps that this is called for.
     match unsafe { bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes) } {
         Ok(_) => Ok(Some(word)),
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Some key of a hash map whose keys are four bytes; nothing if it is empty.
+pub fn first_key(map: BorrowedFd<'_>) -> io::Result<Option<u32>> {
+    let mut key = 0u32;
+    let mut attributes = Element {
+        map: map.as_raw_fd() as u32,
+        reserved: 0,
+        key: 0,
+        value: std::ptr::from_mut(&mut key) as u64,
+        flags: 0,
+    };
+    // SAFETY: the attributes are those that BPF_MAP_GET_NEXT_KEY reads; the null key has it begin. The kernel
+    // writes a key, which is as long as `key` in the map that this is called for.
+    match unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attributes) } {
+        Ok(_) => Ok(Some(key)),
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         Err(error) => Err(error),
     }

@@ -279,17 +279,42 @@ impl<'a> Report<'a> {
         strict: bool,
         hosts: Option<&'a dyn Hosts>,
     ) -> Self {
+        Self {
+            lines: LineIndex::new(&file.text),
+            ..Self::empty(file, index, strict, hosts)
+        }
+    }
+
+    fn empty(
+        file: &'a SourceFile,
+        index: usize,
+        strict: bool,
+        hosts: Option<&'a dyn Hosts>,
+    ) -> Self {
         let index = u32::try_from(index).unwrap_or(u32::MAX);
         Self {
             file,
             index,
             strict,
             hosts,
-            lines: LineIndex::new(&file.text),
+            lines: LineIndex::default(),
             source: None,
             errors: Vec::new(),
             warnings: Vec::new(),
         }
+    }
+
+    /// For a piece of this file: nobody is asked for the addresses of hosts.
+    pub fn of_piece(file: &'a SourceFile, index: usize, strict: bool, lines: LineIndex) -> Self {
+        Self {
+            lines,
+            ..Self::empty(file, index, strict, None)
+        }
+    }
+
+    /// Where its lines begin.
+    pub fn lines(&self) -> &LineIndex {
+        &self.lines
     }
 
     /// The file.
@@ -310,11 +335,6 @@ impl<'a> Report<'a> {
     /// Where its lines begin, from the one that begins here on.
     pub fn line_starts(&self, byte: usize) -> &[usize] {
         self.lines.starts_from(byte)
-    }
-
-    /// The file from a byte on.
-    pub fn text_from(&self, byte: usize) -> &'a str {
-        self.file.text.get(byte..).unwrap_or_default()
     }
 
     /// The place of a byte for the model.

@@ -57,7 +57,7 @@ impl From<Range<usize>> for Span {
 }
 
 /// Where the lines of a file begin, to tell places quickly in long files.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct LineIndex {
     starts: Vec<usize>,
     /// The line of the last question: the next is most often about the same or the one after.

@@ -49,9 +49,11 @@ impl ChainBuilder {
 /// fills with zeros first.
 const MANY: usize = 64;
 
-/// How many of the lines in a row add to this chain, of those after the one that ends where the text begins.
-fn lines_for(chain: &str, text: &str) -> usize {
-    let adds = |line: &&str| {
+/// How many of the lines in a row add to this chain, of those after the one that ends there.
+fn lines_for(chain: &str, report: &Report<'_>, end: usize) -> usize {
+    let text = &report.file().text;
+    let adds = |start: &&usize| {
+        let line = &text[**start..];
         let line = match line.strip_prefix('[') {
             Some(counted) => counted.split_once("] ").map_or("", |(_, rest)| rest),
             None => line,
@@ -60,7 +62,7 @@ fn lines_for(chain: &str, text: &str) -> usize {
             .and_then(|rest| rest.strip_prefix(chain))
             .is_some_and(|rest| rest.starts_with(' '))
     };
-    text.split('\n').skip(1).take_while(adds).count()
+    report.line_starts(end).iter().take_while(adds).count()
 }
 
 impl TableBuilder {
@@ -194,7 +196,7 @@ impl TableBuilder {
             return;
         };
         if own.rules.len() == own.rules.capacity() && own.rules.len() >= MANY {
-            own.reserve(lines_for(chain, report.text_from(line.end)));
+            own.reserve(lines_for(chain, report, line.end));
         }
         let chain = own;
         expand(draft, report.origin(line), |rule| {
