@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use fw_common::abi::blob::AnswerFields;
+use rustix::thread::disable_transparent_huge_pages;
 use serde::Serialize;
 
 use super::Failure;
@@ -16,7 +17,7 @@ use super::plan::{Plan, starts};
 use super::require;
 use super::revoked::{Revoked, cut_revoked};
 use super::running::{Predecessor, running_id};
-use super::source;
+use super::source::{self, Size};
 use super::trial::Trial;
 use crate::cli::Load;
 use crate::compile::{Draft, Known, Settings};
@@ -118,7 +119,12 @@ impl Terms {
 /// Runs the command.
 pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<(), Failure> {
     let helpers = Helpers::start()?;
-    let large = source::is_large(&arguments.policy);
+    let size = Size::of(&arguments.policy);
+    if size == Size::Huge {
+        // They are off for all others: see `main`. Where the kernel refuses, it takes a little longer.
+        let _ = disable_transparent_huge_pages(false);
+    }
+    let large = size >= Size::Large;
     let (running, parsed) = beside(
         large,
         || Predecessor::find(state),

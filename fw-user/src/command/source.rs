@@ -21,12 +21,29 @@ pub fn parse_for(files: &Files) -> Result<Parsed> {
     parse(&files.files, files.family.chosen(), files.strict)
 }
 
-/// Whether they are so many rules that it is worth the while to do several things at a time.
-pub fn is_large(files: &Files) -> bool {
-    /// As many as some 1,000 rules take.
-    const LARGE: u64 = 32 << 10;
-    let length = |path: &PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
-    files.files.iter().map(length).sum::<u64>() > LARGE
+/// How large a policy is, by its files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Size {
+    /// As most are.
+    Usual,
+    /// So many rules, some 1,000, that it is worth the while to do several things at a time.
+    Large,
+    /// So many, some 30,000, that huge pages are mostly filled.
+    Huge,
+}
+
+impl Size {
+    /// Looks at the files.
+    pub fn of(files: &Files) -> Self {
+        const LARGE: u64 = 32 << 10;
+        const HUGE: u64 = 1 << 20;
+        let length = |path: &PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
+        match files.files.iter().map(length).sum() {
+            0..LARGE => Self::Usual,
+            LARGE..HUGE => Self::Large,
+            HUGE.. => Self::Huge,
+        }
+    }
 }
 
 /// Says on standard error what is wrong or doubtful about a policy. Sets that no file gives are taken from

@@ -122,7 +122,11 @@ impl Groups {
             // Even the rule's own tuple has a full list: these rules are alike in all that can be
             // hashed, and nothing but a longer list is left.
             Some(place) => &mut tables[place],
-            None => tables.push_mut(MaskedTable::new(tuple, family)),
+            None => {
+                // Room for all at once, where there may be many: the first tables hold most of them.
+                let expected = next.len() >> (2 * tables.len()).min(16);
+                tables.push_mut(MaskedTable::new(tuple, family, expected))
+            }
         };
         table.append(rule, u32::MAX, next);
     }
@@ -212,11 +216,11 @@ struct List {
 }
 
 impl MaskedTable {
-    fn new(tuple: Tuple, family: Family) -> Self {
+    fn new(tuple: Tuple, family: Family, expected: usize) -> Self {
         Self {
             tuple,
             fields: tuple.fields(family),
-            lists: IndexMap::default(),
+            lists: IndexMap::with_capacity_and_hasher(expected, FxBuildHasher),
         }
     }
 

@@ -332,14 +332,39 @@ impl Pages {
         Self::mapped(policy, count, libc::PROT_READ)
     }
 
-    /// Fills an array that no program has seen yet.
-    pub fn fill(policy: BorrowedFd<'_>, pages: &[Page]) -> io::Result<()> {
+    /// Fills an array that no program has seen yet, and looks at the very pages that programs will read: the
+    /// number of one that is not as it should be.
+    pub fn fill(policy: BorrowedFd<'_>, pages: &[Page]) -> io::Result<Option<usize>> {
+        /// Fewer pages are not worth a thread.
+        const PIECE: usize = 1_024;
         let mapped = Self::mapped(policy, pages.len(), libc::PROT_READ | libc::PROT_WRITE)?;
         // SAFETY: the mapping is as long as `pages`, writable, and nobody else's.
-        unsafe {
-            std::ptr::copy_nonoverlapping(pages.as_ptr(), mapped.first.as_ptr(), pages.len());
-        }
-        Ok(())
+        let places = unsafe { std::slice::from_raw_parts_mut(mapped.first.as_ptr(), mapped.count) };
+        let piece = pages.len().div_ceil(2).max(PIECE);
+        let wrong = std::thread::scope(|scope| {
+            let write = |(number, (places, pages)): (usize, (&mut [Page], &[Page]))| {
+                places.copy_from_slice(pages);
+                let wrong = places
+                    .iter()
+                    .zip(pages)
+                    .position(|(is, should)| is != should);
+                wrong.map(|wrong| number * piece + wrong)
+            };
+            let mut pieces = places
+                .chunks_mut(piece)
+                .zip(pages.chunks(piece))
+                .enumerate();
+            let own = pieces.next();
+            let others: Vec<_> = pieces.map(|one| scope.spawn(move || write(one))).collect();
+            let own = own.and_then(write);
+            let others = others.into_iter().map(|other| {
+                other
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            });
+            own.or(others.fold(None, Option::or))
+        });
+        Ok(wrong)
     }
 
     fn mapped(policy: BorrowedFd<'_>, count: usize, protection: libc::c_int) -> io::Result<Self> {
