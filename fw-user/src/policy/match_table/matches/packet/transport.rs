@@ -102,7 +102,7 @@ pub(crate) const MATCHES: &[MatchRow] = &[
                     arguments: 2,
                     negatable: true,
                     read: ReadOption::Unsupported(
-                        "leave it out: chunks behind the header are not walked through",
+                        "rules do not see chunks, only what tracking makes of them: `-m conntrack --ctstate NEW` is what opens an association (INIT), INVALID what does not belong to it",
                     ),
                 },
             ],
