@@ -18,7 +18,7 @@ use super::sources::{link, look_for_source};
 use super::stage::{Name, Stage};
 use super::tables::{InsertError, Tables, Tier};
 use super::transit::{SettleName, set_original};
-use crate::abi::flow::{Flow, FlowKey};
+use crate::abi::flow::{Flow, FlowKey, Hint};
 use crate::abi::stat::Stat;
 use crate::abi::{Addr, ct};
 
@@ -171,7 +171,7 @@ const STORED: u32 = 1;
 const SEARCH: u32 = 2;
 
 /// Gives the flow that the packet opens its name: the second one, if one that goes the other way bears the
-/// first. (It has a function of its own for the same reason as [`prepare`].)
+/// first; and says whether one does. (It has a function of its own for the same reason as [`prepare`].)
 #[inline(never)]
 fn name<T: Tables>(tables: &T, scratch: &mut Scratch) {
     let (headers, lookup, draft) = (&scratch.headers, &mut scratch.lookup, &mut scratch.draft);
@@ -182,10 +182,20 @@ fn name<T: Tables>(tables: &T, scratch: &mut Scratch) {
     }
     let opened = lookup.write_key_to(FlowKey::FIRST, &mut draft.key);
     draft.choice.opened = opened;
-    if draft.wish.nat && is_taken(tables, &draft.key, &mut lookup.key, opened) {
+    draft.choice.taken = false;
+    if !draft.wish.nat {
+        return;
+    }
+    if is_taken(tables, &draft.key, &mut lookup.key, opened) {
+        draft.choice.taken = true;
         draft.key.kind = FlowKey::SECOND;
         // Whoever bears that name, too, is over: alive, the packet would be its.
         clear_name(tables, &draft.key, &mut lookup.key);
+    } else if Hint::may_have_kind(tables.hint(&draft.key), FlowKey::SECOND) {
+        // Whoever had the first one when that one came may be gone.
+        draft.key.kind = FlowKey::SECOND;
+        draft.choice.taken = is_taken(tables, &draft.key, &mut lookup.key, opened);
+        draft.key.kind = FlowKey::FIRST;
     }
 }
 
@@ -201,7 +211,7 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     let (headers, lookup, draft) = (&scratch.headers, &mut scratch.lookup, &mut scratch.draft);
     let redirected = scratch.tracked.ct & ct::DNAT != 0;
     let opened = draft.choice.opened;
-    let second = draft.key.kind == FlowKey::SECOND;
+    let taken = draft.choice.taken;
 
     let own_port = (headers.flow_ports >> 16) as u16;
     let renamed = scratch.tracked.ct & ct::RENAMED != 0;
@@ -212,7 +222,7 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     };
     let keep_port = !has_port(headers) || !draft.wish.random && draft.wish.takes_port(port);
     let stays = keep_port && draft.wish.takes_address(&headers.key.source);
-    if stays && !second && !redirected {
+    if stays && !taken && !redirected {
         let (status, tier) = if draft.wish.embryo {
             (opened | Flow::EMBRYO, Tier::Early)
         } else {
@@ -256,6 +266,7 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     choice.own_first = keep_port;
     choice.may_stay = redirected;
     choice.found = false;
+    choice.kind = draft.key.kind;
     draft.flow.other = draft.key;
     // What the far side will see; each candidate fills in its source.
     lookup.tuple.destination = headers.key.destination;

@@ -371,3 +371,76 @@ fn an_error_about_what_became_its_own_sender_is_told_to_the_sender() {
     let told = icmpv6([SERVER6, OTHER], 64, 4, &other([OTHER, SERVER6], 99));
     assert_eq!(error.bytes[14..], told);
 }
+
+/// A connection whose two tuples are one: sent to a masqueraded address, and translated to its sender. What
+/// comes after is its answers, and nobody else gets its names.
+#[test]
+fn what_comes_back_to_its_sender_under_its_own_name_is_an_answer() {
+    const PEER: &str = "fd00:10::9";
+    const MASQUERADE: &str = "2001:db8:50::1";
+    let rules = format!(
+        "-A PREROUTING -d {MASQUERADE} -j DNAT --to-destination {PEER}\n\
+         -A POSTROUTING -p tcp -j SNAT --to-source {MASQUERADE}"
+    );
+    let mut machine = Machine::with(Family::Ipv6, &rules);
+    let (way, back, same) = ([PEER, MASQUERADE], [MASQUERADE, PEER], [40_000, 40_000]);
+    for (flags, numbers, label) in [
+        (flag::SYN, [100, 0], (ct::NEW | ct::SNAT | ct::DNAT, 0)),
+        (
+            flag::SYN | flag::ACK,
+            [700, 101],
+            (ct::ESTABLISHED | ct::SNAT | ct::DNAT, 1),
+        ),
+    ] {
+        let packet = machine.forward(ETH1, ETH1, tcp(way, same, flags, numbers, 0));
+        assert_eq!(packet.bytes[14..], tcp(back, same, flags, numbers, 0));
+        assert_eq!(machine.label(), label);
+    }
+    let other = tcp(["2001:db8::2", PEER], same, flag::SYN, [100, 0], 0);
+    let (drawn, _) = ports(&machine.forward(ETH0, ETH1, other));
+    assert_ne!(drawn, 40_000, "answers would be the first one's");
+}
+
+/// A connection that bears its second name keeps both from others when the one is gone whose the first was.
+#[test]
+fn the_second_name_of_a_connection_outlives_the_first() {
+    const PEER: &str = "2001:db8::2";
+    let (own, back) = ([SERVER6, PEER], [PEER, SERVER6]);
+    // What was masqueraded came first, and has the names of this host's own connection.
+    let mut machine = Machine::with(Family::Ipv6, "-A POSTROUTING -o eth0 -j MASQUERADE");
+    let leaves = |machine: &mut Machine, way, flags, numbers| {
+        let ip = tcp(way, [40_001, 443], flags, numbers, 0);
+        let (verdict, packet) = machine.leave(ETH0, frame(ip).made_here());
+        assert_eq!(verdict, Verdict::Pass);
+        ports(&packet).0
+    };
+    let first = ["fd17::1", PEER];
+    assert_eq!(leaves(&mut machine, first, flag::ACK, [500, 700]), 40_001);
+    assert_ne!(leaves(&mut machine, own, flag::SYN, [5000, 0]), 40_001);
+    let reset = tcp(back, [443, 40_001], flag::RST, [700, 0], 0);
+    assert_eq!(machine.arrive(ETH0, frame(reset)).0, Verdict::Pass);
+    let stranger = tcp(back, [443, 40_001], flag::ACK, [9000, 7010], 0);
+    let (verdict, packet) = machine.arrive(ETH0, frame(stranger));
+    assert_eq!(
+        (verdict, machine.label().0),
+        (Verdict::Pass, ct::NEW | ct::SNAT)
+    );
+    assert_ne!(
+        ports(&packet).0,
+        443,
+        "answers would be packets of this host's connection"
+    );
+
+    // The other way round: the name of what is masqueraded was that of this host's own.
+    let rules = format!(
+        "-A POSTROUTING -s {SERVER6} -p tcp -j SNAT --to-source :50000\n\
+         -A POSTROUTING -j MASQUERADE"
+    );
+    let mut machine = Machine::with(Family::Ipv6, &rules);
+    assert_eq!(leaves(&mut machine, own, flag::SYN, [5000, 0]), 50_000);
+    assert_eq!(leaves(&mut machine, first, flag::SYN, [500, 0]), 40_001);
+    let reset = tcp(back, [443, 50_000], flag::RST | flag::ACK, [0, 5001], 0);
+    assert_eq!(machine.arrive(ETH0, frame(reset)).0, Verdict::Pass);
+    let other = ["fd17::2", PEER];
+    assert_ne!(leaves(&mut machine, other, flag::SYN, [900, 0]), 40_001);
+}

@@ -4,7 +4,7 @@ use core::ops::ControlFlow;
 
 use super::{Draft, clear, has_port};
 use crate::abi::Addr;
-use crate::abi::flow::{Flow, FlowKey};
+use crate::abi::flow::{Flow, FlowKey, Hint};
 use crate::datapath::header::{Headers, Icmp, protocol};
 use crate::datapath::tables::{Step, Tables, Tier};
 use crate::datapath::tcp::{self, state};
@@ -56,6 +56,10 @@ pub struct Choice {
     pub(super) own_first: bool,
     /// [`Flow::LOW_OPENED`] or 0: the flow's.
     pub(super) opened: u32,
+    /// Which of its names the flow bears, unless its alias needs that.
+    pub(super) kind: u8,
+    /// A flow that goes the other way bears one of them, so that the reply needs another.
+    pub(super) taken: bool,
     /// The source may stay what it is, as the destination is translated.
     pub(super) may_stay: bool,
     pub(super) found: bool,
@@ -149,11 +153,20 @@ impl<T: Tables> Search<'_, T> {
     /// makes way.
     #[inline(always)]
     fn insert_alias(&mut self) -> bool {
+        let hint = self.tables.hint(&self.draft.alias);
+        if Hint::may_have_kind(hint, FlowKey::SECOND) {
+            self.draft.alias.kind = FlowKey::SECOND;
+            // Whoever had the first name when that one came may be gone.
+            if !self.leaves_room() && !self.make_way() {
+                return false;
+            }
+            self.draft.alias.kind = FlowKey::FIRST;
+        }
         if self.insert() || self.make_way() && self.insert() {
             return true;
         }
         // Who bears the name may do so in the other direction only.
-        if !self.leaves_room() {
+        if !self.leaves_room() || self.draft.alias.is_between_those_of(&self.draft.key) {
             return false;
         }
         self.draft.alias.kind = FlowKey::SECOND;
@@ -179,7 +192,7 @@ impl<T: Tables> Search<'_, T> {
     #[inline(never)]
     fn leaves_room(&self) -> bool {
         let Some(old) = self.tables.flow(&self.draft.alias) else {
-            return false;
+            return true;
         };
         let (old, new) = (old.status.get(), self.draft.flow.status.get());
         let same_way = (old ^ new) & Flow::LOW_OPENED == 0;
@@ -209,8 +222,23 @@ impl<T: Tables> Search<'_, T> {
             return false;
         }
         tuple.ports = (port as u32) << 16 | tuple.ports & 0xffff;
-        let alias = &mut self.draft.alias;
+        let Draft {
+            key,
+            alias,
+            flow,
+            choice,
+            ..
+        } = &mut *self.draft;
         let opened = self.lookup.write_key_to(FlowKey::FIRST, alias);
+        // Where both tuples of a flow are one, what comes after is an answer: netfilter finds the reply,
+        // which it hashed last. So the alias comes first.
+        let kind = if alias.is_between_those_of(key) {
+            FlowKey::SECOND
+        } else {
+            choice.kind
+        };
+        key.kind = kind;
+        flow.other.kind = kind;
         self.draft.flow.status.set(Flow::ALIAS | opened);
         // Flows of this host's own bear their names in the same tables: whichever comes first has
         // the port.
