@@ -355,6 +355,11 @@ fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if !scratch.tracked.has_source_ahead() && !answer {
         return;
     }
+    if is_about_a_first_one(scratch, note) {
+        recall_source(scratch);
+        scratch.tracked.error = true;
+        return;
+    }
     let redirected = note as u8 & ct::DNAT != 0;
     let found = redirected && find_error_on_way(packet, tables, scratch, note);
     if found || redirected && !answer {
@@ -391,11 +396,14 @@ fn place_noted<P: Packet, T: Tables>(
     let opens = note & NOTE_OPENS != 0;
     let answer = scratch.answer.in_hand;
     let redirected = note as u8 & ct::DNAT != 0;
-    let found = redirected && find_on_way(packet, tables, scratch, note);
+    let first = is_about_a_first_one(scratch, note);
+    let found = redirected && !first && find_on_way(packet, tables, scratch, note);
     if redirected && !found && !answer && opens {
         return false;
     }
-    if !found && (answer || !redirected) {
+    if first {
+        recall_source(scratch);
+    } else if !found && (answer || !redirected) {
         // What a reset answers may have come under another name.
         let aliases = answer && scratch.aliases && scratch.tracked.direction == 1;
         let aliases = scratch.forget(aliases as u32) != 0;
@@ -421,18 +429,32 @@ fn place_noted<P: Packet, T: Tables>(
     true
 }
 
+/// Whether the packet in hand answers one of this host's own that would have opened a flow. That flow is
+/// not stored: whatever bears its names is another.
+#[inline(always)]
+fn is_about_a_first_one(scratch: &Scratch, note: u16) -> bool {
+    scratch.answer.in_hand && scratch.answer.of_own && note & NOTE_OPENS != 0
+}
+
 /// An answer about a packet whose flow is not stored, or has ended with it, and whose destination was
 /// translated: what that was before is still known, as answers are made on the spot.
 #[inline(always)]
 fn recall_outside(scratch: &mut Scratch) {
-    let (tracked, tuple) = (&mut scratch.tracked, &scratch.lookup.tuple);
-    if tracked.has_source_ahead()
-        && !tracked.translates_source()
+    let tuple = &scratch.lookup.tuple;
+    if !scratch.tracked.translates_source()
         && tuple.source == scratch.answer.refused[1]
         && tuple.destination == scratch.answer.refused[0]
     {
+        recall_source(scratch);
+    }
+}
+
+/// See [`recall_outside`].
+#[inline(never)]
+fn recall_source(scratch: &mut Scratch) {
+    if scratch.tracked.has_source_ahead() {
         let end = scratch.transit_outside;
-        tracked.set_source(&end.address, end.port);
+        scratch.tracked.set_source(&end.address, end.port);
     }
 }
 

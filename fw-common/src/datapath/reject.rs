@@ -49,6 +49,8 @@ pub struct Answer {
     turned: bool,
     /// The endpoints of the packet that it answers.
     pub refused: [Addr; 2],
+    /// This host made that packet.
+    pub of_own: bool,
     /// The source of the answer.
     source: Addr,
     /// The code of the answer, or [`RESET`].
@@ -128,6 +130,7 @@ impl Stage for Respond {
         }
         let hops = AnswerFields::hops(settings, scratch.headers.family);
         scratch.answer.refused = [scratch.headers.key.source, scratch.headers.key.destination];
+        scratch.answer.of_own = scratch.made_here;
         if build::build(packet, tables, scratch, hops).is_none() {
             tables.count(Stat::AnswerLost);
             return 0;

@@ -542,6 +542,34 @@ fn an_answer_is_translated_as_the_connection_that_it_is_about() {
     assert_eq!(quoted[20..22], 4000u16.to_be_bytes());
 }
 
+/// The answer to what would have opened a connection of this host's, and bears the names of another whose
+/// destination became the same, is about what was refused.
+#[test]
+fn an_answer_to_a_first_packet_is_about_no_other_connection() {
+    const REFUSES: &str = "-A OUTPUT -p udp -m conntrack --ctorigdstport 443 -j REJECT\n";
+    let redirects = "-A OUTPUT -p udp -j DNAT --to-destination :8080\nCOMMIT\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{REFUSES}COMMIT\n{NAT}{redirects}"));
+    let own = (SERVER, 4000);
+    machine.leave(ETH0, udp(own, (CLIENT, 80)));
+    let refused = SlicePacket::ethernet(udp(own, (CLIENT, 443)), ETH0);
+    let mut answer = refused.made_here();
+    for (device, verdict) in [
+        (ETH0, Verdict::Answer),
+        (ETH0, Verdict::Redirect),
+        (LO, Verdict::Pass),
+    ] {
+        answer = answer.at_egress_of(device);
+        let result = egress(&mut answer, &machine.tables, &mut machine.scratch);
+        assert_eq!(result, verdict);
+    }
+    let quoted = &answer.bytes[42..];
+    assert_eq!(quoted[12..20], [SERVER, CLIENT].concat());
+    assert_eq!(
+        quoted[20..24],
+        [4000u16.to_be_bytes(), 443u16.to_be_bytes()].concat()
+    );
+}
+
 fn sorted(mut names: Vec<String>) -> Vec<String> {
     names.sort();
     names
