@@ -365,7 +365,8 @@ fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if found || redirected && !answer {
         return;
     }
-    about(packet, tables, scratch, true);
+    // What a refused packet's source becomes was still ahead of it.
+    about(packet, tables, scratch, !answer || scratch.answer.looped);
     let (direction, label) = (scratch.tracked.direction, scratch.tracked.ct);
     if !answer {
         scratch.tracked.translates &= Tracked::SOURCE;
@@ -404,8 +405,8 @@ fn place_noted<P: Packet, T: Tables>(
     if first {
         recall_source(scratch);
     } else if !found && (answer || !redirected) {
-        // What a reset answers may have come under another name.
-        let aliases = answer && scratch.aliases && scratch.tracked.direction == 1;
+        // As with errors.
+        let aliases = answer && scratch.answer.looped && scratch.tracked.direction == 1;
         let aliases = scratch.forget(aliases as u32) != 0;
         packet.call::<LookUp, T>(tables, scratch, aliases as u32);
         if !answer {

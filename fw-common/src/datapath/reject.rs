@@ -49,8 +49,10 @@ pub struct Answer {
     turned: bool,
     /// The endpoints of the packet that it answers.
     pub refused: [Addr; 2],
-    /// This host made that packet.
+    /// This host made that packet, and it has not come in again by loopback.
     pub of_own: bool,
+    /// It came in by loopback, with both ends translated.
+    pub looped: bool,
     /// The source of the answer.
     source: Addr,
     /// The code of the answer, or [`RESET`].
@@ -131,6 +133,8 @@ impl Stage for Respond {
         let hops = AnswerFields::hops(settings, scratch.headers.family);
         scratch.answer.refused = [scratch.headers.key.source, scratch.headers.key.destination];
         scratch.answer.of_own = scratch.made_here;
+        let by_loopback = scratch.device.flags & Device::LOOPBACK != 0;
+        scratch.answer.looped = by_loopback && !scratch.made_here;
         if build::build(packet, tables, scratch, hops).is_none() {
             tables.count(Stat::AnswerLost);
             return 0;

@@ -444,3 +444,39 @@ fn the_second_name_of_a_connection_outlives_the_first() {
     let other = ["fd17::2", PEER];
     assert_ne!(leaves(&mut machine, other, flag::SYN, [900, 0]), 40_001);
 }
+
+/// A connection comes from the port that was drawn for another one of the same hosts. What answers its packets
+/// is about none but it, though answers to the other one's bear the same name.
+#[test]
+fn an_answer_is_about_the_connection_that_its_packet_belongs_to() {
+    const CLIENT: &str = "10.0.0.2";
+    const PEER: &str = "192.0.2.7";
+    for (with, length) in [("icmp-port-unreachable", 82), ("tcp-reset", 54)] {
+        let mut machine = Machine::loading(
+            Family::Ipv4,
+            &format!(
+                "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+                 -A FORWARD -p tcp -i eth0 -m conntrack --ctstate ESTABLISHED -j REJECT --reject-with {with}\n\
+                 COMMIT\n*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n\
+                 -A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n"
+            ),
+        );
+        let forth = tcp([CLIENT, PEER], [1023, 25], flag::SYN, [100, 0], 0);
+        machine.forward(ETH1, ETH0, forth);
+        let back = |port| tcp([PEER, CLIENT], [port, 1023], flag::ACK, [500, 100], 0);
+        let first = source_port(&machine.forward(ETH0, ETH1, back(25)));
+        let second = source_port(&machine.forward(ETH0, ETH1, back(first)));
+        assert!(![25, first].contains(&second), "both had the name");
+        let reply = tcp([CLIENT, PEER], [1023, second], flag::ACK, [100, 500], 0);
+        machine.forward(ETH1, ETH0, reply);
+
+        let (verdict, packet) = machine.arrive(ETH0, frame(back(first)));
+        assert_eq!(verdict, Verdict::Pass);
+        let (verdict, answer) = machine.leave(ETH1, packet);
+        assert_eq!(verdict, Verdict::Answer, "{with}");
+        let (verdict, answer) = machine.leave(ETH0, answer);
+        assert_eq!((verdict, answer.bytes.len()), (Verdict::Pass, length));
+        let port = if with == "tcp-reset" { 36 } else { 62 };
+        assert_eq!(answer.bytes[port..port + 2], first.to_be_bytes(), "{with}");
+    }
+}
