@@ -150,6 +150,12 @@ fn compare(arguments: &Arguments) -> Result<bool> {
             outcome.nameless
         );
     }
+    if outcome.late > 0 {
+        println!(
+            "{} rulesets that count connections differed once, and not when they ran again",
+            outcome.late
+        );
+    }
     if outcome.rerouted > 0 {
         println!(
             "the counters of {} rulesets are not compared: an error of the host's was routed anew",

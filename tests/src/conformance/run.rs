@@ -81,6 +81,8 @@ pub struct Outcome {
     pub draws: usize,
     /// Rule sets in which a flow found no name for its way.
     pub nameless: usize,
+    /// Rule sets that count connections, and made a difference only once.
+    pub late: usize,
     /// Rule sets whose counters are not compared, as an error of the host's was routed anew.
     pub rerouted: usize,
     /// Packets that took the fast path, minimisation included.
@@ -183,6 +185,10 @@ fn difference_of(pair: &mut Pair, trial: &Trial, shared: &Shared) -> Result<Opti
     let first = pair.run(trial)?;
     if first.is_some() && runs_out_of_names(pair, trial)? {
         shared.outcome.lock().expect("no worker panicked").nameless += 1;
+        return Ok(None);
+    }
+    if first.is_some() && trial.rules.count_connections() && pair.run(trial)?.is_none() {
+        shared.outcome.lock().expect("no worker panicked").late += 1;
         return Ok(None);
     }
     let drew = pair.reference.drew_ports() || pair.tested.drew_ports();
