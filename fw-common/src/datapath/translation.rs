@@ -338,9 +338,9 @@ fn choose_port<T: Tables>(
         low,
         count,
         offset: if flags & Translation::OFFSET != 0 {
-            own_port.wrapping_sub(rule.base_port()) as u32
+            own_port.wrapping_sub(rule.base_port())
         } else if flags & Translation::RANDOM != 0 {
-            tables.random() & 0xffff
+            tables.random() as u16
         } else {
             0
         },
@@ -366,7 +366,8 @@ struct Search<'a, T: Tables> {
     lookup: &'a mut Lookup,
     low: u16,
     count: u32,
-    offset: u32,
+    /// It begins anew behind 65,535, whatever the count (`off` in `nf_nat_l4proto_unique_tuple`).
+    offset: u16,
     port: u16,
     /// It is the source's, and an identifier.
     of_source: bool,
@@ -390,8 +391,8 @@ impl<T: Tables> Search<'_, T> {
         if self.count == 0 {
             return true;
         }
-        let place = self.offset % self.count;
-        self.offset = place.wrapping_add(1);
+        let place = self.offset as u32 % self.count;
+        self.offset = self.offset.wrapping_add(1);
         self.port = self.low.wrapping_add(place as u16);
         !self.is_taken(self.port)
     }

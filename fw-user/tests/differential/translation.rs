@@ -480,3 +480,17 @@ fn an_answer_is_about_the_connection_that_its_packet_belongs_to() {
         assert_eq!(answer.bytes[port..port + 2], first.to_be_bytes(), "{with}");
     }
 }
+
+/// A rule's range with a base below which the packet's own port is: the search begins near the range's end by
+/// netfilter's arithmetic, and goes on at its beginning.
+#[test]
+fn a_search_for_ports_goes_on_behind_65535_as_it_does_in_netfilter() {
+    let rules = "-A PREROUTING -p tcp -j DNAT --to-destination 10.0.0.2:443-448/40001";
+    let mut machine = Machine::with(Family::Ipv4, rules);
+    for (server, port) in [("192.0.2.1", 446), ("192.0.2.2", 443), ("192.0.2.3", 444)] {
+        let open = tcp(["10.0.1.2", server], [40_000, 40_000], flag::SYN, [1, 0], 0);
+        let bytes = machine.forward(ETH1, ETH0, open).bytes;
+        let found = u16::from_be_bytes([bytes[36], bytes[37]]);
+        assert_eq!(found, port, "to {server}");
+    }
+}

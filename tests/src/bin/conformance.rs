@@ -158,7 +158,7 @@ fn compare(arguments: &Arguments) -> Result<bool> {
     }
     if outcome.rerouted > 0 {
         println!(
-            "the counters of {} rulesets are not compared: an error of the host's was routed anew",
+            "{} rulesets are not compared to their end: an error of the host's was routed anew",
             outcome.rerouted
         );
     }

@@ -69,7 +69,7 @@
 //!     being tracked. Where they redirect to this host, FORWARD drops what it would refuse; where they
 //!     translate destinations, it drops what it would reset, as a reset about a segment without a connection
 //!     may resemble one of another. Where an error left by another interface all the same, the rules'
-//!     counters are not compared: it met other chains.
+//!     counters are not compared, nor what it became there and what came after: it met other chains.
 //! 19. **Four names.** A packet whose destination is translated goes from ingress to egress under one of
 //!     four names that its two ends can have there; a fifth connection of one source, to a fifth address or
 //!     port that is translated to the same, is dropped and counted. A trial that differs, and in which

@@ -288,6 +288,11 @@ impl Side {
         places
     }
 
+    /// Where the last one did.
+    pub fn last_error_at(&self) -> Option<Place> {
+        self.errors_at.last().copied()
+    }
+
     /// Everything that waits in the sockets.
     fn collect(&mut self, family: Family, patience: Duration) -> Result<Vec<(Place, Vec<u8>)>> {
         let deadline = Instant::now() + patience;
