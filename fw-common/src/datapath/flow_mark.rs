@@ -7,7 +7,7 @@
 //! addresses do.
 
 use super::connection;
-use super::conntrack::{NO_FLOW, NOTE_SEEN, about, is_about_transit, mirror};
+use super::conntrack::{NO_FLOW, NOTE_SEEN, is_about_transit, mirror};
 use super::fragment::mark_key;
 use super::header::{Icmp, Part};
 use super::packet::Packet;
@@ -166,16 +166,6 @@ fn recall<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratc
             scratch.mark.value = scratch.mark.before;
             return;
         }
-        if argument != EARLY {
-            // Translated as it is by now, it bears names that are no aliases.
-            let tracked = scratch.tracked;
-            about(packet, tables, scratch, false);
-            let (stored, mark) = (scratch.tracked.stored, scratch.tracked.mark);
-            scratch.tracked = tracked;
-            scratch.tracked.stored = stored;
-            scratch.tracked.mark = mark;
-            return;
-        }
         if !mirror(packet, tables, scratch) {
             return;
         }
@@ -186,11 +176,15 @@ fn recall<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratc
         }
         scratch.lookup.tuple.set(&scratch.headers);
     }
+    let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
     let direction = scratch.tracked.direction;
     let translated = scratch.tracked.ct & (ct::SNAT | ct::DNAT) != 0;
     let alias = if argument == EARLY {
         // Both ends have been translated by now.
         direction == 0 && translated
+    } else if error {
+        // What it quotes has become the sender's packet again.
+        false
     } else if argument == EGRESS && !scratch.made_here {
         // Ingress has translated the destination, or restored it.
         scratch.tracked.ct & ct::DNAT != 0

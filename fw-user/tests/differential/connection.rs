@@ -570,6 +570,26 @@ fn an_answer_to_a_first_packet_is_about_no_other_connection() {
     );
 }
 
+/// Of two connections between the same ends, an error about the one that goes the other way is the other's, at
+/// every hook.
+#[test]
+fn an_error_carries_the_connection_that_it_is_about_to_its_end() {
+    const RULES: &str =
+        "-A FORWARD -m conntrack --ctorigsrc 203.0.113.7 -m comment --comment other\n";
+    const MASQUERADE: &str = "-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{RULES}COMMIT\n{NAT}{MASQUERADE}"));
+    let (inner, server) = ((INNER, 4000), (CLIENT, 80));
+    machine.forward(DOCKER0, ETH0, tcp(inner, server, flag::SYN, [1, 0]));
+    let other = tcp(server, inner, flag::SYN, [7, 0]);
+    let other = machine.forward(ETH0, DOCKER0, other).bytes[14..].to_vec();
+    let frame = PacketBuilder::ethernet2([2; 6], [2; 6]);
+    let error = frame.ipv4(INNER, CLIENT, 64).icmpv4_raw(3, 1, [0; 4]);
+    let mut bytes = Vec::new();
+    error.write(&mut bytes, &other).expect("a packet");
+    let hits = machine.hits(|machine| drop(machine.forward(DOCKER0, ETH0, bytes)));
+    assert_eq!(hits, ["other"]);
+}
+
 fn sorted(mut names: Vec<String>) -> Vec<String> {
     names.sort();
     names

@@ -80,7 +80,7 @@
 //!     rules, which all ask for SYN, are sent more than two jiffies apart. A connection that is counted
 //!     already ends the search, in both: what is behind it may be gone and still count, until netfilter walks
 //!     past that address on its way to another one that happens to be in the same tree. So nothing asks to
-//!     open a connection twice there. Such a trial takes longer than a closed connection lives, whose time may
+//!     open a connection twice there, and who was asked for one in vain says nothing. Such a trial takes longer than a closed connection lives, whose time may
 //!     end between the two sides' packets: it runs again, and counts if it differs again.
 //! 21. **SCTP is not translated.** Its checksum is a CRC that no program can correct: what a rule would
 //!     translate is dropped, and a rule for SCTP that would is refused. In nat's chains a rule accepts SCTP

@@ -288,7 +288,12 @@ impl Side {
         places
     }
 
-    /// Where the last one did.
+    /// Whether a packet of that flow, of that way, has come out at the other end.
+    pub fn has_come_out(&self, (flow, way): (usize, Way)) -> bool {
+        self.translated.contains_key(&(flow, way))
+    }
+
+    /// Where the last of the kernel's errors came out.
     pub fn last_error_at(&self) -> Option<Place> {
         self.errors_at.last().copied()
     }
