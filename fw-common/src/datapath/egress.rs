@@ -57,6 +57,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     gather(packet, tables, scratch, LEAVING);
     scratch.fast = false;
     if scratch.made_here {
+        flow_mark::find_of_answer(scratch);
         let raw = (BaseChain::RawOutput, Side::Egress);
         if !passes_raw(packet, tables, scratch, raw, scratch.note as u16) {
             return Verdict::Drop(Stat::Policy);

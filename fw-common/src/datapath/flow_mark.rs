@@ -69,6 +69,17 @@ pub fn find_early<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mu
     }
 }
 
+/// Finds the mark of an answer of this host's, which carries the connection of what it answers into table raw.
+#[inline(always)]
+pub fn find_of_answer(scratch: &mut Scratch) {
+    let answers = scratch.answer.in_hand && scratch.note as u16 & NOTE_SEEN != 0;
+    if answers && scratch.features & HeaderFields::OF_FLOWS != 0 {
+        let value = scratch.mark.before;
+        scratch.mark.value = value;
+        scratch.facts.set(fact::FLOW_MARK, value);
+    }
+}
+
 /// Finds the mark of a packet whose place is found, at ingress or at egress.
 #[inline(always)]
 pub fn find<P: Packet, T: Tables>(

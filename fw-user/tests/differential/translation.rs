@@ -494,3 +494,19 @@ fn a_search_for_ports_goes_on_behind_65535_as_it_does_in_netfilter() {
         assert_eq!(found, port, "to {server}");
     }
 }
+
+/// An answer carries its connection, with its mark, into the table raw (`nf_ct_attach`).
+#[test]
+fn an_answer_has_a_mark_before_it_is_tracked() {
+    let mut machine = Machine::loading(
+        Family::Ipv4,
+        "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+         -A INPUT -p tcp -j REJECT --reject-with tcp-reset\nCOMMIT\n\
+         *raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n-A OUTPUT -m connmark --mark 0/0xff -j DROP\nCOMMIT\n",
+    );
+    let open = tcp(["192.0.2.7", SERVER4], [5000, 80], flag::SYN, [1, 0], 0);
+    let (verdict, answer) = machine.arrive(ETH0, frame(open));
+    assert_eq!(verdict, Verdict::Answer);
+    let (verdict, _) = machine.leave(ETH0, answer);
+    assert_eq!(verdict, Verdict::Drop(Stat::Policy));
+}

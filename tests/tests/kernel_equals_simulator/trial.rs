@@ -107,6 +107,7 @@ impl<'k> Trial<'k> {
         kernel.fill(&policy.sets, &policy.lists)?;
         kernel.start(&host, &set, slots.of.len() as u32)?;
         let mut tables = HostTables::running(sim::Host::from(&host), set);
+        tables.set_now(monotonic_now());
         tables.put_sets(&policy);
         let lists = policy.lists;
         Ok(Self {
