@@ -11,7 +11,7 @@
 //! keep their source; then the alias is the same as the name, which is given up.
 
 use super::conntrack::{NOTE_OPENS, NOTE_TRANSIT, Tracked, end_flow, mirror};
-use super::header::Headers;
+use super::header::{Headers, Part};
 use super::nat::Draft;
 use super::packet::Packet;
 use super::scratch::Scratch;
@@ -133,6 +133,7 @@ impl Stage for FindOnWay {
 #[inline(always)]
 fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
     let number = (note >> NOTE_TRANSIT) as u8 & 3;
+    let later = scratch.headers.part as u8 == Part::Later as u8;
     let Scratch {
         tracked, lookup, ..
     } = scratch;
@@ -157,7 +158,9 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
             record = alias(tables, &lookup.key, opener, opens);
         }
     }
-    if record.is_none() {
+    // A packet that has ended its flow, of which only the destination was translated, is none of a flow's that
+    // has such a name. (A fragment's label may be older than its flow's translation.)
+    if record.is_none() && (both || opens || later) {
         lookup.key.kind = FlowKey::TRANSIT.wrapping_add(number);
         record = tables.flow(&lookup.key);
     }

@@ -510,3 +510,19 @@ fn an_answer_has_a_mark_before_it_is_tracked() {
     let (verdict, _) = machine.leave(ETH0, answer);
     assert_eq!(verdict, Verdict::Drop(Stat::Policy));
 }
+
+/// A reset that ends its connection, whose destination alone is translated, leaves as it came, though another
+/// connection of that source to the same place has drawn a port.
+#[test]
+fn a_reset_is_not_taken_for_another_connections_on_its_way() {
+    const CLIENT: &str = "10.0.1.2";
+    let rules = "-A PREROUTING -p tcp -j DNAT --to-destination 10.0.0.9:22";
+    let mut machine = Machine::with(Family::Ipv4, rules);
+    let (first, second) = ([CLIENT, "192.0.2.1"], [CLIENT, "192.0.2.2"]);
+    let met = tcp(first, [40_001, 53], flag::ACK, [100, 700], 10);
+    assert_eq!(source_port(&machine.forward(ETH0, ETH1, met)), 40_001);
+    let open = tcp(second, [40_001, 22], flag::SYN, [100, 0], 0);
+    assert_ne!(source_port(&machine.forward(ETH0, ETH1, open)), 40_001);
+    let reset = tcp(first, [40_001, 53], flag::RST | flag::ACK, [110, 700], 0);
+    assert_eq!(source_port(&machine.forward(ETH0, ETH1, reset)), 40_001);
+}
