@@ -97,7 +97,7 @@ impl Pair {
                 continue;
             }
             if let Some(difference) = self.step(trial, number, step)? {
-                if self.reference.last_error_at() != self.tested.last_error_at() {
+                if self.reference.errors_differ_in_place(&self.tested) {
                     self.rerouted += 1;
                     return Ok(None);
                 }

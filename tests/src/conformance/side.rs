@@ -293,9 +293,10 @@ impl Side {
         self.translated.contains_key(&(flow, way))
     }
 
-    /// Where the last of the kernel's errors came out.
-    pub fn last_error_at(&self) -> Option<Place> {
-        self.errors_at.last().copied()
+    /// Whether as many errors came out here as there, the last one at another place.
+    pub fn errors_differ_in_place(&self, other: &Self) -> bool {
+        let (here, there) = (&self.errors_at, &other.errors_at);
+        here.len() == there.len() && here.last() != there.last()
     }
 
     /// Everything that waits in the sockets.
