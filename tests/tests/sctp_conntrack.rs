@@ -4,6 +4,10 @@
 use anyhow::{Context as _, Result, ensure};
 use fwbpf_tests::beside::{self, ADDRESSES, Name, packet};
 use fwbpf_tests::packet::Payload;
+use fwbpf_tests::packet::chunk::{
+    ABORT, COOKIE_ACK, COOKIE_ECHO, DATA, ERROR, HEARTBEAT, HEARTBEAT_ACK, INIT, INIT_ACK, KINDS,
+    REFLECTED, SACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE,
+};
 use rand::seq::IndexedRandom as _;
 use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
@@ -14,22 +18,6 @@ const SERVER: u16 = 5_000;
 /// The tags that the client and the server want.
 const ALICE: u32 = 0x1111_1111;
 const BOB: u32 = 0x2222_2222;
-
-const DATA: u8 = 0;
-const INIT: u8 = 1;
-const INIT_ACK: u8 = 2;
-const SACK: u8 = 3;
-const HEARTBEAT: u8 = 4;
-const HEARTBEAT_ACK: u8 = 5;
-const ABORT: u8 = 6;
-const SHUTDOWN: u8 = 7;
-const SHUTDOWN_ACK: u8 = 8;
-const ERROR: u8 = 9;
-const COOKIE_ECHO: u8 = 10;
-const COOKIE_ACK: u8 = 11;
-const SHUTDOWN_COMPLETE: u8 = 14;
-/// The flag of a packet that bears the tag of the one that it answers.
-const REFLECTED: u8 = 1;
 
 /// An association opens, talks, and shuts down from either end.
 #[test]
@@ -193,22 +181,6 @@ fn heartbeats() {
 /// Anything at all: what nobody thought of.
 #[test]
 fn anything() {
-    const KINDS: [u8; 14] = [
-        DATA,
-        INIT,
-        INIT_ACK,
-        SACK,
-        HEARTBEAT,
-        HEARTBEAT_ACK,
-        ABORT,
-        SHUTDOWN,
-        SHUTDOWN_ACK,
-        ERROR,
-        COOKIE_ECHO,
-        COOKIE_ACK,
-        SHUTDOWN_COMPLETE,
-        77,
-    ];
     let chosen = std::env::var("SCTP_SEED").ok();
     let seed = chosen.and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| rand::random::<u32>().into());

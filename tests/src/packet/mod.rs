@@ -1,6 +1,7 @@
 //! Packets: built from typed parts, read back, and told in words.
 
 mod build;
+pub mod chunk;
 mod describe;
 mod layers;
 

@@ -4,25 +4,10 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::{Way, What};
-
-const DATA: u8 = 0;
-const INIT: u8 = 1;
-const INIT_ACK: u8 = 2;
-const SACK: u8 = 3;
-const HEARTBEAT: u8 = 4;
-const HEARTBEAT_ACK: u8 = 5;
-const ABORT: u8 = 6;
-const SHUTDOWN: u8 = 7;
-const SHUTDOWN_ACK: u8 = 8;
-const ERROR: u8 = 9;
-const COOKIE_ECHO: u8 = 10;
-const COOKIE_ACK: u8 = 11;
-const SHUTDOWN_COMPLETE: u8 = 14;
-/// A type that nobody has defined.
-const UNKNOWN: u8 = 77;
-
-/// The T bit of ABORT and SHUTDOWN COMPLETE: the packet bears the tag of the one that it answers.
-const REFLECTED: u8 = 1;
+use crate::packet::chunk::{
+    ABORT, COOKIE_ACK, COOKIE_ECHO, DATA, HEARTBEAT, HEARTBEAT_ACK, INIT, INIT_ACK, KINDS,
+    REFLECTED, SACK, SHUTDOWN, SHUTDOWN_ACK, SHUTDOWN_COMPLETE,
+};
 
 /// One chunk of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,22 +271,6 @@ impl Talk {
 
     /// One chunk, or several that may not go together.
     fn anything(&mut self, random: &mut impl Rng, way: Way) {
-        const KINDS: [u8; 14] = [
-            DATA,
-            INIT,
-            INIT_ACK,
-            SACK,
-            HEARTBEAT,
-            HEARTBEAT_ACK,
-            ABORT,
-            SHUTDOWN,
-            SHUTDOWN_ACK,
-            ERROR,
-            COOKIE_ECHO,
-            COOKIE_ACK,
-            SHUTDOWN_COMPLETE,
-            UNKNOWN,
-        ];
         let [own, peer] = self.sides(way);
         let count = if random.random_bool(0.6) {
             1
