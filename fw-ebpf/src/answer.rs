@@ -1,4 +1,5 @@
-//! Answers of REJECT: the helpers that make one packet of another.
+//! Answers of REJECT: the helpers that make one packet of another; and those that need to know whether a
+//! checksum is left to the card.
 #![allow(
     unsafe_code,
     reason = "the file that owns the helpers which change a packet's shape"
@@ -62,6 +63,24 @@ fn is_unfinished(skb: *mut __sk_buff, spare: u32) -> bool {
         }
     }
     u16::from_ne_bytes(seen) == 0
+}
+
+/// Changes the CRC at an offset, unless it is left to the card; false if the packet ends before.
+#[inline(always)]
+pub fn replace_crc(skb: *mut __sk_buff, at: u32, change: u32) -> bool {
+    if is_unfinished(skb, at) {
+        return true;
+    }
+    let mut field = [0u8; 4];
+    // SAFETY: the helpers read and write the four bytes that they are given, and check the packet's bounds
+    // themselves.
+    unsafe {
+        if bpf_skb_load_bytes(skb.cast::<c_void>(), at, field.as_mut_ptr().cast(), 4) != 0 {
+            return false;
+        }
+        let updated = (u32::from_le_bytes(field) ^ change).to_le_bytes();
+        bpf_skb_store_bytes(skb, at, updated.as_ptr().cast(), 4, 0) == 0
+    }
 }
 
 /// Makes the frame longer or shorter.

@@ -259,6 +259,12 @@ impl Packet for XdpPacket {
         owner.exists = false;
     }
 
+    /// SCTP is not translated here.
+    #[inline(always)]
+    fn replace_crc(&mut self, _: u32, _: u32, _: u32) -> Option<()> {
+        None
+    }
+
     /// Nothing is answered here.
     #[inline(always)]
     fn is_sum_known(&mut self, _spare: u32) -> bool {

@@ -29,7 +29,7 @@ use fw_common::datapath::tables::Tables;
 use crate::answer;
 use crate::fib::{WITH_SOURCE, fib_forwards, next_hop, path_mtu, path_to, way_to};
 use crate::owner::owner_of;
-use crate::stages::{call_skb, fwbpf_forward};
+use crate::stages::{call_skb, fwbpf_forward, fwbpf_replace_crc};
 
 /// `BPF_F_IPV6`, newer than the bindings: the packet is IPv6, whose header has no checksum that
 /// would cancel the change of an address out of a CHECKSUM_COMPLETE sum (kernel commit
@@ -181,6 +181,11 @@ impl Packet for SkbPacket {
         // SAFETY: plain numbers; a field size of zero in the flags makes `to` a difference.
         let failed = unsafe { bpf_l4_csum_replace(self.0, offset, 0, difference as u64, flags) };
         (failed == 0).then_some(())
+    }
+
+    #[inline(always)]
+    fn replace_crc(&mut self, offset: u32, first_word: u32, length: u32) -> Option<()> {
+        (fwbpf_replace_crc(self.0, offset, first_word, length) != 0).then_some(())
     }
 
     #[inline(always)]

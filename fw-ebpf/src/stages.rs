@@ -10,6 +10,7 @@ use aya_ebpf::bindings::{__sk_buff, xdp_md};
 use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::datapath::classify::Traverse;
 use fw_common::datapath::conntrack::{self, About, LookUp};
+use fw_common::datapath::crc32c;
 use fw_common::datapath::early::SendOn;
 use fw_common::datapath::effect::{self, Act};
 use fw_common::datapath::egress::PlaceOut;
@@ -35,6 +36,7 @@ use fw_common::datapath::translation::{self, Choose};
 use fw_common::datapath::tuple::Lookup;
 use fw_common::datapath::window::ReadOptions;
 
+use crate::answer;
 use crate::frame::XdpPacket;
 use crate::maps;
 use crate::recording::RecordingTables;
@@ -168,6 +170,18 @@ pub extern "C" fn fwbpf_take_chunk(flow: *const Flow, chunks: *const Chunks, arg
         (Some(flow), Some(chunks)) => sctp::take(flow, chunks, argument),
         _ => tcp::INVALID,
     }
+}
+
+/// [`Packet::replace_crc`]; 0 if the packet ends before.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn fwbpf_replace_crc(
+    skb: *mut __sk_buff,
+    offset: u32,
+    first_word: u32,
+    length: u32,
+) -> u32 {
+    answer::replace_crc(skb, offset, crc32c::change_of(first_word, length)) as u32
 }
 
 /// Defines the function of what rules put off.

@@ -27,6 +27,12 @@ pub mod protocol {
     pub const SCTP: u8 = 132;
     /// UDP-Lite.
     pub const UDPLITE: u8 = 136;
+
+    /// Whether ports of a protocol are translated.
+    #[inline(always)]
+    pub fn has_ports(number: u8) -> bool {
+        matches!(number, TCP | UDP | SCTP)
+    }
 }
 
 /// What a packet's headers say.

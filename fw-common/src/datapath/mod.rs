@@ -9,6 +9,7 @@ pub mod checksum;
 pub mod classify;
 pub mod connection;
 pub mod conntrack;
+pub mod crc32c;
 pub mod effect;
 pub mod facts;
 mod fill;

@@ -13,6 +13,7 @@ use search::{ATTEMPTS, ROUND, SPECIAL, Search, in_range};
 use super::conntrack::{draft_flow, end_flow};
 use super::header::{Headers, Icmp, protocol};
 use super::packet::Packet;
+use super::rewrite::is_piece_of_sctp;
 use super::scratch::Scratch;
 use super::sources::{link, look_for_source};
 use super::stage::{Name, Stage};
@@ -220,7 +221,8 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     } else {
         own_port
     };
-    let keep_port = !has_port(headers) || !draft.wish.random && draft.wish.takes_port(port);
+    let port_would_do = !draft.wish.random && draft.wish.takes_port(port);
+    let keep_port = !has_port(headers) || port_would_do;
     let stays = keep_port && draft.wish.takes_address(&headers.key.source);
     if stays && !taken && !redirected {
         let (status, tier) = if draft.wish.embryo {
@@ -237,7 +239,8 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
             }
         };
     }
-    if !is_translatable(headers) {
+    let piece = is_piece_of_sctp(headers);
+    if !is_translatable(headers) || piece && !port_would_do {
         scratch.reason = Stat::Rewrite;
         return REFUSED;
     }
@@ -245,7 +248,7 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     // Where the packet's own address and port would do, there is nothing to choose
     // (`get_unique_tuple` asks for the source's other flows only if not).
     let sources = &mut scratch.sources;
-    let wanted = !(draft.wish.random || stays || renamed);
+    let wanted = !(draft.wish.random || stays || renamed || piece);
     look_for_source(tables, headers, draft, sources, wanted);
     let choice = &mut draft.choice;
     choice.set_candidates(headers, draft.wish.ports, port);
@@ -397,16 +400,16 @@ fn clear<T: Tables>(
 #[inline(always)]
 fn has_port(headers: &Headers) -> bool {
     let query = headers.icmp as u8 == Icmp::Request as u8;
-    let has_ports = matches!(headers.key.protocol as u8, protocol::TCP | protocol::UDP);
+    let has_ports = protocol::has_ports(headers.key.protocol as u8) && !is_piece_of_sctp(headers);
     query || has_ports || !is_translatable(headers)
 }
 
-/// The checksums of these cover the addresses, and SCTP's is a CRC that no helper updates.
+/// The checksums of these cover the addresses.
 #[inline(always)]
 pub(super) fn is_translatable(headers: &Headers) -> bool {
     !matches!(
         headers.key.protocol as u8,
-        protocol::SCTP | protocol::DCCP | protocol::UDPLITE
+        protocol::DCCP | protocol::UDPLITE
     )
 }
 

@@ -127,6 +127,12 @@ pub trait Packet {
         v6: bool,
     ) -> Option<()>;
 
+    /// Updates the CRC of SCTP at `offset` for the first word of so many bytes, as
+    /// [`super::crc32c::change_of`] has them. One that is left to the card stays what it is: zero, which
+    /// becomes part of what the card adds up.
+    #[must_use]
+    fn replace_crc(&mut self, offset: u32, first_word: u32, length: u32) -> Option<()>;
+
     /// Bytes in the frame, link layer included.
     fn len(&self) -> u32;
 

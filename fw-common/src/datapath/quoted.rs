@@ -17,6 +17,8 @@ pub struct Quoted {
     pub l3: u16,
     /// Offset of its transport header.
     pub l4: u16,
+    /// From there on so many bytes, as its IP header says, whether they are quoted or not.
+    pub l4_len: u16,
     /// It is no answer to an ICMP query.
     pub is_request: bool,
     /// Translating its far end leaves the error's sender what it is.
@@ -50,7 +52,7 @@ fn quote<P: Packet, T: Tables>(
         l3 = (headers.l4 as u32).wrapping_add(REDIRECT_OPTIONS + 8);
     }
     let tuple = &mut quoted.tuple;
-    let l4 = if v6 {
+    let (l4, end) = if v6 {
         let ip = packet.load::<8>(l3)?;
         if ip[0] >> 4 != 6
             || !load_addr6(packet, l3 + 8, &mut tuple.source)
@@ -63,7 +65,8 @@ fn quote<P: Packet, T: Tables>(
             return None;
         }
         tuple.protocol = walk.protocol;
-        walk.at
+        let length = u16::from_be_bytes([ip[4], ip[5]]) as u32;
+        (walk.at, l3.wrapping_add(40).wrapping_add(length))
     } else {
         let ip = packet.load::<20>(l3)?;
         let header_len = (ip[0] & 0x0f) as u32 * 4;
@@ -75,12 +78,14 @@ fn quote<P: Packet, T: Tables>(
         tuple.source = [be32(ip[12], ip[13], ip[14], ip[15]), 0, 0, 0];
         tuple.destination = [be32(ip[16], ip[17], ip[18], ip[19]), 0, 0, 0];
         tuple.protocol = ip[9];
-        l3 + header_len
+        let length = u16::from_be_bytes([ip[2], ip[3]]) as u32;
+        (l3 + header_len, l3.wrapping_add(length))
     };
     tuple.family = headers.family;
     quoted.is_request = true;
     quoted.l3 = l3 as u16;
     quoted.l4 = l4 as u16;
+    quoted.l4_len = end.wrapping_sub(l4) as u16;
     tuple.ports = match (tuple.protocol, v6) {
         (
             protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::SCTP | protocol::DCCP,

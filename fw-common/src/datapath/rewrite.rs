@@ -66,6 +66,14 @@ pub fn rewrite<P: Packet>(
     new: &Endpoint,
 ) -> Option<()> {
     let old = outer_address(headers, end);
+    let old_port = if end.is_source() {
+        (headers.flow_ports >> 16) as u16
+    } else {
+        headers.flow_ports as u16
+    };
+    if is_piece_of_sctp(headers) && old_port != new.port {
+        return None;
+    }
     replace_address(packet, headers, end, &new.address)?;
     if headers.part as u8 == Part::Later as u8 {
         // The transport header is in the first fragment, and was changed there.
@@ -78,11 +86,6 @@ pub fn rewrite<P: Packet>(
     }
     let (l4, v6) = (headers.l4 as u32, headers.is_v6());
     let addresses = Difference::default().address(&old, &new.address);
-    let old_port = if end.is_source() {
-        (headers.flow_ports >> 16) as u16
-    } else {
-        headers.flow_ports as u16
-    };
     let ports = Difference::default().half(old_port, new.port);
     let port_at = if end.is_source() { l4 } else { l4 + 2 };
     match headers.key.protocol as u8 {
@@ -95,6 +98,13 @@ pub fn rewrite<P: Packet>(
         protocol::UDP => {
             packet.replace_l4_sum(l4 + 6, addresses.sum(), true, true, v6)?;
             packet.replace_l4_sum(l4 + 6, ports.sum(), false, true, v6)?;
+            packet.store(port_at, new.port.to_be_bytes())?;
+            set_port(headers, end, new.port);
+        }
+        // Its checksum covers no addresses (RFC 9260 6.8).
+        protocol::SCTP if old_port != new.port => {
+            let change = first_word(end, old_port, new.port);
+            packet.replace_crc(l4 + 8, change, headers.l4_len as u32)?;
             packet.store(port_at, new.port.to_be_bytes())?;
             set_port(headers, end, new.port);
         }
@@ -115,6 +125,24 @@ pub fn rewrite<P: Packet>(
         _ => {}
     }
     Some(())
+}
+
+/// Whether the packet is a fragment of SCTP: how its checksum changes with a port depends on how long the
+/// whole packet is.
+#[inline(always)]
+pub(super) fn is_piece_of_sctp(headers: &Headers) -> bool {
+    headers.key.protocol as u8 == protocol::SCTP && headers.part as u8 != Part::Whole as u8
+}
+
+/// What a port changes in SCTP's first word, for [`Packet::replace_crc`].
+#[inline(always)]
+fn first_word(end: End, old: u16, new: u16) -> u32 {
+    let change = (old ^ new).swap_bytes() as u32;
+    if end.is_source() {
+        change
+    } else {
+        change << 16
+    }
 }
 
 /// In place of an offset: the port stays, only the checksum changes.
@@ -162,8 +190,8 @@ pub fn rewrite_error<P: Packet>(
 
     let ports = Difference::default().half(old_port, new.port);
     let port_at = match quoted.tuple.protocol {
-        protocol::TCP | protocol::UDP if inner_end.is_source() => inner_l4,
-        protocol::TCP | protocol::UDP => inner_l4 + 2,
+        protocol::TCP | protocol::UDP | protocol::SCTP if inner_end.is_source() => inner_l4,
+        protocol::TCP | protocol::UDP | protocol::SCTP => inner_l4 + 2,
         protocol::ICMP if !v6 && quoted.is_request == inner_end.is_source() => inner_l4 + 4,
         protocol::ICMPV6 if v6 && quoted.is_request == inner_end.is_source() => inner_l4 + 4,
         // ICMPv6's checksum covers the addresses all the same.
@@ -179,23 +207,34 @@ pub fn rewrite_error<P: Packet>(
         }
         outer = outer.and(ports);
         // The quoted transport checksum, where the quotation reaches that far.
-        let (sum_at, covered) = match quoted.tuple.protocol {
-            protocol::TCP => (inner_l4 + 16, addresses.and(ports)),
-            protocol::UDP => (inner_l4 + 6, addresses.and(ports)),
-            protocol::ICMP => (inner_l4 + 2, ports),
-            _ => (inner_l4 + 2, addresses.and(ports)),
-        };
         let ends = headers.l4 as u32 + headers.l4_len as u32;
-        let whole = quoted.tuple.protocol != protocol::TCP || inner_l4 + 20 <= ends;
-        if whole && sum_at + 2 <= ends {
-            let old: [u8; 2] = packet.load(sum_at)?;
-            if quoted.tuple.protocol != protocol::UDP || old != [0, 0] {
-                let mut updated = covered.apply(old);
-                if quoted.tuple.protocol == protocol::UDP && updated == [0, 0] {
-                    updated = [0xff, 0xff];
+        if quoted.tuple.protocol == protocol::SCTP {
+            let sum_at = inner_l4 + 8;
+            if old_port != new.port && sum_at + 4 <= ends {
+                let change = first_word(inner_end, old_port, new.port);
+                let old: [u8; 4] = packet.load(sum_at)?;
+                packet.replace_crc(sum_at, change, quoted.l4_len as u32)?;
+                let updated: [u8; 4] = packet.load(sum_at)?;
+                outer = outer.word(u32::from_be_bytes(old), u32::from_be_bytes(updated));
+            }
+        } else {
+            let (sum_at, covered) = match quoted.tuple.protocol {
+                protocol::TCP => (inner_l4 + 16, addresses.and(ports)),
+                protocol::UDP => (inner_l4 + 6, addresses.and(ports)),
+                protocol::ICMP => (inner_l4 + 2, ports),
+                _ => (inner_l4 + 2, addresses.and(ports)),
+            };
+            let whole = quoted.tuple.protocol != protocol::TCP || inner_l4 + 20 <= ends;
+            if whole && sum_at + 2 <= ends {
+                let old: [u8; 2] = packet.load(sum_at)?;
+                if quoted.tuple.protocol != protocol::UDP || old != [0, 0] {
+                    let mut updated = covered.apply(old);
+                    if quoted.tuple.protocol == protocol::UDP && updated == [0, 0] {
+                        updated = [0xff, 0xff];
+                    }
+                    packet.store(sum_at, updated)?;
+                    outer = outer.half(u16::from_be_bytes(old), u16::from_be_bytes(updated));
                 }
-                packet.store(sum_at, updated)?;
-                outer = outer.half(u16::from_be_bytes(old), u16::from_be_bytes(updated));
             }
         }
     }

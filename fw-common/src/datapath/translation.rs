@@ -11,6 +11,7 @@ use super::fragment::note_destination;
 use super::header::{Headers, protocol};
 use super::nat::{PUSHED, Wish, is_translatable};
 use super::packet::Packet;
+use super::rewrite::is_piece_of_sctp;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
@@ -254,8 +255,7 @@ fn choose_destination<T: Tables>(
     }
     let own_port = headers.flow_ports as u16;
     let mut port = own_port;
-    let has_ports = matches!(headers.key.protocol as u8, protocol::TCP | protocol::UDP);
-    if has_ports && rule.flags() & Translation::PORTS != 0 {
+    if protocol::has_ports(headers.key.protocol as u8) && rule.flags() & Translation::PORTS != 0 {
         let lookup = &mut scratch.lookup;
         lookup.tuple.set(headers);
         lookup.tuple.destination = address;
@@ -263,6 +263,9 @@ fn choose_destination<T: Tables>(
     }
     if !moves && port == own_port {
         return Ok(());
+    }
+    if is_piece_of_sctp(&scratch.headers) && port != own_port {
+        return Err(Stat::Rewrite);
     }
     let tracked = &mut scratch.tracked;
     tracked.original.address = scratch.headers.key.destination;

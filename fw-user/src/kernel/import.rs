@@ -110,8 +110,7 @@ impl Taken {
         let has_other_source = answers_to != from;
         let is_translated = is_redirected || has_other_source;
         let number = original.protocol;
-        let is_translatable =
-            !matches!(number, protocol::SCTP | protocol::DCCP | protocol::UDPLITE);
+        let is_translatable = !matches!(number, protocol::DCCP | protocol::UDPLITE);
         if is_translated && !is_translatable {
             return Err(Left::Other);
         }

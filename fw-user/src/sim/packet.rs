@@ -2,6 +2,7 @@
 
 use fw_common::abi::event::Event;
 use fw_common::abi::{Addr, Family};
+use fw_common::datapath::crc32c;
 use fw_common::datapath::packet::{
     Destination, Owner, Packet, Route, SUM_AS_IT_WAS, SUM_BROKEN, SUM_FINISHED, Way,
 };
@@ -176,6 +177,16 @@ impl Packet for SlicePacket {
         };
         let updated = if udp && updated == 0 { 0xffff } else { updated };
         *field = updated.to_ne_bytes();
+        Some(())
+    }
+
+    fn replace_crc(&mut self, offset: u32, first_word: u32, length: u32) -> Option<()> {
+        let partial = self.partial_sum;
+        let field = self.field_mut(offset)?;
+        if !partial {
+            let updated = u32::from_le_bytes(*field) ^ crc32c::change_of(first_word, length);
+            *field = updated.to_le_bytes();
+        }
         Some(())
     }
 

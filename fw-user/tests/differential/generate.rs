@@ -103,7 +103,7 @@ fn fit_into_nat(chain: &mut Chain) {
             &rule.protocol,
             Some(Negatable {
                 not: false,
-                value: 6 | 17
+                value: 6 | 17 | 132
             })
         );
         match &mut rule.target {

@@ -2,6 +2,7 @@
 //! properties of the whole datapath.
 
 mod adversarial;
+mod associations;
 mod classify;
 mod connection;
 mod datapath;

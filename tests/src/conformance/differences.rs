@@ -82,9 +82,11 @@
 //!     past that address on its way to another one that happens to be in the same tree. So nothing asks to
 //!     open a connection twice there, and who was asked for one in vain says nothing. Such a trial takes longer than a closed connection lives, whose time may
 //!     end between the two sides' packets: it runs again, and counts if it differs again.
-//! 21. **SCTP is not translated.** Its checksum is a CRC that no program can correct: what a rule would
-//!     translate is dropped, and a rule for SCTP that would is refused. In nat's chains a rule accepts SCTP
-//!     before the first that translates, and none of these is for SCTP.
+//! 21. **SCTP's checksum.** netfilter sums a packet up anew where it translates; fwbpf changes the sum by what
+//!     a port changes, which is the same where it was right, and netfilter calls the others INVALID. Of a
+//!     quoted packet that was cut, netfilter sums up what is left. How much a port changes depends on how long the
+//!     packet is, which its first fragment does not tell: no port of a fragment changes. No wrong sum is sent,
+//!     all that is quoted is quoted whole, and SCTP is not sent in fragments.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -93,7 +95,7 @@ use anyhow::Result;
 
 use super::traffic::{CLIENT_PORTS, CLOSED_PORTS, SILENT_PORTS, SKEW, Way};
 use crate::lab::{Namespace, run};
-use crate::packet::{Layers, ones_complement, protocol};
+use crate::packet::{Layers, ones_complement, protocol, sctp_sum};
 
 /// Difference 9: puts netfilter into the state that fwbpf is compared with.
 pub fn prepare_reference(server: &Namespace) -> Result<()> {
@@ -255,7 +257,7 @@ fn is_the_generators(port: u16) -> bool {
 /// The identifier of an echo belongs to both ends; only the asking one's address goes with it.
 fn peer_of(protocol: u8, peer: End) -> End {
     match protocol {
-        protocol::TCP | protocol::UDP => peer,
+        protocol::TCP | protocol::UDP | protocol::SCTP => peer,
         _ => (peer.0, 0),
     }
 }
@@ -426,6 +428,9 @@ fn replace_word(packet: &mut [u8], layers: &Layers, at: usize, new: u16) {
         return;
     };
     let old = [field[0], field[1]];
+    if layers.crc().is_some() {
+        return replace_word_of_sctp(packet, layers, at, new);
+    }
     field.copy_from_slice(&new.to_be_bytes());
     let Some(sum_at) = layers.checksum() else {
         return;
@@ -445,6 +450,17 @@ fn replace_word(packet: &mut [u8], layers: &Layers, at: usize, new: u16) {
     // 0 and 0xffff are the same number in one's complement.
     let updated = if updated == 0xffff { 0 } else { updated };
     sum.copy_from_slice(&updated.to_be_bytes());
+}
+
+fn replace_word_of_sctp(packet: &mut [u8], layers: &Layers, at: usize, new: u16) {
+    let before = sctp_sum(packet, layers);
+    packet[at..at + 2].copy_from_slice(&new.to_be_bytes());
+    let after = sctp_sum(packet, layers);
+    if let (Some(field), Some(before), Some(after)) = (layers.crc(), before, after) {
+        for (index, byte) in packet[field..field + 4].iter_mut().enumerate() {
+            *byte ^= before[index] ^ after[index];
+        }
+    }
 }
 
 #[cfg(test)]

@@ -50,6 +50,37 @@ impl AsFd for FrameSocket {
     }
 }
 
+/// Sends frames whose transport checksum is left to the card (CHECKSUM_PARTIAL), as a host's own are.
+#[derive(Debug)]
+pub struct UnfinishedSender {
+    socket: Socket,
+}
+
+impl UnfinishedSender {
+    /// Opens on `interface` of `namespace`.
+    pub fn open(namespace: &Namespace, interface: &str) -> Result<Self> {
+        let socket = namespace.enter(|| -> Result<Socket> {
+            let socket = open_frames(interface)?;
+            switch_on(&socket, libc::PACKET_VNET_HDR).context("PACKET_VNET_HDR")?;
+            Ok(socket)
+        })??;
+        Ok(Self { socket })
+    }
+
+    /// Sends one frame, whose transport header is at `start` and has its checksum's field at `field` from
+    /// there.
+    pub fn send(&self, frame: &[u8], start: usize, field: usize) -> io::Result<()> {
+        /// `VIRTIO_NET_HDR_F_NEEDS_CSUM` of linux/virtio_net.h.
+        const NEEDS_SUM: u8 = 1;
+        // What follows the flags says that the frame is a single packet.
+        let mut bytes = vec![NEEDS_SUM, 0, 0, 0, 0, 0];
+        bytes.extend((start as u16).to_ne_bytes());
+        bytes.extend((field as u16).to_ne_bytes());
+        bytes.extend_from_slice(frame);
+        self.socket.send(&bytes).map(drop)
+    }
+}
+
 /// Sends whole IP packets from inside a host, through its OUTPUT hook.
 #[derive(Debug)]
 pub struct LocalSender {
@@ -143,7 +174,7 @@ fn open_frames(interface: &str) -> Result<Socket> {
     // Protocol 0 receives nothing until bind() names a protocol, so no frame of another interface
     // slips in between.
     let socket = Socket::new(Domain::PACKET, Type::RAW, None).context("AF_PACKET socket")?;
-    ignore_outgoing(&socket).context("PACKET_IGNORE_OUTGOING")?;
+    switch_on(&socket, libc::PACKET_IGNORE_OUTGOING).context("PACKET_IGNORE_OUTGOING")?;
     let mut storage = SockAddrStorage::zeroed();
     // SAFETY: SockAddrStorage is large enough for and aligned to every sockaddr of the system,
     // and all of its bytes are zero, which is a valid sockaddr_ll.
@@ -159,14 +190,14 @@ fn open_frames(interface: &str) -> Result<Socket> {
     Ok(socket)
 }
 
-fn ignore_outgoing(socket: &Socket) -> io::Result<()> {
+fn switch_on(socket: &Socket, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     // SAFETY: the option takes an int, whose address and size are given; the call keeps neither.
     let result = unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),
             libc::SOL_PACKET,
-            libc::PACKET_IGNORE_OUTGOING,
+            option,
             (&raw const on).cast(),
             size_of_val(&on) as libc::socklen_t,
         )

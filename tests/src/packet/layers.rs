@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::build::pseudo_header;
+use super::build::{crc32c, pseudo_header};
 use super::protocol;
 
 /// Where things are in an IP packet.
@@ -65,7 +65,13 @@ impl Layers {
         (is_error && !self.is_later()).then_some(self.body + 8)
     }
 
-    /// Where the layer 4 checksum is.
+    /// Where SCTP's checksum is.
+    pub fn crc(&self) -> Option<usize> {
+        let is_sctp = self.protocol == protocol::SCTP && !self.is_later();
+        is_sctp.then_some(self.body + 8)
+    }
+
+    /// Where the layer 4 checksum is, unless it is SCTP's.
     pub fn checksum(&self) -> Option<usize> {
         let offset = match self.protocol {
             protocol::TCP => 16,
@@ -97,6 +103,9 @@ pub fn checksum_is_sound(bytes: &[u8]) -> bool {
             return false;
         }
     }
+    if let (Some(at), None) = (layers.crc(), layers.fragment) {
+        return sctp_sum(packet, &layers).is_some_and(|sum| packet[at..at + 4] == sum);
+    }
     let (Some(offset), None) = (layers.checksum(), layers.fragment) else {
         return true;
     };
@@ -118,6 +127,13 @@ pub fn checksum_is_sound(bytes: &[u8]) -> bool {
         )
     };
     ones_complement(&[&pseudo, body]) == 0xffff || checksum_is_unfinished(packet)
+}
+
+/// What SCTP's checksum would be, of what there is of the packet.
+pub fn sctp_sum(packet: &[u8], layers: &Layers) -> Option<[u8; 4]> {
+    let mut body = packet.get(layers.body..layers.end)?.to_vec();
+    body.get_mut(8..12)?.fill(0);
+    Some(crc32c(&body).to_le_bytes())
 }
 
 /// Whether the layer 4 checksum is one that the sender's kernel left to the network card.

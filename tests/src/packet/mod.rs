@@ -7,7 +7,9 @@ mod layers;
 
 pub use build::{Dressing, Packet, Payload, flags, frame};
 pub use describe::{describe, flag_names};
-pub use layers::{Layers, checksum_is_sound, checksum_is_unfinished, ones_complement, reassemble};
+pub use layers::{
+    Layers, checksum_is_sound, checksum_is_unfinished, ones_complement, reassemble, sctp_sum,
+};
 
 /// IP protocol numbers that the tests speak of.
 pub mod protocol {

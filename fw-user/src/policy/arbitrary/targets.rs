@@ -114,7 +114,7 @@ pub(super) fn fitting(
         | Target::Snat(_)
         | Target::Redirect(_)
         | Target::Netmap(_)
-            if is(&[SCTP, DCCP, UDPLITE]) =>
+            if is(&[DCCP, UDPLITE]) =>
         {
             Target::Continue
         }
@@ -146,7 +146,7 @@ fn fitting_ports(translation: Translation, protocol: Option<Negatable<u8>>) -> T
 }
 
 fn has_ports(protocol: Option<Negatable<u8>>) -> bool {
-    protocol.is_some_and(|protocol| [TCP, UDP].contains(&protocol.value))
+    protocol.is_some_and(|protocol| [TCP, UDP, SCTP].contains(&protocol.value))
 }
 
 fn log() -> impl Strategy<Value = Log> {

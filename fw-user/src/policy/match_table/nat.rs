@@ -20,7 +20,7 @@ pub(crate) const TARGETS: &[TargetRow] = &[
         name: "DNAT",
         families: BOTH,
         support: Support::Partly,
-        note: "With `--to-destination` (addresses, ports, base port), `--random` and `--persistent`, in PREROUTING and chains called from it. In OUTPUT only where the packet need not be routed anew: to another port of the same address, or with `-o lo` to a loopback address. A chain that both call, as Docker's, is taken for PREROUTING; in OUTPUT such a rule accepts without translating. Not for SCTP, DCCP and UDP-Lite, and no identifiers of echoes.",
+        note: "With `--to-destination` (addresses, ports, base port), `--random` and `--persistent`, in PREROUTING and chains called from it. In OUTPUT only where the packet need not be routed anew: to another port of the same address, or with `-o lo` to a loopback address. A chain that both call, as Docker's, is taken for PREROUTING; in OUTPUT such a rule accepts without translating. Not for DCCP and UDP-Lite, and no identifiers of echoes.",
         start: Some(TargetDraft::Dnat(EMPTY)),
         tables: &[TableName::Nat],
         options: &[translated("to-destination"), random(), persistent()],

@@ -66,7 +66,7 @@ pub(crate) const TARGETS: &[TargetRow] = &[
         name: "MASQUERADE",
         families: BOTH,
         support: Support::Partly,
-        note: "With `--to-ports`, `--random` and `--random-fully`; in nat's POSTROUTING and chains called from it. Rules for SCTP, DCCP and UDP-Lite that translate are refused, whatever the target; what others would translate of these is dropped.",
+        note: "With `--to-ports`, `--random` and `--random-fully`; in nat's POSTROUTING and chains called from it. Rules for DCCP and UDP-Lite that translate are refused, whatever the target; what others would translate of these is dropped.",
         start: Some(TargetDraft::Masquerade(Masquerade {
             ports: None,
             random: false,

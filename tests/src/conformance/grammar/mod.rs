@@ -133,16 +133,14 @@ impl Rules {
         self.tables.iter().map(|table| table.rules.len()).sum()
     }
 
-    /// Only the rules whose running number is listed, and those without which there are differences.
+    /// Only the rules whose running number is listed, and the one without which there are differences.
     pub fn only(&self, keep: &[usize]) -> Self {
         let mut number = 0;
         let mut rules = self.clone();
         for table in &mut rules.tables {
             table.rules.retain(|rule| {
                 number += 1;
-                keep.contains(&(number - 1))
-                    || rule == tables::TRACKS
-                    || nat::leaves_sctp_alone(rule)
+                keep.contains(&(number - 1)) || rule == tables::TRACKS
             });
         }
         rules

@@ -7,6 +7,7 @@ use fw_user::policy::model::Family;
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
+use super::matches::one_of;
 use super::{Spot, TableText, Writer};
 use crate::conformance::traffic::{Carried, Flow, SILENT_PORTS};
 use crate::lab::{address, mac};
@@ -25,15 +26,14 @@ pub fn neighbours() -> Vec<(&'static str, [u8; 6], IpAddr)> {
     all
 }
 
-/// What stands before the first rule of a chain that may translate: fwbpf does not translate SCTP, but drops
-/// it (difference 21).
-fn leave_sctp_alone(chain: &str) -> String {
-    format!("-A {chain} -p sctp -j ACCEPT")
-}
-
-/// Whether a rule is the one that leaves SCTP alone.
-pub(super) fn leaves_sctp_alone(rule: &str) -> bool {
-    rule.ends_with(" -p sctp -j ACCEPT") && rule.split(' ').count() == 6
+/// How rules name the protocol of a flow that has ports.
+fn protocol_of(flow: Flow) -> Option<&'static str> {
+    match flow.carried {
+        Carried::Tcp => Some("tcp"),
+        Carried::Udp => Some("udp"),
+        Carried::Sctp => Some("sctp"),
+        Carried::Echo | Carried::Other(_) => None,
+    }
 }
 
 /// Addresses at eth0's wire that nobody has: what sources are translated to.
@@ -96,18 +96,6 @@ impl<R: Rng> Writer<'_, R> {
                 rules.push(rule);
             }
         }
-        for base in ["PREROUTING", "INPUT", "OUTPUT", "POSTROUTING"] {
-            let chain = format!("-A {base} ");
-            let translates = |rule: &String| {
-                let targets = ["-j MASQ", "-j SNAT", "-j DNAT", "-j REDIR", "-j NETMAP"];
-                let calls = ["-j natuser", "-j post"];
-                let mut words = targets.iter().chain(&calls);
-                rule.starts_with(&chain) && words.any(|word| rule.contains(word))
-            };
-            if let Some(first) = rules.iter().position(translates) {
-                rules.insert(first, leave_sctp_alone(base));
-            }
-        }
         TableText {
             name: "nat",
             chains,
@@ -141,7 +129,7 @@ impl<R: Rng> Writer<'_, R> {
                         first + 3000 + self.upto(2000) as u16
                     )
                 };
-                protocol = Some(if self.chance(0.5) { "tcp" } else { "udp" });
+                protocol = Some(one_of(self.random, &["tcp", "udp", "sctp"]));
             }
             if self.chance(0.2) {
                 target += " --random";
@@ -156,7 +144,7 @@ impl<R: Rng> Writer<'_, R> {
     pub(super) fn destination_rule(&mut self, chain: &str) -> String {
         let flow = *self.flows.choose(self.random).expect("there are flows");
         let mut words = self.matches_of(chain, flow, "-d");
-        let ports = matches!(flow.carried, Carried::Tcp | Carried::Udp);
+        let ports = protocol_of(flow).is_some();
         match self.upto(10) {
             0..6 => {
                 let hosts = [
@@ -206,20 +194,8 @@ impl<R: Rng> Writer<'_, R> {
     /// A rule of OUTPUT that leaves packets on their way.
     pub(super) fn output_rule(&mut self) -> String {
         let flow = *self.flows.choose(self.random).expect("there are flows");
-        let flow = Flow {
-            carried: if self.chance(0.5) {
-                Carried::Tcp
-            } else {
-                Carried::Udp
-            },
-            ..flow
-        };
         let mut words = vec!["-A OUTPUT".to_owned()];
-        let protocol = if flow.carried == Carried::Tcp {
-            "tcp"
-        } else {
-            "udp"
-        };
+        let protocol = one_of(self.random, &["tcp", "udp", "sctp"]);
         words.push(format!("-p {protocol}"));
         if self.chance(0.4) {
             words.push(format!("--dport {}", flow.b.port));
@@ -244,8 +220,7 @@ impl<R: Rng> Writer<'_, R> {
         let flow = *self.flows.choose(self.random).expect("there are flows");
         let mut words = self.matches_of(chain, flow, "-s");
         if spot == Spot::Input {
-            let has_ports = matches!(flow.carried, Carried::Tcp | Carried::Udp);
-            if has_ports {
+            if protocol_of(flow).is_some() {
                 let first = 20_000 + self.upto(1000) as u16;
                 words.push(format!("-j SNAT --to-source :{first}-{}", first + 3000));
             }
@@ -268,7 +243,7 @@ impl<R: Rng> Writer<'_, R> {
         }
         let host = self.host(&POOL);
         let mut to = host.clone();
-        if matches!(flow.carried, Carried::Tcp | Carried::Udp) && self.chance(0.3) {
+        if protocol_of(flow).is_some() && self.chance(0.3) {
             // Not those of INPUT (difference 10).
             let first = 30_000 + self.upto(1000) as u16;
             let ports = if self.chance(0.3) {
@@ -302,10 +277,8 @@ impl<R: Rng> Writer<'_, R> {
             };
             words.push(format!("{end} {address}"));
         }
-        let protocol = match flow.carried {
-            Carried::Tcp => "tcp",
-            Carried::Udp => "udp",
-            _ => return words,
+        let Some(protocol) = protocol_of(flow) else {
+            return words;
         };
         words.push(format!("-p {protocol}"));
         if self.chance(0.6) {

@@ -8,7 +8,6 @@ use rand::seq::IndexedRandom;
 
 use super::{Spot, Writer, lists, matches, reject};
 use crate::conformance::extensions;
-use crate::conformance::traffic::Carried;
 
 impl<R: Rng> Writer<'_, R> {
     pub(super) fn rule(&mut self, chain: &str, spot: Spot, target: &str) -> String {
@@ -46,8 +45,6 @@ impl<R: Rng> Writer<'_, R> {
         }
         match protocol {
             Some(protocol) => words.push(format!("-p {protocol}")),
-            // Difference 21.
-            None if target.starts_with("-j MASQUERADE") && flow.carried == Carried::Sctp => {}
             None if self.chance(0.6) => self.protocol(&mut words, flow.carried, from, to),
             None => {}
         }

@@ -9,7 +9,7 @@ use crate::policy::match_table::{
 use crate::policy::model::{
     Match, Negatable, PortRange, Ports, Reject, SetChange, Target, Translation,
 };
-use crate::policy::names::{DCCP, SCTP, TCP, UDP, UDPLITE, protocol_name};
+use crate::policy::names::{DCCP, TCP, UDP, UDPLITE, protocol_name};
 use crate::policy::packet_match::PacketMatch;
 use crate::policy::source::Span;
 
@@ -170,7 +170,7 @@ impl<'a> Reader<'a, '_, '_> {
         }
     }
 
-    /// What is translated needs a checksum that a program at a hook can correct.
+    /// The checksums of some protocols would have to be corrected, and are not.
     fn check_translatable(&mut self, draft: &TargetDraft, span: Span) {
         let translates = matches!(
             draft,
@@ -182,7 +182,7 @@ impl<'a> Reader<'a, '_, '_> {
         );
         let Some(Negatable {
             not: false,
-            value: protocol @ (SCTP | DCCP | UDPLITE),
+            value: protocol @ (DCCP | UDPLITE),
         }) = self.rule.protocol
         else {
             return;
