@@ -87,9 +87,14 @@
 //!     quoted packet that was cut, netfilter sums up what is left. How much a port changes depends on how long the
 //!     packet is, which its first fragment does not tell: no port of a fragment changes. No wrong sum is sent,
 //!     all that is quoted is quoted whole, and SCTP is not sent in fragments.
+//! 22. **Resets to ::1.** The kernel sends the reset about a segment from ::1 by the interface that has the
+//!     segment's destination, as it takes that for the one of its scope (`ip6_rcv_core`, net/ipv6/ip6_input.c;
+//!     `rt6_need_strict`, net/ipv6/route.c), and so to the wire, unless a rule of mangle's OUTPUT changes the
+//!     packet's mark, class or hop limit: then netfilter routes it anew, to loopback (`ip6t_mangle_out`), while
+//!     in fwbpf it stays on its way. Where there are such rules, such resets are like difference 18's errors.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use anyhow::Result;
 
@@ -356,6 +361,12 @@ fn is_own_reset(bytes: &[u8], sent: &[u8]) -> bool {
                 .get(layers.body + TCP_FLAGS)
                 .is_some_and(|flags| flags & RST != 0)
     }) && !is_the_same(bytes, sent)
+}
+
+/// Difference 22: whether a packet is a reset of the kernel's to ::1.
+pub fn resets_to_loopback(bytes: &[u8], sent: &[u8]) -> bool {
+    is_own_reset(bytes, sent)
+        && Layers::read(bytes).is_some_and(|layers| layers.destination == Ipv6Addr::LOCALHOST)
 }
 
 /// Whether what an ICMP error quotes is the packet that was sent, or what that quotes, and not one that

@@ -11,7 +11,7 @@ use fw_user::policy::model::Family;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 
-use super::differences::{RandomPorts, canonical, forget_the_way, is_the_same};
+use super::differences::{RandomPorts, canonical, forget_the_way, is_the_same, resets_to_loopback};
 use super::grammar::neighbours;
 use super::simulated::Simulated;
 use super::traffic::{
@@ -50,6 +50,8 @@ pub struct Side {
     random_ports: RandomPorts,
     errors_at: Vec<Place>,
     draws: bool,
+    /// Rules of mangle's OUTPUT have packets routed anew.
+    reroutes: bool,
     _silent: Vec<Socket>,
     lab: ServerLab,
 }
@@ -150,6 +152,7 @@ impl Side {
             random_ports: RandomPorts::default(),
             errors_at: Vec::new(),
             draws: false,
+            reroutes: false,
             _silent: lab.server.enter(silent_listeners)??,
             lab,
         };
@@ -175,9 +178,11 @@ impl Side {
     }
 
     /// Forgets what earlier traffic taught. `draws` says that the rules to come draw ports even
-    /// where the old one is free, so that by chance the old one may be drawn.
-    pub fn reset(&mut self, draws: bool) -> Result<()> {
+    /// where the old one is free, so that by chance the old one may be drawn; `reroutes`, that they change
+    /// what netfilter routes anew for (difference 22).
+    pub fn reset(&mut self, draws: bool, reroutes: bool) -> Result<()> {
         self.draws = draws;
+        self.reroutes = reroutes;
         self.translated.clear();
         self.arrived.clear();
         self.errors_at.clear();
@@ -248,7 +253,8 @@ impl Side {
                 let sound = checksum_is_sound(&bytes);
                 let mut bytes = canonical(bytes, &sent, &self.random_ports);
                 let quotes = Layers::read(&bytes).is_some_and(|it| it.quoted(&bytes).is_some());
-                let place = if quotes && !matches!(step.what, What::Error { .. }) {
+                let error = quotes && !matches!(step.what, What::Error { .. });
+                let place = if error || self.reroutes && resets_to_loopback(&bytes, &sent) {
                     self.errors_at.push(place);
                     forget_the_way(&mut bytes);
                     Place::Server
@@ -281,7 +287,7 @@ impl Side {
         }
     }
 
-    /// Where errors of the kernel's came out since the last reset (difference 18), in some order.
+    /// Where errors of the kernel's came out since the last reset (differences 18 and 22), in some order.
     pub fn errors_at(&self) -> Vec<Place> {
         let mut places = self.errors_at.clone();
         places.sort();
@@ -423,7 +429,10 @@ impl Side {
             let is_answer = layers.destination == from.address
                 && *place == from.place
                 && from.place == Place::Server;
-            if end != there && !is_answer && !layers.destination.is_unspecified() {
+            if end == there {
+                // One before may have come out elsewhere, untranslated.
+                self.arrived.remove(&step.flow);
+            } else if !is_answer && !layers.destination.is_unspecified() {
                 self.arrived.insert(step.flow, end);
             }
             return;

@@ -128,6 +128,15 @@ impl Rules {
         rules.any(|rule| rule.contains("-m connlimit"))
     }
 
+    /// Whether rules of mangle's OUTPUT change what netfilter routes a packet anew for (difference 22).
+    pub fn change_what_is_sent(&self) -> bool {
+        let targets = ["-j MARK", "restore-mark", "-j DSCP", "-j TOS", "-j HL"];
+        let mangle = self.tables.iter().filter(|table| table.name == "mangle");
+        mangle.flat_map(|table| &table.rules).any(|rule| {
+            rule.starts_with("-A OUTPUT ") && targets.iter().any(|target| rule.contains(target))
+        })
+    }
+
     /// How many rules there are in all.
     pub fn count(&self) -> usize {
         self.tables.iter().map(|table| table.rules.len()).sum()
