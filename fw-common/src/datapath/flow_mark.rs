@@ -72,12 +72,18 @@ pub fn find_early<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mu
 /// Finds the mark of an answer of this host's, which carries the connection of what it answers into table raw.
 #[inline(always)]
 pub fn find_of_answer(scratch: &mut Scratch) {
-    let answers = scratch.answer.in_hand && scratch.note as u16 & NOTE_SEEN != 0;
-    if answers && scratch.features & HeaderFields::OF_FLOWS != 0 {
+    if answers_with_flow(scratch) && scratch.features & HeaderFields::OF_FLOWS != 0 {
         let value = scratch.mark.before;
         scratch.mark.value = value;
+        scratch.mark.changed = 0;
         scratch.facts.set(fact::FLOW_MARK, value);
     }
+}
+
+/// Whether the packet in hand answers one that has a connection.
+#[inline(always)]
+fn answers_with_flow(scratch: &Scratch) -> bool {
+    scratch.answer.in_hand & (scratch.note as u16 & NOTE_SEEN != 0)
 }
 
 /// Finds the mark of a packet whose place is found, at ingress or at egress.
@@ -133,6 +139,10 @@ impl Stage for FindMark {
             scratch.mark.place = NOWHERE;
             return 0;
         }
+        // What table raw has made of an answer's.
+        let answers = argument == EGRESS && answers_with_flow(scratch);
+        let changed = scratch.mark.changed & answers as u32;
+        let early = scratch.mark.value;
         scratch.mark.place = NOWHERE;
         scratch.mark.changed = 0;
         scratch.mark.value = 0;
@@ -159,7 +169,11 @@ impl Stage for FindMark {
             mark.value = scratch.tracked.mark;
             mark.key.set(&scratch.lookup.key);
         }
-        let value = scratch.mark.value;
+        // Not by a branch, which would be twice as much to the verifier from here on.
+        let mask = changed.wrapping_neg();
+        let value = scratch.mark.value & !mask | early & mask;
+        scratch.mark.value = value;
+        scratch.mark.changed = changed;
         scratch.facts.set(fact::FLOW_MARK, value);
         connection::find(tables, scratch);
         0
@@ -170,7 +184,7 @@ impl Stage for FindMark {
 #[inline(never)]
 fn recall<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, argument: u32) {
     // What answers a packet without a flow is tracked by itself.
-    let answers = scratch.answer.in_hand && scratch.note as u16 & NOTE_SEEN != 0;
+    let answers = answers_with_flow(scratch);
     if scratch.headers.icmp as u8 == Icmp::Error as u8 {
         if scratch.made_here && (answers || is_about_transit(scratch)) {
             // The flow is not stored yet, or no more.

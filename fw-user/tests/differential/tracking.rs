@@ -205,3 +205,28 @@ fn what_one_packet_met_is_forgotten_for_the_next() {
         assert_eq!(verdict, Verdict::Pass);
     }
 }
+
+/// Table raw meets an answer with its connection already, and what it makes of the mark is met by all that
+/// comes after, and kept.
+#[test]
+fn table_raw_marks_the_connection_that_an_answer_is_about() {
+    let mut machine = Machine::loading(
+        Family::Ipv4,
+        "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+         -A INPUT -p tcp -m length --length 100: -j REJECT --reject-with tcp-reset\n\
+         -A OUTPUT -m connmark ! --mark 0x21 -j DROP\nCOMMIT\n\
+         *mangle\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+         :POSTROUTING ACCEPT\n-A PREROUTING -m connmark --mark 0 -j CONNMARK --or-mark 1\nCOMMIT\n\
+         *raw\n:PREROUTING ACCEPT\n:OUTPUT ACCEPT\n-A OUTPUT -j CONNMARK --or-mark 0x20\nCOMMIT\n",
+    );
+    let (way, ports) = (["198.51.100.1", SERVER4], [40_000, 22]);
+    let short = frame(tcp(way, ports, flag::SYN, [1, 0], 0));
+    assert_eq!(machine.arrive(ETH0, short).0, Verdict::Pass);
+    let (verdict, answer) = machine.arrive(ETH0, frame(tcp(way, ports, flag::SYN, [1, 0], 80)));
+    assert_eq!(verdict, Verdict::Answer);
+    assert_eq!(machine.leave(ETH0, answer).0, Verdict::Pass);
+    // It is kept with the connection.
+    let again = frame(tcp(way, ports, flag::SYN, [1, 0], 0));
+    assert_eq!(machine.arrive(ETH0, again).0, Verdict::Pass);
+    assert_eq!(machine.scratch.mark.value, 0x21);
+}
