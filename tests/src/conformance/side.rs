@@ -408,7 +408,7 @@ impl Side {
 
     /// Learns where a request came out whose destination was translated: answers come from there.
     fn learn_arrival(&mut self, flow: &Flow, step: &Step, sent: &[u8], raw: &[(Place, Vec<u8>)]) {
-        let (from, there) = (sender(flow, Way::Forth), sender(flow, Way::Back));
+        let there = sender(flow, Way::Back);
         for (place, bytes) in raw {
             let Some(layers) = Layers::read(bytes) else {
                 continue;
@@ -425,14 +425,10 @@ impl Side {
                 address: layers.destination,
                 port,
             };
-            // What the server's kernel answers may look the same.
-            let is_answer = layers.destination == from.address
-                && *place == from.place
-                && from.place == Place::Server;
             if end == there {
                 // One before may have come out elsewhere, untranslated.
                 self.arrived.remove(&step.flow);
-            } else if !is_answer && !layers.destination.is_unspecified() {
+            } else if !layers.destination.is_unspecified() {
                 self.arrived.insert(step.flow, end);
             }
             return;

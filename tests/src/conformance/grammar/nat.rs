@@ -221,8 +221,9 @@ impl<R: Rng> Writer<'_, R> {
         let mut words = self.matches_of(chain, flow, "-s");
         if spot == Spot::Input {
             if protocol_of(flow).is_some() {
-                let first = 20_000 + self.upto(1000) as u16;
-                words.push(format!("-j SNAT --to-source :{first}-{}", first + 3000));
+                // None that POSTROUTING's rules name (difference 10).
+                let first = 26_000 + self.upto(1000) as u16;
+                words.push(format!("-j SNAT --to-source :{first}-{}", first + 2900));
             }
             return words.join(" ");
         }
