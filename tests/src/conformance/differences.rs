@@ -185,6 +185,9 @@ impl RandomPorts {
         if is_own_reset(received, sent) {
             return self.learn_reset(received, (flow, way.reversed()));
         }
+        if is_the_same(received, sent) {
+            return self.learn_passed_on(sent, received);
+        }
         let quoted = Layers::read(received)
             .and_then(|layers| received.get(layers.quoted(received)?..))
             .filter(|quoted| is_the_same(quoted, sent));
@@ -209,6 +212,22 @@ impl RandomPorts {
                 let stand_in = stand_in_of((flow, way));
                 self.quoted.entry(key).or_insert(stand_in);
             }
+        }
+    }
+
+    /// A packet to a port that was drawn, and stays where only the address is translated: an error about it
+    /// quotes the port beside that address.
+    fn learn_passed_on(&mut self, sent: &[u8], received: &[u8]) {
+        let Some((drawn, stand_in)) = drawn_destination(sent, self) else {
+            return;
+        };
+        let ends = Layers::read(received).and_then(|it| Some((it.ports(received)?, it)));
+        if let Some(((source, port), layers)) = ends
+            && port == drawn
+        {
+            let peer = peer_of(layers.protocol, (layers.source, source));
+            let key = (layers.protocol, (layers.destination, port), peer);
+            self.quoted.entry(key).or_insert(stand_in);
         }
     }
 
