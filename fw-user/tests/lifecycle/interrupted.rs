@@ -115,6 +115,63 @@ fn a_first_load_that_died_after_any_step_has_left_nothing_loaded() {
 }
 
 #[test]
+fn a_first_load_over_clsact_that_died_at_any_call_leaves_nothing_that_is_not_found_again() {
+    require!();
+    let lab = Lab::new("clsact");
+    let policy = lab.policy("policy.v4", &[22, 80]);
+    let load = ["load", "--hook", "clsact", policy.to_str().unwrap()];
+    // What changes the qdisc and the filters goes by netlink; what remembers them is links.
+    for call in ["sendto", "symlink"] {
+        let mut n = 1;
+        while lab.dies_at(call, n, &load) {
+            n += 1;
+            // Removal finds all that was made, if there is anything to be removed.
+            let code = lab.run(&["unload"]).status.code();
+            assert!(matches!(code, Some(0 | 4)), "{call} {n}: {code:?}");
+            assert_eq!(lab.clsact(), "", "left by a load that died at {call} {n}");
+        }
+        assert!(n > 4, "{call} was called {n} times");
+        assert_eq!(lab.clsact().matches("handle 0x6677").count(), 2);
+        assert!(lab.run(&["unload"]).status.success());
+    }
+}
+
+#[test]
+fn a_load_that_died_at_any_call_has_left_the_old_policy_or_the_new() {
+    require!();
+    let lab = Lab::new("calls");
+    let policies = [
+        lab.policy("even.v4", &[22, 80]),
+        lab.policy("odd.v4", &[22, 443]),
+    ];
+    let [old, new] = policies.each_ref().map(|policy| {
+        lab.json(&["load", "--xdp", "off", policy.to_str().unwrap()]);
+        lab.shown()
+    });
+    // The odd one gives way to the even one, and that to the odd one again, up to where it dies.
+    let even = ["load", "--xdp", "off", policies[0].to_str().unwrap()];
+    let odd = ["load", "--xdp", "native", policies[1].to_str().unwrap()];
+    let mut after = [0, 0];
+    for call in ["bpf", "rename", "symlink"] {
+        let mut n = 1;
+        loop {
+            assert!(lab.run(&even).status.success(), "{call} {n}");
+            let died = lab.dies_at(call, n, &odd);
+            let shown = lab.shown();
+            assert!(shown == old || shown == new, "{call} {n}: {shown}");
+            after[usize::from(shown == new)] += 1;
+            assert_eq!(lab.tcx_programs("eth0"), [1, 1], "{call} {n}");
+            if !died {
+                assert_eq!(shown, new);
+                break;
+            }
+            n += 1;
+        }
+    }
+    assert!(after[0] > 50 && after[1] > 3, "old and new: {after:?}");
+}
+
+#[test]
 fn the_policys_map_is_the_last_to_come_and_the_first_to_go() {
     require!();
     let lab = Lab::new("order");

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
@@ -121,6 +122,41 @@ impl Lab {
         // nsenter has become fwbpf by exec, so this is SIGKILL to fwbpf itself.
         load.kill().unwrap();
         load.wait().unwrap();
+    }
+
+    /// Runs fwbpf, which dies when one of its threads comes to its n-th call of this name (from 1), before
+    /// the call is made; whether it came so far.
+    pub fn dies_at(&self, call: &str, n: u32, arguments: &[&str]) -> bool {
+        let fwbpf = self.fwbpf();
+        let mut words = fwbpf.get_args();
+        let mut command = Command::new(fwbpf.get_program());
+        command.arg(words.next().unwrap());
+        let output = command
+            .args(["strace", "--follow-forks", "--output=/dev/null"])
+            .arg(format!("--trace={call}"))
+            .arg(format!("--inject={call}:signal=KILL:when={n}"))
+            .args(words)
+            .args(arguments)
+            .output()
+            .unwrap();
+        if !output.status.success() {
+            // strace ends as what it runs does.
+            assert_eq!(output.status.signal(), Some(9), "{call} {n}: {output:?}");
+        }
+        !output.status.success()
+    }
+
+    /// The filters and the qdisc at eth0, as `tc` shows them.
+    pub fn clsact(&self) -> String {
+        let show = |arguments: &str| {
+            let mut tc = Command::new("tc");
+            tc.args(["-n", &self.name]).args(arguments.split(' '));
+            String::from_utf8(tc.output().unwrap().stdout).unwrap()
+        };
+        let qdiscs = show("qdisc show dev eth0");
+        let own = qdiscs.lines().filter(|line| line.contains("clsact"));
+        let filters = ["ingress", "egress"].map(|way| show(&format!("filter show dev eth0 {way}")));
+        own.map(str::to_owned).chain(filters).collect()
     }
 
     /// Programs at tcx ingress and egress.
@@ -251,6 +287,9 @@ pub fn missing() -> Option<&'static str> {
     }
     if Command::new("ip").arg("-V").output().is_err() {
         return Some("iproute2 is missing");
+    }
+    if Command::new("strace").arg("-V").output().is_err() {
+        return Some("strace is missing");
     }
     None
 }

@@ -58,7 +58,7 @@ const PING: Package = program(
     "sends the demo's and the tests' pings",
 );
 
-const TESTS: [Package; 11] = [
+const TESTS: [Package; 12] = [
     program(
         "iptables",
         "iptables-legacy",
@@ -97,6 +97,11 @@ const TESTS: [Package; 11] = [
         "procps",
         "sysctl",
         "switches forwarding on inside namespaces",
+    ),
+    program(
+        "strace",
+        "strace",
+        "ends loads at a system call of its choice",
     ),
 ];
 

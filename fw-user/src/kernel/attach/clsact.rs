@@ -4,6 +4,9 @@
 //! a symbolic link in the place of a pin, whose target says what was made: which filter it is, and
 //! whether the qdisc was ours. Other users' filters and qdiscs are left alone; ours is replaced in
 //! one step, since the kernel swaps the program of a filter (`cls_bpf_change`, net/sched/cls_bpf.c).
+//!
+//! The record comes before what it tells of, and goes after it. So whenever a load or a removal dies,
+//! the next one finds all that there may be: a record of what is not there does no harm.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -98,20 +101,24 @@ pub fn attach(
         TcAttachType::Egress => INGRESS,
         TcAttachType::Ingress | TcAttachType::Custom(_) => EGRESS,
     };
-    let own_qdisc = match qdisc_add_clsact(&interface.name).map_err(Error::from) {
-        Ok(()) => true,
-        // It is there: ours, if we made it for the other direction.
-        Err(error) if os_error(&error) == Some(libc::EEXIST) => {
-            Record::read(&state.link(interface.index, other)).is_some_and(|other| other.own_qdisc)
-        }
-        Err(error) => return Err(error.context("cannot add a clsact qdisc")),
+    let present = has_qdisc(interface)?;
+    let mut record = Record {
+        priority: priority(direction, 0),
+        // If it is there, it is ours if we made it for the other direction.
+        own_qdisc: !present
+            || Record::read(&state.link(interface.index, other))
+                .is_some_and(|other| other.own_qdisc),
     };
-    let priority = add(program, interface, direction)?;
-    Record {
-        priority,
-        own_qdisc,
+    record.write(pin)?;
+    if !present {
+        match qdisc_add_clsact(&interface.name).map_err(Error::from) {
+            Ok(()) => {}
+            // Somebody else was faster.
+            Err(error) if os_error(&error) == Some(libc::EEXIST) => record.own_qdisc = false,
+            Err(error) => return Err(error.context("cannot add a clsact qdisc")),
+        }
     }
-    .write(pin)?;
+    add(program, interface, direction, record, pin)?;
     Ok(true)
 }
 
@@ -120,9 +127,15 @@ fn add(
     program: &mut SchedClassifier,
     interface: &Interface,
     direction: TcAttachType,
-) -> Result<u16> {
+    record: Record,
+    pin: &Path,
+) -> Result<()> {
     for turn in 0..PRIORITIES {
         let priority = priority(direction, turn);
+        let record = Record { priority, ..record };
+        if Record::read(pin) != Some(record) {
+            record.write(pin)?;
+        }
         let added = program.attach_with_options(
             &interface.name,
             direction,
@@ -135,7 +148,7 @@ fn add(
         match added.map_err(Error::from) {
             Ok(id) => {
                 keep(program.take_link(id)?);
-                return Ok(priority);
+                return Ok(());
             }
             // A filter of another kind has the priority, or one of the same number.
             Err(error)
@@ -216,6 +229,18 @@ pub fn filters(interface: &Interface, direction: TcAttachType) -> Result<Vec<(u1
         // A priority's chain is listed, too, without a number.
         .filter(|(_, number)| *number != 0)
         .collect())
+}
+
+/// Whether the interface has a clsact qdisc, be it ours or not.
+fn has_qdisc(interface: &Interface) -> Result<bool> {
+    let index = interface.index as i32;
+    let messages: Vec<TcMessage> =
+        netlink(async |handle| handle.qdisc().get().execute().try_collect().await)
+            .with_context(|| format!("cannot list the qdiscs of {}", interface.name))?;
+    Ok(messages.iter().any(|message| {
+        let header = &message.header;
+        header.index == index && header.parent == Parent::CLSACT
+    }))
 }
 
 fn remove_qdisc(interface: &Interface) -> Result<()> {
