@@ -48,7 +48,7 @@ impl Way {
                 "--load-option=--xdp=native",
                 "--load-option=--fast-path=on",
             ],
-            Self::Random => &["--rulesets=5", "--seed=random"],
+            Self::Random => &["--rulesets=60", "--seed=random"],
         }
     }
 }
