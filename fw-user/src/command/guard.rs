@@ -24,7 +24,7 @@ use crate::kernel::fast_path::FastPath;
 use crate::kernel::flip::Helpers;
 use crate::kernel::lists;
 use crate::kernel::sets::{self, LiveSet};
-use crate::kernel::state::{Fact, Lock, StateDir};
+use crate::kernel::state::{Lock, StateDir};
 use crate::policy::model::Policy;
 
 /// Runs the command.
@@ -130,10 +130,11 @@ impl WayBack {
         let counted = counted
             .iter()
             .map(|(_, count)| [count.packets, count.bytes]);
+        let generation = running.header.generation;
         let terms = Terms {
             starts: Starts::OfNew(counted.collect()),
-            xdp: XdpMode::from_name(&state.fact(Fact::Xdp).unwrap_or_default()),
-            fast_path: FastPath::from_name(&state.fact(Fact::FastPath).unwrap_or_default()),
+            xdp: XdpMode::of(state, generation),
+            fast_path: FastPath::of(state, generation),
             hook: Hook::Auto,
             trial: None,
             import: false,

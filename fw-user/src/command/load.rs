@@ -336,9 +336,15 @@ pub fn enforce_over(
         patterns: &tables.patterns,
     };
     let on_trial = state.fact(Fact::Trial);
+    let running = old.as_ref().map(|old| old.generation);
     if let Some(period) = options.trial {
-        let running = old.as_ref().map(|old| old.generation);
         Trial::begin(state, lock, running, generation, period)?;
+    }
+    for (fact, word) in [
+        (Fact::Xdp, options.xdp.name()),
+        (Fact::FastPath, options.fast_path.name()),
+    ] {
+        state.set_term(fact, running, generation, word)?;
     }
     let mut problems = Vec::new();
     let mut import = None;
@@ -375,8 +381,6 @@ pub fn enforce_over(
         // Whoever loads a policy for good has not locked himself out.
         state.forget_fact(Fact::Trial)?;
     }
-    state.set_fact(Fact::Xdp, options.xdp.name())?;
-    state.set_fact(Fact::FastPath, options.fast_path.name())?;
     Places::make(state, &host, options.fast_path, via)?.apply(&mut maps)?;
     let revoked = options
         .drop_revoked

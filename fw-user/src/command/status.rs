@@ -14,7 +14,7 @@ use super::running::Running;
 use super::trial::{Trial, TrialStatus};
 use crate::compile::Settings;
 use crate::host::{Host, Interface};
-use crate::kernel::attach::Via;
+use crate::kernel::attach::{Via, XdpMode};
 use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::flows::{FlowTable, count};
 use crate::kernel::state::{Fact, StateDir, current_netns};
@@ -151,8 +151,8 @@ pub fn status(state: &StateDir, running: &Running, host: &Host) -> Result<Status
         files: running.meta.policy.files.clone(),
         cells: running.tables.cells.len(),
         trial: Trial::of(state, running.header.generation).map(|trial| trial.status()),
-        fast_path: mode_name(state),
-        xdp: state.fact(Fact::Xdp).unwrap_or_else(|| "auto".into()),
+        fast_path: FastPath::of(state, running.header.generation).name().into(),
+        xdp: XdpMode::of(state, running.header.generation).name().into(),
         degraded: degraded(state, running, host, &interfaces, &features),
         features,
         interfaces,
@@ -199,14 +199,9 @@ fn own_settings(status: &Status) -> String {
     )
 }
 
-fn mode_name(state: &StateDir) -> String {
-    let mode = FastPath::from_name(&state.fact(Fact::FastPath).unwrap_or_default());
-    mode.name().into()
-}
-
 fn interfaces(state: &StateDir, running: &Running, host: &Host) -> Result<Vec<InterfaceStatus>> {
     let links = state.links()?;
-    let mode = FastPath::from_name(&state.fact(Fact::FastPath).unwrap_or_default());
+    let mode = FastPath::of(state, running.header.generation);
     let plan = match Via::of(state)? {
         Some(via) => Places::make(state, host, mode, via)?,
         None => Places::default(),

@@ -13,7 +13,7 @@ use crate::kernel::attach::{Hook, Via, XdpMode, attach_all};
 use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::flows::{FlowTable, Slices};
 use crate::kernel::load::{Programs, check_owner};
-use crate::kernel::state::{Fact, StateDir};
+use crate::kernel::state::StateDir;
 use crate::kernel::sweep::Sweeper;
 use crate::kernel::sync::{prune_devices, words, write_devices, write_local};
 
@@ -53,12 +53,13 @@ impl Follower {
             &running.tables.patterns,
         )?;
         write_local(maps, &host)?;
-        let xdp = XdpMode::from_name(&self.state.fact(Fact::Xdp).unwrap_or_default());
+        let generation = running.header.generation;
+        let xdp = XdpMode::of(&self.state, generation);
         let via = Via::choose(&self.state, Hook::Auto)?;
         let mut programs = Programs::open(&self.state)?;
         let attachments = attach_all(&self.state, &host, &mut programs, via, xdp)?;
         prune_devices(maps, &host)?;
-        let fast = FastPath::from_name(&self.state.fact(Fact::FastPath).unwrap_or_default());
+        let fast = FastPath::of(&self.state, generation);
         Places::make(&self.state, &host, fast, via)?.apply(maps)?;
 
         let mut said: Vec<String> = attachments

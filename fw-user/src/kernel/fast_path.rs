@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::attach::{self, Via};
 use super::bypassed;
 use super::load::Maps;
-use super::state::StateDir;
+use super::state::{Fact, StateDir};
 use super::sync::{touch, write_near};
 use crate::host::{Host, Interface};
 
@@ -42,11 +42,11 @@ impl FastPath {
         }
     }
 
-    /// The mode of this name; `auto` for any other text.
-    pub fn from_name(name: &str) -> Self {
-        match name {
-            "on" => Self::On,
-            "off" => Self::Off,
+    /// What the load of a generation asked for; `auto` if that is not noted.
+    pub fn of(state: &StateDir, generation: u32) -> Self {
+        match state.term(Fact::FastPath, generation).as_deref() {
+            Some("on") => Self::On,
+            Some("off") => Self::Off,
             _ => Self::Auto,
         }
     }

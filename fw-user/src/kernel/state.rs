@@ -37,9 +37,9 @@ pub enum Fact {
     Object,
     /// The network namespace that the attachments are in.
     Netns,
-    /// The `--xdp` that the last load asked for.
+    /// The `--xdp` that loads asked for, see [`StateDir::term`].
     Xdp,
-    /// The `--fast-path` that the last load asked for.
+    /// The `--fast-path` that loads asked for, likewise.
     FastPath,
     /// Which generation is on trial, until when, and who watches over that.
     Trial,
@@ -229,6 +229,29 @@ impl StateDir {
             .with_context(|| format!("cannot write {}", path.display()))
     }
 
+    /// What the load of a generation asked for.
+    pub fn term(&self, fact: Fact, generation: u32) -> Option<String> {
+        let text = self.fact(fact)?;
+        let words: Vec<&str> = text.split(' ').collect();
+        if let [word] = words[..] {
+            // As versions noted it that knew of one load only.
+            return Some(word.to_owned());
+        }
+        words
+            .chunks_exact(2)
+            .find(|pair| pair[0].parse() == Ok(generation))
+            .map(|pair| pair[1].to_owned())
+    }
+
+    /// Notes before the flip what the next generation's load asks for, and keeps what that of the running
+    /// one did: whichever of them runs after a load that dies, what is noted of it is its own.
+    pub fn set_term(&self, fact: Fact, running: Option<u32>, next: u32, word: &str) -> Result<()> {
+        let kept = running
+            .and_then(|running| Some(format!("{running} {} ", self.term(fact, running)?)))
+            .unwrap_or_default();
+        self.set_fact(fact, &format!("{kept}{next} {word}"))
+    }
+
     /// Removes every pin of ours, and the directory. The attachments should be gone already.
     pub fn remove(&self) -> Result<()> {
         self.empty()?;
@@ -390,6 +413,24 @@ mod tests {
         }
         assert!(state.remove().is_err());
         assert_eq!(state.entries().unwrap().len(), 5);
+    }
+
+    #[test]
+    fn terms_are_noted_for_the_running_generation_and_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::new(folder.path());
+        let term = |generation| state.term(Fact::Xdp, generation);
+        assert_eq!(term(1), None);
+        state.set_term(Fact::Xdp, None, 1, "off").unwrap();
+        state.set_term(Fact::Xdp, Some(1), 2, "native").unwrap();
+        assert_eq!(term(1).as_deref(), Some("off"));
+        assert_eq!(term(2).as_deref(), Some("native"));
+        // The second one's load died before the flip.
+        state.set_term(Fact::Xdp, Some(1), 2, "auto").unwrap();
+        assert_eq!(term(1).as_deref(), Some("off"));
+        assert_eq!(term(2).as_deref(), Some("auto"));
+        state.set_fact(Fact::Xdp, "native").unwrap();
+        assert_eq!(term(7).as_deref(), Some("native"));
     }
 
     #[test]

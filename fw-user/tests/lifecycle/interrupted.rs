@@ -149,8 +149,10 @@ fn a_load_that_died_at_any_call_has_left_the_old_policy_or_the_new() {
         lab.shown()
     });
     // The odd one gives way to the even one, and that to the odd one again, up to where it dies.
-    let even = ["load", "--xdp", "off", policies[0].to_str().unwrap()];
-    let odd = ["load", "--xdp", "native", policies[1].to_str().unwrap()];
+    let even = "load --xdp off --fast-path off".split(' ');
+    let even: Vec<&str> = even.chain(policies[0].to_str()).collect();
+    let odd = "load --xdp native --fast-path on".split(' ');
+    let odd: Vec<&str> = odd.chain(policies[1].to_str()).collect();
     let mut after = [0, 0];
     for call in ["bpf", "rename", "symlink"] {
         let mut n = 1;
@@ -160,6 +162,14 @@ fn a_load_that_died_at_any_call_has_left_the_old_policy_or_the_new() {
             let shown = lab.shown();
             assert!(shown == old || shown == new, "{call} {n}: {shown}");
             after[usize::from(shown == new)] += 1;
+            let status = lab.json(&["status"]);
+            let modes = [&status["xdp"], &status["fast_path"]];
+            let asked = if shown == new {
+                ["native", "on"]
+            } else {
+                ["off", "off"]
+            };
+            assert_eq!(modes, asked, "{call} {n}");
             assert_eq!(lab.tcx_programs("eth0"), [1, 1], "{call} {n}");
             if !died {
                 assert_eq!(shown, new);

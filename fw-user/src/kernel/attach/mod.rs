@@ -18,7 +18,7 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use serde::{Deserialize, Serialize};
 
 use super::load::Programs;
-use super::state::{StateDir, remove_if_present};
+use super::state::{Fact, StateDir, remove_if_present};
 use super::{probe, sys};
 use crate::host::{Host, Interface};
 
@@ -85,11 +85,11 @@ impl XdpMode {
         }
     }
 
-    /// The mode of this name; `auto` for any other text.
-    pub fn from_name(name: &str) -> Self {
-        match name {
-            "native" => Self::Native,
-            "off" => Self::Off,
+    /// What the load of a generation asked for; `auto` if that is not noted.
+    pub fn of(state: &StateDir, generation: u32) -> Self {
+        match state.term(Fact::Xdp, generation).as_deref() {
+            Some("native") => Self::Native,
+            Some("off") => Self::Off,
             _ => Self::Auto,
         }
     }
