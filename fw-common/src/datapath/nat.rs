@@ -404,7 +404,7 @@ fn has_port(headers: &Headers) -> bool {
     query || has_ports || !is_translatable(headers)
 }
 
-/// The checksums of these cover the addresses.
+/// The checksums of these cover the addresses, and nothing corrects them.
 #[inline(always)]
 pub(super) fn is_translatable(headers: &Headers) -> bool {
     !matches!(

@@ -170,7 +170,9 @@ impl<'a> Reader<'a, '_, '_> {
         }
     }
 
-    /// The checksums of some protocols would have to be corrected, and are not.
+    /// What netfilter makes of these would not be taken: since Linux 6.17 it leaves DCCP's checksum, which
+    /// covers the addresses; and it takes right ones of UDP-Lite for wrong (`nf_checksum_partial` is told that
+    /// they were UDP's), and translates nothing that is INVALID.
     fn check_translatable(&mut self, draft: &TargetDraft, span: Span) {
         let translates = matches!(
             draft,
@@ -192,7 +194,7 @@ impl<'a> Reader<'a, '_, '_> {
             let message = format!("packets of {name} are not translated");
             self.error(
                 Problem::unsupported("nat-protocol", span, message)
-                    .expected("a rule for another protocol, whose checksum can be corrected where packets are translated")
+                    .expected("a rule for another protocol, such as TCP, UDP or SCTP")
                     .help(format!("let them through as they are, `-p {name} -j ACCEPT`: what another rule would translate is dropped")),
             );
         }
