@@ -3,8 +3,9 @@
 //! [`lab`] makes network namespaces and removes them again, [`packet`] builds and reads packets,
 //! [`guide`] is the guide's policy in the lab, [`smoke`] a few claims about it for other
 //! kernels, [`conformance`] sends the same packets through iptables and through fwbpf and
-//! compares, [`beside`] compares the tracking of single packets, [`bench`] measures.
+//! compares, [`association`] is SCTP by sockets, [`beside`] compares the tracking of single packets, [`bench`] measures.
 
+pub mod association;
 pub mod bench;
 pub mod beside;
 pub mod conformance;

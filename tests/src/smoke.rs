@@ -8,6 +8,7 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 use fw_user::policy::model::Family;
 
+use crate::association;
 use crate::guide::{GuideLab, MASQUERADE_V6, RULES_V4, RULES_V6};
 use crate::lab::Namespace;
 use crate::lab::address::{
@@ -21,10 +22,11 @@ use crate::lab::sockets::{
 pub type Claim = fn(&GuideLab) -> Result<()>;
 
 /// All of them, by name. Each makes its claim for IPv4 and for IPv6.
-pub const CLAIMS: [(&str, Claim); 5] = [
+pub const CLAIMS: [(&str, Claim); 6] = [
     ("filter", filter),
     ("conntrack", conntrack),
     ("masquerade", masquerade),
+    ("sctp", sctp),
     ("reload", reload),
     ("counters", counters),
 ];
@@ -145,6 +147,17 @@ fn masqueraded_datagram(outside: &Namespace, container: &Namespace, version: usi
         "the answer did not come back"
     );
     Ok(())
+}
+
+/// Nothing, where the kernel has no SCTP.
+fn sctp(guide: &GuideLab) -> Result<()> {
+    if association::lack().is_some() {
+        return Ok(());
+    }
+    let [v4, v6] = [0, 1].map(|version| association::rules(version, " --to-ports 30000-30999"));
+    guide.load(&v4, &v6)?;
+    association::talk_both_ways(guide)?;
+    guide.load_guide()
 }
 
 /// Flows go on over a reload, the new rules hold after it, and at no moment is there no firewall.

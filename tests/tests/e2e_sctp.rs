@@ -1,48 +1,19 @@
 //! SCTP under iptables and under fwbpf: a port that Docker publishes, and what containers send, by frames
 //! whose checksums are looked at, and by real sockets where the kernel has SCTP.
 
-use std::io::{self, Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
+use fwbpf_tests::association::{self, INNER, PUBLISHED, REMOTE, rules};
 use fwbpf_tests::guide::{GuideLab, under_both};
 use fwbpf_tests::lab::address::{CONTAINER1, CONTAINER2, INTERNET, SERVER};
 use fwbpf_tests::lab::sockets::{PATIENCE, ip};
 use fwbpf_tests::lab::{FrameSocket, Namespace, UnfinishedSender, mac};
 use fwbpf_tests::packet::chunk::{COOKIE_ACK, COOKIE_ECHO, DATA, INIT, INIT_ACK};
 use fwbpf_tests::packet::{Dressing, Layers, Packet, Payload, checksum_is_sound, frame, protocol};
-use socket2::{Domain, Protocol, Socket, Type};
 
-const PUBLISHED: u16 = 3868;
-const INNER: u16 = 2905;
-/// A port of a server out there.
-const REMOTE: u16 = 36_412;
 const L2: usize = 14;
-
-/// What Docker writes for `-p 3868:2905/sctp`.
-fn rules(version: usize, ports: &str) -> String {
-    let container = CONTAINER1[version];
-    let (network, inner) = match version {
-        0 => ("172.17.0.0/16", format!("{container}:{INNER}")),
-        _ => ("fd17::/64", format!("[{container}]:{INNER}")),
-    };
-    let icmpv6 = match version {
-        0 => "",
-        _ => "-A INPUT -p ipv6-icmp -j ACCEPT\n",
-    };
-    format!(
-        "*nat\n:DOCKER - [0:0]\n\
-         -A PREROUTING -m addrtype --dst-type LOCAL -j DOCKER\n\
-         -A POSTROUTING -s {network} ! -o docker0 -p sctp -j MASQUERADE{ports}\n\
-         -A DOCKER ! -i docker0 -p sctp -m sctp --dport {PUBLISHED} -j DNAT --to-destination {inner}\n\
-         COMMIT\n*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n{icmpv6}\
-         -A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n\
-         -A FORWARD -d {container} ! -i docker0 -o docker0 -p sctp -m sctp --dport {INNER} -m conntrack --ctstate NEW -j ACCEPT\n\
-         -A FORWARD -i docker0 ! -o docker0 -m conntrack --ctstate NEW -j ACCEPT\n\
-         COMMIT\n"
-    )
-}
 
 fn load(guide: &GuideLab, ports: &str) -> Result<()> {
     guide.load(&rules(0, ports), &rules(1, ports))
@@ -220,70 +191,12 @@ fn a_sum_that_is_left_to_the_card_stays_unfinished() {
 
 #[test]
 fn sockets_talk_through_a_published_port_and_from_containers() {
-    if let Err(error) = Socket::new(Domain::IPV4, Type::STREAM, Some(SCTP)) {
-        eprintln!("SKIPPED sockets_talk_through_a_published_port: no sockets of SCTP: {error}");
+    if let Some(lack) = association::lack() {
+        eprintln!("SKIPPED sockets_talk_through_a_published_port_and_from_containers: {lack}");
         return;
     }
     under_both("sctp_sockets", |guide| {
         load(guide, " --to-ports 30000-30999")?;
-        let lab = &guide.lab;
-        for version in 0..2 {
-            let [client, server, container] =
-                [INTERNET, SERVER, CONTAINER1].map(|address| ip(address[version]));
-            let inside = listen(&lab.container1, SocketAddr::new(container, INNER))?;
-            let published = SocketAddr::new(server, PUBLISHED);
-            let from = talk(&lab.outside, client, published, &inside)?;
-            ensure!(from.ip() == client, "the container sees {from}");
-            let out_there = listen(&lab.outside, SocketAddr::new(client, REMOTE))?;
-            let remote = SocketAddr::new(client, REMOTE);
-            let from = talk(&lab.container1, container, remote, &out_there)?;
-            ensure!(
-                from.ip() == server && (30_000..31_000).contains(&from.port()),
-                "the server out there sees {from}"
-            );
-        }
-        Ok(())
+        association::talk_both_ways(guide)
     });
-}
-
-const SCTP: Protocol = Protocol::SCTP;
-
-/// One that is used like TCP's (RFC 6458, 4).
-fn socket(namespace: &Namespace, own: SocketAddr) -> Result<Socket> {
-    let open = || -> io::Result<Socket> {
-        let socket = Socket::new(Domain::for_address(own), Type::STREAM, Some(SCTP))?;
-        socket.set_read_timeout(Some(PATIENCE))?;
-        socket.set_write_timeout(Some(PATIENCE))?;
-        socket.bind(&own.into())?;
-        Ok(socket)
-    };
-    namespace
-        .enter(open)?
-        .with_context(|| format!("a socket at {own}"))
-}
-
-fn listen(namespace: &Namespace, own: SocketAddr) -> Result<Socket> {
-    let socket = socket(namespace, own)?;
-    socket.listen(8)?;
-    Ok(socket)
-}
-
-/// Connects and sends something both ways; whom the listener saw.
-fn talk(from: &Namespace, own: IpAddr, to: SocketAddr, listener: &Socket) -> Result<SocketAddr> {
-    let socket = socket(from, SocketAddr::new(own, 0))?;
-    socket
-        .connect_timeout(&to.into(), PATIENCE)
-        .with_context(|| format!("connect to {to}"))?;
-    let (accepted, seen) = listener.accept().context("accept")?;
-    let mut ends = [TcpStream::from(socket), TcpStream::from(accepted)];
-    for (sender, receiver) in [(0, 1), (1, 0)] {
-        for length in [1, 1000, 20_000] {
-            let text = vec![0x42; length];
-            ends[sender].write_all(&text)?;
-            let mut got = vec![0; length];
-            ends[receiver].read_exact(&mut got)?;
-            ensure!(got == text, "{length} bytes came out as others");
-        }
-    }
-    seen.as_socket().context("an address")
 }

@@ -13,8 +13,17 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cargo::outside;
 
-/// What the lab's networks and clsact filters are made of; not every kernel has them as modules.
-const WANTED: [&str; 5] = ["veth", "bridge", "sch_ingress", "cls_bpf", "tun"];
+/// What the lab's networks and clsact filters are made of, and SCTP, whose checksum is a module of its own
+/// before Linux 6.15; not every kernel has them as modules.
+const WANTED: [&str; 7] = [
+    "veth",
+    "bridge",
+    "sch_ingress",
+    "cls_bpf",
+    "tun",
+    "crc32c_generic",
+    "sctp",
+];
 
 /// A module, uncompressed.
 pub struct Module {
