@@ -431,11 +431,11 @@ fn place_noted<P: Packet, T: Tables>(
     true
 }
 
-/// Whether the packet in hand answers one of this host's own that would have opened a flow. That flow is
-/// not stored: whatever bears its names is another.
+/// Whether the packet in hand answers one of this host's own, or to this host, that would have opened a flow.
+/// That flow is not stored: whatever bears its names is another.
 #[inline(always)]
 fn is_about_a_first_one(scratch: &Scratch, note: u16) -> bool {
-    scratch.answer.in_hand && scratch.answer.of_own && note & NOTE_OPENS != 0
+    scratch.answer.in_hand && scratch.answer.on_the_spot && note & NOTE_OPENS != 0
 }
 
 /// An answer about a packet whose flow is not stored, or has ended with it, and whose destination was

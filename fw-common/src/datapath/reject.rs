@@ -49,8 +49,9 @@ pub struct Answer {
     turned: bool,
     /// The endpoints of the packet that it answers.
     pub refused: [Addr; 2],
-    /// This host made that packet, and it has not come in again by loopback.
-    pub of_own: bool,
+    /// That packet was refused where its destination would have been translated: this host made it, or it
+    /// was for this host.
+    pub on_the_spot: bool,
     /// It came in by loopback, with both ends translated.
     pub looped: bool,
     /// The source of the answer.
@@ -132,7 +133,7 @@ impl Stage for Respond {
         }
         let hops = AnswerFields::hops(settings, scratch.headers.family);
         scratch.answer.refused = [scratch.headers.key.source, scratch.headers.key.destination];
-        scratch.answer.of_own = scratch.made_here;
+        scratch.answer.on_the_spot = scratch.made_here || hook == INPUT;
         let by_loopback = scratch.device.flags & Device::LOOPBACK != 0;
         scratch.answer.looped = by_loopback && !scratch.made_here;
         if build::build(packet, tables, scratch, hops).is_none() {

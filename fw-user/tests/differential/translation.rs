@@ -526,3 +526,37 @@ fn a_reset_is_not_taken_for_another_connections_on_its_way() {
     let reset = tcp(first, [40_001, 53], flag::RST | flag::ACK, [110, 700], 0);
     assert_eq!(source_port(&machine.forward(ETH0, ETH1, reset)), 40_001);
 }
+
+/// The answer to what would have opened a connection to this host, and was redirected to where another one
+/// of that source was, comes from where that was sent to.
+#[test]
+fn an_answer_to_a_first_packet_that_is_redirected_here_is_about_no_other_connection() {
+    const CLIENT: &str = "192.0.2.7";
+    const FIRST: &str = "203.0.113.1";
+    const SECOND: &str = "203.0.113.2";
+    for with in ["icmp-port-unreachable", "tcp-reset"] {
+        let mut machine = Machine::loading(
+            Family::Ipv4,
+            &format!(
+                "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+                 -A INPUT -p tcp -m conntrack --ctorigdst {SECOND} -j REJECT --reject-with {with}\n\
+                 COMMIT\n*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n\
+                 -A PREROUTING -p tcp -j REDIRECT\nCOMMIT\n"
+            ),
+        );
+        let open = |server| frame(tcp([CLIENT, server], [1023, 80], flag::SYN, [1, 0], 0));
+        assert_eq!(machine.arrive(ETH0, open(FIRST)).0, Verdict::Pass);
+        let (verdict, answer) = machine.arrive(ETH0, open(SECOND));
+        assert_eq!(verdict, Verdict::Answer);
+        let (verdict, answer) = machine.leave(ETH0, answer);
+        assert_eq!(verdict, Verdict::Pass);
+        let second: Ipv4Addr = SECOND.parse().expect("an address");
+        assert_eq!(answer.bytes[26..30], second.octets(), "{with}");
+        if with != "tcp-reset" {
+            assert_eq!(answer.bytes[58..62], second.octets());
+        }
+        // The first one lives.
+        machine.arrive(ETH0, open(FIRST));
+        assert_eq!(machine.label(), (ct::NEW | ct::DNAT, 0));
+    }
+}
