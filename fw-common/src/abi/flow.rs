@@ -148,6 +148,10 @@ impl From<&FlowKey4> for FlowKey {
 
 /// A tracked flow, or ([`Flow::ALIAS`]) the name that replies to a translated flow bear.
 ///
+/// What most packets need comes first: behind the kernel's 48 bytes and an IPv4 key's 16, an entry of
+/// `FLOWS4` has three whole lines of a cache: what any packet needs, what the fast path needs, and what TCP
+/// needs and what is rare.
+///
 /// Every mutable word is a [`MapCell`]: two CPUs that see packets of one flow at the same moment
 /// may each lose the other's transition, as if one packet had been missed.
 #[repr(C)]
@@ -155,13 +159,24 @@ impl From<&FlowKey4> for FlowKey {
 pub struct Flow {
     /// When the flow ends unless another packet comes.
     pub expires: MapCell<u64>,
-    /// When it was opened.
-    pub created: u64,
     /// [`Flow::LOW_OPENED`] and its siblings.
     pub status: MapCell<u32>,
     /// TCP: state; kind of the last segment, and its direction; retransmissions; what an ignored SYN
     /// offered. One byte each from the lowest.
     pub tcp: MapCell<u32>,
+    /// Of a [`Flow::TENTATIVE`] alias: what the identifier of an echo was before.
+    pub identifier: u16,
+    /// Which of the names of [`FlowKey::TRANSIT`] its packets bear, if both ends are translated.
+    pub transit: u16,
+    /// Interface whose address masquerades the flow, which ends with the address; or 0.
+    pub nat_device: u32,
+    /// A primary's alias, an alias's primary; unused in a flow that is not translated. The
+    /// alias's endpoints are those of the reply: the translated source and destination.
+    pub other: FlowKey,
+    /// How packets of each direction were forwarded, original direction first.
+    pub cached: [Cached; 2],
+    /// When it was opened.
+    pub created: u64,
     /// TCP: sequence number of the last packet noted.
     pub last_seq: MapCell<u32>,
     /// TCP: sequence number after the last packet noted.
@@ -174,19 +189,6 @@ pub struct Flow {
     /// What each side has sent: original direction, then reply. In an alias, and in the record of a
     /// source: links of the source's list (`datapath::sources`).
     pub sent: [Sent; 2],
-    /// The translated source address, if [`Flow::SNAT`].
-    pub nat_source: Addr,
-    /// The translated source port (ICMP: identifier), if [`Flow::SNAT`].
-    pub nat_port: u16,
-    /// Which of the names of [`FlowKey::TRANSIT`] its packets bear, if both ends are translated.
-    pub transit: u16,
-    /// Interface whose address masquerades the flow, which ends with the address; or 0.
-    pub nat_device: u32,
-    /// A primary's alias, an alias's primary; unused in a flow that is not translated. The
-    /// alias's endpoints are those of the reply: the translated source and destination.
-    pub other: FlowKey,
-    /// How packets of each direction were forwarded, original direction first.
-    pub cached: [Cached; 2],
 }
 
 /// How a packet in one direction of an established flow came through FORWARD: what the next one
@@ -288,6 +290,17 @@ impl Flow {
     pub const EARLY: u32 = 1 << 13;
     /// Either end is translated, so that there is an alias.
     pub const TRANSLATED: u32 = Self::SNAT | Self::DNAT;
+
+    /// The source that a flow with [`Flow::SNAT`] has after translation, its port (of a query, the identifier)
+    /// in the second place.
+    #[inline(always)]
+    pub fn translated_source(&self) -> (&Addr, u16) {
+        if self.status.get() & Self::OTHER_LOW != 0 {
+            (&self.other.low, self.other.low_port)
+        } else {
+            (&self.other.high, self.other.high_port)
+        }
+    }
 
     /// The destination that a flow with an alias has after translation.
     #[inline(always)]
@@ -474,9 +487,9 @@ pod! {
 pod_words! {
     Flow {
         words: FLOW_WORDS,
-        fields: [u64, u64, u32, u32, u32, u32, u32, u32, [u32; 5], [u32; 5], Addr, u16, u16, u32, FlowKey, [u32; 8], [u32; 8]],
+        fields: [u64, u32, u32, u16, u16, u32, FlowKey, [u32; 8], [u32; 8], u64, u32, u32, u32, u32, [u32; 5], [u32; 5]],
     }
 }
 
 /// [`Flow`] as plain words: what user space reads from the flow maps.
-pub const FLOW_WORDS: usize = 26;
+pub const FLOW_WORDS: usize = 24;

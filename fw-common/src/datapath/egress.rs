@@ -490,7 +490,8 @@ fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     if status & Flow::SNAT == 0 {
         return false;
     }
-    scratch.tracked.set_source(&flow.nat_source, flow.nat_port);
+    let (address, port) = flow.translated_source();
+    scratch.tracked.set_source(address, port);
     if status & Flow::DYING != 0 {
         end_flow(tables, &lookup.key, flow);
     }

@@ -232,8 +232,9 @@ fn set_ends(headers: &Headers, found: &Found<'_>, key: &FlowKey, sending: &mut S
         let low = status & Flow::LOW_OPENED != 0;
         set_to_key(sending, key, !low);
     } else if status & Flow::DNAT == 0 {
-        sending.source = flow.nat_source;
-        sending.ports = headers.flow_ports & 0xffff | (flow.nat_port as u32) << 16;
+        let (address, port) = flow.translated_source();
+        sending.source = *address;
+        sending.ports = headers.flow_ports & 0xffff | (port as u32) << 16;
     } else {
         let low = status & Flow::OTHER_LOW != 0;
         set_to_key(sending, &flow.other, low);

@@ -312,8 +312,6 @@ fn store<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
         tier = Tier::Embryo;
     }
     draft.flow.status.set(status);
-    draft.flow.nat_source = lookup.tuple.source;
-    draft.flow.nat_port = draft.choice.port;
     draft.flow.nat_device = draft.wish.device;
     draft.flow.transit = scratch.tracked.transit as u16;
     match insert(tables, draft, tier) {

@@ -244,7 +244,8 @@ impl Scratch {
         let flow = &self.draft.flow;
         let status = flow.status.get();
         if status & Flow::SNAT != 0 {
-            self.tracked.set_source(&flow.nat_source, flow.nat_port);
+            let (address, port) = flow.translated_source();
+            self.tracked.set_source(address, port);
             self.tracked.ct = self.tracked.ct & !ct::RENAMED | nat_labels(status);
         }
     }

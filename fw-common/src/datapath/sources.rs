@@ -210,10 +210,11 @@ fn visit<T: Tables>(tables: &T, sources: &mut Sources, wish: &Wish) -> bool {
     let Some(flow) = listed(tables, place, at) else {
         return false;
     };
-    let fits = wish.takes_address(&flow.nat_source) && wish.takes_port(flow.nat_port);
+    let (address, port) = flow.translated_source();
+    let fits = wish.takes_address(address) && wish.takes_port(port);
     if fits && flow.status.get() & Flow::DYING == 0 {
-        sources.address = flow.nat_source;
-        sources.port = flow.nat_port;
+        sources.address = *address;
+        sources.port = port;
         sources.found = true;
         return false;
     }

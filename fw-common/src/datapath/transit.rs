@@ -56,7 +56,7 @@ impl Stage for TakeName {
             .set(Flow::ALIAS | Flow::TENTATIVE | opened);
         draft.flow.other.set(&draft.key);
         draft.flow.expires.set(tables.now().wrapping_add(GRACE));
-        draft.flow.nat_port = tracked.identifier;
+        draft.flow.identifier = tracked.identifier;
         lookup.tuple.set(headers);
         lookup.write_key_to(FlowKey::TRANSIT, &mut draft.alias);
         for number in 0..FlowKey::TRANSITS {
@@ -177,7 +177,7 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
         };
         tracked.original.address = address;
         tracked.original.port = port;
-        tracked.identifier = record.nat_port;
+        tracked.identifier = record.identifier;
         tracked.opens = tracked.ct & ct::NEW != 0;
         if reply {
             // An answer in the stead of the packet that would have opened the flow.

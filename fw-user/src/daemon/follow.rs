@@ -123,7 +123,8 @@ fn end_orphans(state: &StateDir, host: &Host) -> Result<usize> {
             for (key, flow) in &slice {
                 let orphan = flow.status.get() & Flow::SNAT != 0
                     && flow.nat_device != 0
-                    && (!addresses.contains(&flow.nat_source) || !up.contains(&flow.nat_device));
+                    && (!addresses.contains(flow.translated_source().0)
+                        || !up.contains(&flow.nat_device));
                 if orphan && sweeper.end(key)? {
                     ended += 1;
                 }

@@ -219,7 +219,8 @@ impl FlowView {
             (high, low)
         };
         let source = if has(Flow::SNAT) {
-            (address(v4, flow.nat_source), flow.nat_port)
+            let (source, port) = flow.translated_source();
+            (address(v4, *source), port)
         } else {
             opener
         };
@@ -388,14 +389,20 @@ mod tests {
             ..FlowKey::default()
         };
         let flow = Flow {
-            nat_source: [0xc633_640a, 0, 0, 0],
-            nat_port: 40001,
+            other: FlowKey {
+                low: [0xc633_640a, 0, 0, 0],
+                low_port: 40001,
+                high: key.high,
+                high_port: 443,
+                ..key
+            },
             ..Flow::default()
         };
         flow.expires.set(100_500_000_000);
         flow.tcp.set(3);
-        flow.status
-            .set(Flow::LOW_OPENED | Flow::SEEN_REPLY | Flow::ASSURED | Flow::SNAT);
+        flow.status.set(
+            Flow::LOW_OPENED | Flow::SEEN_REPLY | Flow::ASSURED | Flow::SNAT | Flow::OTHER_LOW,
+        );
         (key, flow)
     }
 

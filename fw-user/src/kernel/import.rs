@@ -138,8 +138,6 @@ impl Taken {
         }
         if has_other_source {
             bits |= Flow::SNAT;
-            flow.nat_source = addr::to_abi(answers_to.0);
-            flow.nat_port = answers_to.1;
             flow.nat_device = device_of(host, answers_to.0);
         } else if !is_redirected && !has(status::SEEN_REPLY) {
             bits |= Flow::EMBRYO;
@@ -370,9 +368,10 @@ mod tests {
             flow.status.get(),
             Flow::SNAT | Flow::SEEN_REPLY | Flow::ASSURED
         );
-        assert_eq!((flow.nat_port, flow.nat_device), (40_001, 7));
+        assert_eq!(flow.nat_device, 7);
         assert_eq!(tcp::state_of(flow), state::ESTABLISHED);
         let alias = taken.alias.expect("it is translated");
+        assert_eq!(alias.source, [0xc633_640a, 0, 0, 0]);
         assert_eq!(alias.ports, 40_001 << 16 | 22);
         assert_eq!(alias.destination, taken.tuple.destination);
     }

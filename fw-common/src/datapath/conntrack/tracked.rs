@@ -204,7 +204,8 @@ impl Tracked {
     pub fn set_original(&mut self, flow: &Flow, status: u32) {
         self.ct |= nat_labels(status);
         if status & Flow::SNAT != 0 {
-            self.set_source(&flow.nat_source, flow.nat_port);
+            let (address, port) = flow.translated_source();
+            self.set_source(address, port);
         }
         if status & Flow::DNAT != 0 {
             if status & Flow::OTHER_LOW != 0 {
