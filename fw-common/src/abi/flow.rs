@@ -1,5 +1,7 @@
 //! Connection tracking's records.
 
+use core::mem::offset_of;
+
 use super::pod::{pod, pod_words};
 use super::{Addr, Family};
 use crate::MapCell;
@@ -490,6 +492,11 @@ pod_words! {
         fields: [u64, u32, u32, u16, u16, u32, FlowKey, [u32; 8], [u32; 8], u64, u32, u32, u32, u32, [u32; 5], [u32; 5]],
     }
 }
+
+const _: () = assert!(
+    offset_of!(Flow, cached) == 64 && offset_of!(Flow, created) == 128,
+    "each of a flow's three parts is a line of a cache"
+);
 
 /// [`Flow`] as plain words: what user space reads from the flow maps.
 pub const FLOW_WORDS: usize = 24;
