@@ -102,6 +102,33 @@ fn what_others_attached_stays() {
 }
 
 #[test]
+fn what_could_not_be_attached_is_not_said_to_be() {
+    over_clsact("clsact_refused", |guide| {
+        guide.load_guide()?;
+        let ip = |arguments: &str| run(guide.lab.server.command("ip").args(arguments.split(' ')));
+        ip("link add late0 type veth peer name late1")?;
+        ip("link set late0 up")?;
+        // A qdisc in clsact's place, which has no egress.
+        tc(guide, "qdisc add dev late0 ingress")?;
+        let error = guide.load_guide().expect_err("there is no egress");
+        ensure!(format!("{error:#}").contains("ingress qdisc"), "{error:#}");
+        let hooks = || -> Result<String> {
+            let status: serde_json::Value = serde_json::from_str(&guide.status()?)?;
+            let interfaces = status["interfaces"].as_array().context("interfaces")?;
+            let late = interfaces.iter().find(|it| it["name"] == "late0");
+            Ok(late.context("late0")?["hooks"].to_string())
+        };
+        let refused = hooks()?;
+        ensure!(!refused.contains("egress"), "hooks {refused}");
+        tc(guide, "qdisc del dev late0 ingress")?;
+        guide.load_guide()?;
+        let whole = hooks()?;
+        ensure!(whole == r#"["egress","ingress"]"#, "hooks {whole}");
+        guide.firewall.clear()
+    });
+}
+
+#[test]
 fn a_filter_that_somebody_removed_comes_back_with_the_next_load() {
     over_clsact("clsact_removed", |guide| {
         guide.load_guide()?;

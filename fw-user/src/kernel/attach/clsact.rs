@@ -18,9 +18,9 @@ use aya::programs::tc::{
 };
 use aya::programs::{Link as _, SchedClassifier, TcAttachType};
 use futures_util::TryStreamExt as _;
-use rtnetlink::packet_route::tc::{TcHandle as Parent, TcMessage};
+use rtnetlink::packet_route::tc::{TcAttribute, TcHandle as Parent, TcMessage};
 
-use super::{EGRESS, INGRESS, os_error};
+use super::{EGRESS, INGRESS, is_gone, os_error};
 use crate::host::{Interface, netlink};
 use crate::kernel::state::{StateDir, remove_if_present};
 
@@ -101,7 +101,7 @@ pub fn attach(
         TcAttachType::Egress => INGRESS,
         TcAttachType::Ingress | TcAttachType::Custom(_) => EGRESS,
     };
-    let present = has_qdisc(interface)?;
+    let present = has_clsact(interface)?;
     let mut record = Record {
         priority: priority(direction, 0),
         // If it is there, it is ours if we made it for the other direction.
@@ -110,15 +110,26 @@ pub fn attach(
                 .is_some_and(|other| other.own_qdisc),
     };
     record.write(pin)?;
-    if !present {
+    let made = if present {
+        Ok(())
+    } else {
         match qdisc_add_clsact(&interface.name).map_err(Error::from) {
-            Ok(()) => {}
+            Ok(()) => Ok(()),
             // Somebody else was faster.
-            Err(error) if os_error(&error) == Some(libc::EEXIST) => record.own_qdisc = false,
-            Err(error) => return Err(error.context("cannot add a clsact qdisc")),
+            Err(error) if os_error(&error) == Some(libc::EEXIST) => {
+                record.own_qdisc = false;
+                has_clsact(interface).map(drop)
+            }
+            Err(error) => Err(error.context("cannot add a clsact qdisc")),
         }
+    };
+    if let Err(error) = made.and_then(|()| add(program, interface, direction, record, pin)) {
+        // A record that stays would say that the interface is guarded, unless something of it is left.
+        if detach(interface, direction, record).is_ok() || is_gone(&error) {
+            remove_if_present(pin)?;
+        }
+        return Err(error);
     }
-    add(program, interface, direction, record, pin)?;
     Ok(true)
 }
 
@@ -155,10 +166,7 @@ fn add(
                 if matches!(os_error(&error), Some(libc::EINVAL | libc::EEXIST))
                     && turn + 1 < PRIORITIES => {}
             Err(error) => {
-                return Err(error.context(
-                    "cannot add a filter to the clsact qdisc (is there an ingress qdisc in its \
-                     place? `tc qdisc show` tells)",
-                ));
+                return Err(error.context("cannot add a filter to the clsact qdisc"));
             }
         }
     }
@@ -231,16 +239,31 @@ pub fn filters(interface: &Interface, direction: TcAttachType) -> Result<Vec<(u1
         .collect())
 }
 
-/// Whether the interface has a clsact qdisc, be it ours or not.
-fn has_qdisc(interface: &Interface) -> Result<bool> {
+/// Whether the interface has a clsact qdisc, be it ours or not. An error if its place is taken by an ingress
+/// qdisc: that takes a filter for egress, too, and runs it at ingress (`ingress_tcf_block`,
+/// net/sched/sch_ingress.c).
+fn has_clsact(interface: &Interface) -> Result<bool> {
     let index = interface.index as i32;
     let messages: Vec<TcMessage> =
         netlink(async |handle| handle.qdisc().get().execute().try_collect().await)
             .with_context(|| format!("cannot list the qdiscs of {}", interface.name))?;
-    Ok(messages.iter().any(|message| {
-        let header = &message.header;
-        header.index == index && header.parent == Parent::CLSACT
-    }))
+    let Some(found) = messages
+        .iter()
+        .find(|message| message.header.index == index && message.header.parent == Parent::CLSACT)
+    else {
+        return Ok(false);
+    };
+    let is_clsact =
+        |attribute: &TcAttribute| matches!(attribute, TcAttribute::Kind(kind) if kind == "clsact");
+    if !found.attributes.iter().any(is_clsact) {
+        bail!(
+            "an ingress qdisc is in the place of a clsact qdisc, and has no egress: what leaves could not be \
+             filtered. `tc qdisc del dev {} ingress` removes it, with its filters; the next load then puts a \
+             clsact qdisc there, whose ingress takes such filters as well",
+            interface.name
+        );
+    }
+    Ok(true)
 }
 
 fn remove_qdisc(interface: &Interface) -> Result<()> {
