@@ -33,6 +33,13 @@ pub mod protocol {
     pub fn has_ports(number: u8) -> bool {
         matches!(number, TCP | UDP | SCTP)
     }
+
+    /// Whether packets of a protocol are translated. The checksums of the others cover the addresses, and
+    /// netfilter does not correct them either (docs/nat.md).
+    #[inline(always)]
+    pub const fn is_translatable(number: u8) -> bool {
+        !matches!(number, DCCP | UDPLITE)
+    }
 }
 
 /// What a packet's headers say.

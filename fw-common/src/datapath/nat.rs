@@ -402,13 +402,10 @@ fn has_port(headers: &Headers) -> bool {
     query || has_ports || !is_translatable(headers)
 }
 
-/// The checksums of these cover the addresses, and nothing corrects them.
+/// Whether the packet is of a protocol that is translated.
 #[inline(always)]
 pub(super) fn is_translatable(headers: &Headers) -> bool {
-    !matches!(
-        headers.key.protocol as u8,
-        protocol::DCCP | protocol::UDPLITE
-    )
+    protocol::is_translatable(headers.key.protocol as u8)
 }
 
 /// Stores the draft of a flow that nothing translates: in the stead of a dying one under its key, if that

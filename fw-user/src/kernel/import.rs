@@ -110,8 +110,7 @@ impl Taken {
         let has_other_source = answers_to != from;
         let is_translated = is_redirected || has_other_source;
         let number = original.protocol;
-        let is_translatable = !matches!(number, protocol::DCCP | protocol::UDPLITE);
-        if is_translated && !is_translatable {
+        if is_translated && !protocol::is_translatable(number) {
             return Err(Left::Other);
         }
         let has = |bit| entry.status & bit != 0;
