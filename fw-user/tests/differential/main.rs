@@ -2,6 +2,7 @@
 //! properties of the whole datapath.
 
 mod adversarial;
+mod answers;
 mod associations;
 mod classify;
 mod connection;

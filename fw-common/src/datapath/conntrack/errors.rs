@@ -113,6 +113,8 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
         let tracked = &scratch.tracked;
         let labels = tracked.ct & (ct::SNAT | ct::DNAT | ct::RENAMED);
         let answers = tracked.stored && tracked.direction == scratch.transit_direction ^ 1;
+        // What opens a flow is in none yet: another one is.
+        let answers = answers && !scratch.transit_opens;
         if names_itself && answers && labels == scratch.transit_nat && labels != 0 {
             return;
         }
