@@ -13,7 +13,7 @@ use fw_common::datapath::conntrack::{self, About, LookUp};
 use fw_common::datapath::crc32c;
 use fw_common::datapath::early::SendOn;
 use fw_common::datapath::effect::{self, Act};
-use fw_common::datapath::egress::PlaceOut;
+use fw_common::datapath::egress::{MatchLabel, PlaceOut};
 use fw_common::datapath::facts::Gather;
 use fw_common::datapath::flow_mark::{FindMark, KeepMark};
 use fw_common::datapath::forward::send;
@@ -93,6 +93,7 @@ stages! {
     fwbpf_choose: Choose, SkbPacket(__sk_buff), BpfTables;
     fwbpf_look_up: LookUp, SkbPacket(__sk_buff), BpfTables;
     fwbpf_about: About, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_match_label: MatchLabel, SkbPacket(__sk_buff), BpfTables;
     fwbpf_find_on_way: FindOnWay, SkbPacket(__sk_buff), BpfTables;
     fwbpf_take_name: TakeName, SkbPacket(__sk_buff), BpfTables;
     fwbpf_settle_name: SettleName, SkbPacket(__sk_buff), BpfTables;
@@ -324,6 +325,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::KeepMark => fwbpf_keep_mark(skb, argument),
         Name::Choose => fwbpf_choose(skb, argument),
         Name::LookUp => fwbpf_look_up(skb, argument),
+        Name::MatchLabel => fwbpf_match_label(skb, argument),
         Name::About => fwbpf_about(skb, argument),
         Name::FindOnWay => fwbpf_find_on_way(skb, argument),
         Name::TakeName => fwbpf_take_name(skb, argument),
@@ -357,6 +359,7 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         | Name::KeepMark
         | Name::Choose
         | Name::LookUp
+        | Name::MatchLabel
         | Name::FindOnWay
         | Name::TakeName
         | Name::SettleName

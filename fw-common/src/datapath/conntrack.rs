@@ -6,7 +6,7 @@ mod find;
 mod tracked;
 
 pub use errors::{About, about, attach};
-pub(super) use errors::{is_about_transit, mirror};
+pub(super) use errors::{is_about_transit, mirror, recall_ended};
 pub use find::{Aliases, Found, find, second};
 pub use tracked::{
     NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, NOTE_TRANSIT, Tracked, nat_labels,
@@ -25,6 +25,7 @@ use super::tuple::Lookup;
 use super::window::{option, read_options};
 use crate::abi::blob::{HeaderFields, Timeout};
 use crate::abi::ct;
+use crate::abi::device::Device;
 use crate::abi::flow::{Flow, FlowKey};
 
 /// Removes a flow and its alias. (Inlined, as what it calls is at the bottom of the stack.)
@@ -192,8 +193,6 @@ fn track_tcp<P: Packet, T: Tables>(
             // translated, still has to be translated on its way out.
             tcp::ENDED => {
                 let status = found.flow.status.get();
-                // What this host gets or sends was translated when it was found; only the source of
-                // a forwarded packet is still ahead.
                 if scratch.features & HeaderFields::CONNECTIONS != 0 {
                     // Rules may still ask for its record.
                     let seen = if found.is_reply() {
@@ -204,7 +203,15 @@ fn track_tcp<P: Packet, T: Tables>(
                     found.flow.status.set(status | seen | Flow::DYING);
                     return false;
                 }
-                if scratch.made_here || !scratch.tracked.has_source_ahead() {
+                // What this host gets or sends was translated when it was found; only the source of
+                // a forwarded packet is still ahead. On loopback, INPUT may answer it, which is told
+                // to whoever sent it.
+                let waits = if scratch.made_here {
+                    scratch.device.flags & Device::LOOPBACK != 0 && status & Flow::TRANSLATED != 0
+                } else {
+                    scratch.tracked.has_source_ahead()
+                };
+                if !waits {
                     end_found(tables, &scratch.lookup, &found);
                     return false;
                 }
@@ -279,7 +286,7 @@ fn shorten<T: Tables>(tables: &T, place: u32, flow: &Flow, now: u64) {
     }
 }
 
-/// How long a translated flow that has ended waits for its last packet to leave.
+/// How long a translated flow that has ended waits for its last packet to leave, or to come back in on loopback.
 const DYING_GRACE: u64 = 1_000_000_000;
 
 /// Reads a TCP packet's segment. A first fragment's length is that of what it carries.

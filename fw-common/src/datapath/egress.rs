@@ -4,7 +4,8 @@
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{
-    LookUp, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, Tracked, about, attach, end_flow, follow, track,
+    LookUp, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, Tracked, about, attach, end_flow, follow,
+    recall_ended, track,
 };
 use super::facts::{LEAVING, gather, gather_anew};
 use super::flow_mark;
@@ -368,20 +369,44 @@ fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     // What a refused packet's source becomes was still ahead of it.
     about(packet, tables, scratch, !answer || scratch.answer.looped);
-    let (direction, label) = (scratch.tracked.direction, scratch.tracked.ct);
+    let found = (scratch.tracked.direction as u16) << 8 | scratch.tracked.ct as u16;
     if !answer {
         scratch.tracked.translates &= Tracked::SOURCE;
     }
     scratch.tracked.take_label(note);
     if answer {
+        packet.call::<MatchLabel, T>(tables, scratch, found as u32);
+    }
+}
+
+/// An ICMP error that answers a refused packet, and has its label: the argument is that of the flow that was
+/// found, which may be another one, or none.
+pub struct MatchLabel;
+
+impl Stage for MatchLabel {
+    const NAME: Name = Name::MatchLabel;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        _packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        found: u32,
+    ) -> u32 {
+        let (direction, label) = ((found >> 8) as u8, found as u8);
         // What it answers may resemble another flow, which goes the other way, or is translated otherwise.
-        let nat = (label ^ note as u8) & (ct::SNAT | ct::DNAT | ct::RENAMED);
+        let nat = (label ^ scratch.tracked.ct) & (ct::SNAT | ct::DNAT | ct::RENAMED);
         if direction != scratch.tracked.direction || nat != 0 {
             scratch.tracked.translates = 0;
+            if scratch.answer.looped {
+                recall_ended(tables, scratch);
+            }
         }
-        scratch.tracked.keep_labelled(note as u8);
+        let label = scratch.tracked.ct;
+        scratch.tracked.keep_labelled(label);
         recall_outside(scratch);
         scratch.tracked.error = true;
+        0
     }
 }
 

@@ -64,6 +64,8 @@ pub enum Name {
     LookUp,
     /// [`super::conntrack::About`].
     About,
+    /// [`super::egress::MatchLabel`].
+    MatchLabel,
     /// [`super::transit::FindOnWay`].
     FindOnWay,
     /// [`super::transit::TakeName`].

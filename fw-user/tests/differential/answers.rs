@@ -1,9 +1,11 @@
 //! Whom the answers of this host are told, and what they quote, as netfilter's are.
 
 use fw_common::datapath::Verdict;
+use fw_common::datapath::tcp::flag;
 use fw_user::policy::model::Family;
+use fw_user::sim::SlicePacket;
 
-use crate::machine::{ETH0, Machine, SERVER6, frame, icmpv6, other};
+use crate::machine::{ETH0, LO, Machine, SERVER6, frame, icmpv6, other, tcp};
 
 const GRE: u8 = 47;
 
@@ -23,4 +25,70 @@ fn an_error_about_a_first_packet_comes_from_where_it_was_sent_to() {
     let (verdict, error) = machine.leave(ETH0, frame(error).made_here());
     assert_eq!(verdict, Verdict::Pass);
     assert_eq!(error.bytes[14..], icmpv6([SECOND, SENDER], 64, 3, &second));
+}
+
+/// A reset on loopback ends its connection, which nobody had answered, and INPUT answers with an error: that is
+/// told whoever sent it, about what was sent, whichever end of the connection that is.
+#[test]
+fn an_error_about_what_ended_on_loopback_is_told_to_its_sender() {
+    const OTHER: &str = "2001:db8:50::1";
+    let translations = [
+        "-A POSTROUTING -s 2001:db8:50::1 -j SNAT --to-source 2001:db8:1::10",
+        "-A OUTPUT -p tcp --dport 80 -j DNAT --to-destination :8080",
+        "-A OUTPUT -p tcp --dport 80 -j DNAT --to-destination :8080\n\
+         -A POSTROUTING -s 2001:db8:50::1 -p tcp -j SNAT --to-source [2001:db8:1::10]:99",
+    ];
+    for translation in translations {
+        let policy = format!(
+            "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+             -A INPUT -p tcp --tcp-flags RST RST -j REJECT --reject-with icmp6-adm-prohibited\nCOMMIT\n\
+             *nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n:POSTROUTING ACCEPT\n{translation}\nCOMMIT\n"
+        );
+        for answered in [false, true] {
+            let mut machine = Machine::loading(Family::Ipv6, &policy);
+            let (way, ports) = ([OTHER, SERVER6], [1023, 80]);
+            let open = tcp(way, ports, flag::SYN, [100, 0], 0);
+            let seen = cross(&mut machine, open, Verdict::Pass).bytes;
+            let reset = if answered {
+                turned(&seen[14..])
+            } else {
+                tcp(way, ports, flag::RST, [101, 0], 0)
+            };
+            let answer = cross(&mut machine, reset.clone(), Verdict::Answer);
+            let (verdict, answer) = machine.leave(LO, answer);
+            assert_eq!(verdict, Verdict::Pass, "{translation}, {answered}");
+            assert_eq!(
+                answer.bytes[38..54],
+                reset[8..24],
+                "{translation}, {answered}"
+            );
+            assert_eq!(answer.bytes[62..], reset, "{translation}, {answered}");
+        }
+    }
+}
+
+/// What this host sends to itself, as it comes in.
+fn cross(machine: &mut Machine, ip: Vec<u8>, verdict: Verdict) -> SlicePacket {
+    let (sent, packet) = machine.leave(LO, frame(ip).made_here());
+    assert_eq!(sent, Verdict::Pass);
+    let (met, packet) = machine.arrive(LO, packet);
+    assert_eq!(met, verdict);
+    packet
+}
+
+/// The reset that answers a SYN.
+fn turned(syn: &[u8]) -> Vec<u8> {
+    let address = |at: usize| {
+        let octets: [u8; 16] = syn[at..at + 16].try_into().expect("an address");
+        std::net::Ipv6Addr::from(octets).to_string()
+    };
+    let port = |at: usize| u16::from_be_bytes([syn[at], syn[at + 1]]);
+    let way = [&*address(24), &*address(8)];
+    tcp(
+        way,
+        [port(42), port(40)],
+        flag::RST | flag::ACK,
+        [0, 101],
+        0,
+    )
 }

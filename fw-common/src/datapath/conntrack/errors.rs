@@ -1,7 +1,8 @@
 //! ICMP errors: the flow that they are about.
 
-use super::{Aliases, NO_FLOW, find};
+use super::{Aliases, NO_FLOW, find, nat_labels};
 use crate::abi::ct;
+use crate::abi::flow::{Flow, FlowKey};
 use crate::datapath::header::Headers;
 use crate::datapath::packet::Packet;
 use crate::datapath::quoted::{opens_flow, read_quoted};
@@ -51,6 +52,51 @@ fn relate<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch, a
             .set_in_flow(&found, &scratch.lookup.key, ct::RELATED);
         scratch.tracked.error = true;
     }
+}
+
+/// An error about a packet on loopback that has ended its flow, which still tells what both its ends were: by its
+/// label, and the tuple that [`about`] has looked up in vain.
+#[inline(always)]
+pub(in crate::datapath) fn recall_ended<T: Tables>(tables: &T, scratch: &mut Scratch) {
+    let opened = scratch.lookup.write_key(FlowKey::FIRST);
+    if !take_ended_key(tables, scratch, opened) {
+        scratch.lookup.key.kind = FlowKey::SECOND;
+        if !take_ended_key(tables, scratch, opened) {
+            return;
+        }
+    }
+    let (tracked, key) = (&mut scratch.tracked, &scratch.lookup.key);
+    let Some(flow) = tables.flow(key) else {
+        return;
+    };
+    let status = flow.status.get();
+    let labels = ct::SNAT | ct::DNAT | ct::RENAMED;
+    if status & Flow::DYING == 0 || (tracked.ct ^ nat_labels(status)) & labels != 0 {
+        return;
+    }
+    if tracked.direction != 0 {
+        tracked.set_reply(status, key);
+    } else {
+        tracked.set_original(flow, status);
+    }
+}
+
+/// Whether the key is that of a flow which goes so, or becomes it: replies bear the alias.
+#[inline(never)]
+fn take_ended_key<T: Tables>(tables: &T, scratch: &mut Scratch, opened: u32) -> bool {
+    let key = &mut scratch.lookup.key;
+    let Some(record) = tables.flow(key) else {
+        return false;
+    };
+    let reply = scratch.tracked.direction != 0;
+    let same_way = (record.status.get() ^ opened) & Flow::LOW_OPENED == 0;
+    if record.is_alias() != reply || same_way == reply && !key.is_to_itself() {
+        return false;
+    }
+    if reply {
+        key.set_alike(&record.other);
+    }
+    true
 }
 
 /// Prepares the look-up for an ICMP error: the quoted packet went the other way, and its mirror
