@@ -63,16 +63,10 @@ fn aim(params: &mut FibParams, family: Family, address: &Addr) {
 
 /// Asks the routing table for the next hop; what `BPF_FIB_LKUP_RET_*` says.
 #[inline(never)]
-pub fn next_hop(
-    context: *mut c_void,
-    device: u32,
-    way: &Way,
-    bytes: u32,
-    route: &mut Route,
-) -> i64 {
+pub fn next_hop(context: *mut c_void, way: &Way, bytes: u32, route: &mut Route) -> i64 {
     let mut question = MaybeUninit::<Question>::uninit();
     let params = blank(&mut question);
-    params.ifindex = device;
+    params.ifindex = way.device;
     params.l4_protocol = way.protocol;
     params.sport = ((way.ports >> 16) as u16).to_be();
     params.dport = (way.ports as u16).to_be();

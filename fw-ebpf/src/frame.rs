@@ -214,13 +214,7 @@ impl Packet for XdpPacket {
         if way.bytes > u16::MAX as u32 {
             return false;
         }
-        let found = next_hop(
-            self.0.cast::<c_void>(),
-            self.device(),
-            way,
-            way.bytes,
-            route,
-        );
+        let found = next_hop(self.0.cast::<c_void>(), way, way.bytes, route);
         // Only the frame that XDP_REDIRECT is returned for is sent there.
         found == BPF_FIB_LKUP_RET_SUCCESS as i64 && XDP_DEVICES.redirect(route.device, 0).is_ok()
     }

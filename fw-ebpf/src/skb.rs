@@ -279,7 +279,7 @@ impl Packet for SkbPacket {
         if bytes == 0 || bytes > u16::MAX as u32 {
             return false;
         }
-        let found = next_hop(self.0.cast::<c_void>(), self.device(), way, bytes, route);
+        let found = next_hop(self.0.cast::<c_void>(), way, bytes, route);
         found == BPF_FIB_LKUP_RET_SUCCESS as i64
     }
 
@@ -298,7 +298,12 @@ impl Packet for SkbPacket {
     #[inline(always)]
     fn packet_type(&self) -> u32 {
         // SAFETY: as in `len`.
-        unsafe { (&raw const (*self.0).pkt_type).read_volatile() }
+        match unsafe { (&raw const (*self.0).pkt_type).read_volatile() } {
+            // Only frames that a bridge switches are judged though they are for others: netfilter has them
+            // for this host, too (`br_nf_pre_routing`, net/bridge/br_netfilter_hooks.c).
+            PACKET_OTHERHOST => PACKET_HOST,
+            other => other,
+        }
     }
 
     #[inline(always)]

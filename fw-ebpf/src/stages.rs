@@ -13,7 +13,7 @@ use fw_common::datapath::conntrack::{self, About, LookUp};
 use fw_common::datapath::crc32c;
 use fw_common::datapath::early::SendOn;
 use fw_common::datapath::effect::{self, Act};
-use fw_common::datapath::egress::{MatchLabel, PlaceOut};
+use fw_common::datapath::egress::{MatchLabel, PlaceAgain, PlaceOut};
 use fw_common::datapath::facts::Gather;
 use fw_common::datapath::flow_mark::{FindMark, KeepMark};
 use fw_common::datapath::forward::send;
@@ -78,6 +78,7 @@ stages! {
     fwbpf_begin: Begin, SkbPacket(__sk_buff), BpfTables;
     fwbpf_place_in: PlaceIn, SkbPacket(__sk_buff), BpfTables;
     fwbpf_place_out: PlaceOut, SkbPacket(__sk_buff), BpfTables;
+    fwbpf_place_again: PlaceAgain, SkbPacket(__sk_buff), BpfTables;
     fwbpf_act: Act, SkbPacket(__sk_buff), BpfTables;
     fwbpf_traverse: Traverse, SkbPacket(__sk_buff), BpfTables;
     fwbpf_open: Open, SkbPacket(__sk_buff), BpfTables;
@@ -309,6 +310,7 @@ pub fn call_skb(name: Name, skb: *mut __sk_buff, scratch: &mut Scratch, argument
         Name::Begin => fwbpf_begin(skb, argument),
         Name::PlaceIn => fwbpf_place_in(skb, argument),
         Name::PlaceOut => fwbpf_place_out(skb, argument),
+        Name::PlaceAgain => fwbpf_place_again(skb, argument),
         Name::Act => fwbpf_act(skb, argument),
         Name::Traverse => fwbpf_traverse(skb, argument),
         // Tracking does it.
@@ -351,6 +353,7 @@ pub fn call_xdp(name: Name, xdp: *mut xdp_md, scratch: &mut Scratch, argument: u
         Name::Respond => Some(0),
         Name::PlaceIn
         | Name::PlaceOut
+        | Name::PlaceAgain
         | Name::Open
         | Name::Translate
         | Name::Gather

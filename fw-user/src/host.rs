@@ -20,6 +20,8 @@ use rtnetlink::packet_route::link::{
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use serde::Serialize;
 
+use crate::kernel::bridge;
+
 /// What the firewall needs to know of the network namespace that it guards.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Host {
@@ -44,6 +46,11 @@ pub struct Interface {
     pub link: Option<[u8; 6]>,
     /// The bridge, bond or VRF that this interface is a port of.
     pub master: Option<u32>,
+    /// Of a bridge, for IPv4 and IPv6: whether it hands iptables the packets of frames that it only
+    /// switches (`bridge-nf-call-iptables`, `-ip6tables`, its own setting or all bridges').
+    pub hands_over: [bool; 2],
+    /// Of a bridge's port: whether the bridge sends out of it what came in by it, too.
+    pub hairpin: bool,
     /// Whether a hardware (or virtio) device is behind it.
     pub hardware: bool,
     /// Whether it is administratively up.
@@ -167,6 +174,14 @@ impl Host {
         connection.abort();
 
         let mut interfaces: Vec<Interface> = links.iter().map(interface).collect();
+        let all = bridge::all_hand_over();
+        for interface in &mut interfaces {
+            if interface.kind.as_deref() == Some("bridge") {
+                for (one, all) in interface.hands_over.iter_mut().zip(all) {
+                    *one |= all;
+                }
+            }
+        }
         for message in &addresses {
             if let Some(interface) = interfaces
                 .iter_mut()
@@ -194,6 +209,24 @@ impl Host {
         self.interfaces
             .iter()
             .filter(|interface| interface.master.is_none_or(|master| self.is_vrf(master)))
+    }
+
+    /// The ports of bridges that hand over what they only switch, and their bridges: there the policy applies
+    /// to what is not the bridge's own business.
+    pub fn ports(&self) -> impl Iterator<Item = (&Interface, &Interface)> {
+        self.interfaces.iter().filter_map(|port| {
+            let bridge = self
+                .interfaces
+                .iter()
+                .find(|one| Some(one.index) == port.master)?;
+            let ethernet = port.link_layer == ARPHRD_ETHER;
+            (ethernet && bridge.hands_over != [false; 2]).then_some((port, bridge))
+        })
+    }
+
+    /// The interfaces that the programs belong on: [`Host::layer3`], and [`Host::ports`].
+    pub fn guarded(&self) -> impl Iterator<Item = &Interface> {
+        self.layer3().chain(self.ports().map(|(port, _)| port))
     }
 
     /// The source that MASQUERADE takes for IPv4 on this interface, as far as it can be known
@@ -272,6 +305,8 @@ fn interface(message: &LinkMessage) -> Interface {
             LinkAttribute::Address(address) => interface.link = address.as_slice().try_into().ok(),
             LinkAttribute::ParentDevName(_) => interface.hardware = true,
             LinkAttribute::LinkInfo(infos) => {
+                interface.hands_over = bridge::hands_over(infos);
+                interface.hairpin = bridge::is_hairpin(infos);
                 interface.kind = infos.iter().find_map(|info| match info {
                     LinkInfo::Kind(kind) => Some(kind_name(kind)),
                     _ => None,

@@ -8,7 +8,7 @@ use fw_common::abi::blob::{
     chain_kind,
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
-use fw_user::compile::{Limits, Meta, Place, Slots, TableSet, compile, decode_meta};
+use fw_user::compile::{Limits, Meta, Place, Slots, TableSet, compile, decode_meta, pattern_bits};
 use fw_user::policy::model::{
     Chain, ChainPolicy, InterfacePattern, Match, Negatable, Origin, Policy, PortRange, Ports,
     Prefix, Rule, Ruleset, Table, Target, Tcp,
@@ -111,8 +111,8 @@ fn the_description_comes_back_from_the_cells() {
     assert_eq!(decode_meta(&set.cells).expect("own cells"), bytes);
     let read = TableSet::from_cells(set.cells.clone()).expect("own cells");
     assert_eq!(read, set);
-    assert_eq!(read.pattern_word("eth0"), 0b11);
-    assert_eq!(read.pattern_word("lo"), 0b01);
+    assert_eq!(pattern_bits(&read.patterns, "eth0", None), 0b11);
+    assert_eq!(pattern_bits(&read.patterns, "lo", None), 0b01);
     let mut cut = set.cells.clone();
     // The meta data begins in the last cells but for the padding of the page.
     cut.truncate(set.header().expect("a header").meta as usize);
@@ -133,7 +133,7 @@ fn one_pattern_too_many_is_refused_at_its_rule() {
         compiled(&filter(rules.collect(), vec![]))
     };
     let set = named(MAX_PATTERNS).expect("as many as fit");
-    assert_eq!(set.pattern_word("veth62"), 1 << 63 | 1);
+    assert_eq!(pattern_bits(&set.patterns, "veth62", None), 1 << 63 | 1);
     assert_eq!(
         named(MAX_PATTERNS + 1),
         Err(Limits::Patterns {

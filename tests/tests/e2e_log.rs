@@ -17,7 +17,9 @@ fn lines_are_the_kernels() {
         let rules = format!(
             "{OPEN}-A INPUT -p udp --dport 4000 -j LOG --log-prefix \"in: \"\n\
              -A FORWARD -p udp --dport 4000 -j LOG --log-prefix \"through: \"\n\
-             -A OUTPUT -p udp --dport 4000 -j NFLOG --nflog-prefix \"out \" --nflog-group 7\nCOMMIT\n"
+             -A OUTPUT -p udp --dport 4000 -j NFLOG --nflog-prefix \"out \" --nflog-group 7\nCOMMIT\n\
+             *mangle\n:PREROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
+             -A PREROUTING -p udp --dport 4001 -j LOG --log-prefix \"before: \"\nCOMMIT\n"
         );
         fwbpf.load(&[(Family::Ipv4, &rules), (Family::Ipv6, &rules)])?;
         let mut daemon = Daemon::start(fwbpf, &["--log", "stdout"])?;
@@ -32,6 +34,11 @@ fn lines_are_the_kernels() {
         let expected = "in: IN=eth0 OUT= MAC=02:00:00:00:01:0a:02:00:00:00:01:01:08:00 SRC=192.0.2.2 \
             DST=198.51.100.10 LEN=33 TOS=0x00 PREC=0x00 TTL=64 DF PROTO=UDP SPT=3999 DPT=4000 LEN=13 ";
         ensure!(line == expected, "{line}\ninstead of\n{expected}");
+
+        let other = udp(&lab.outside, ip(ADMIN[0]), 3998)?;
+        send(&other, ip(SERVER[0]), 4001, b"hello")?;
+        let line = daemon.line_with("before: ")?;
+        ensure!(line.starts_with("before: IN=eth0 OUT= MAC="), "{line}");
 
         // The link-layer header is the one that the packet came in with, as in netfilter.
         send(

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use fw_user::policy::model::Family;
 use fw_user::policy::{LoadOptions, SourceFile, load, print_save};
 use fwbpf_tests::conformance::grammar::Rules;
-use fwbpf_tests::conformance::traffic::Traffic;
+use fwbpf_tests::conformance::traffic::{Traffic, Ways};
 use fwbpf_tests::lab::{Firewall, Iptables, Namespace, ready};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -31,7 +31,7 @@ fn rules_are_spelled_as_iptables_spells_them() {
     for seed in 0..RULE_SETS {
         for family in [Family::Ipv4, Family::Ipv6] {
             let mut random = ChaCha8Rng::seed_from_u64(seed);
-            let traffic = Traffic::generate(&mut random, family, 100, true);
+            let traffic = Traffic::generate(&mut random, family, 100, Ways::ROUTED);
             let rules = Rules::generate(&mut random, family, &traffic.flows);
             iptables.clear().unwrap();
             iptables.give_sets(&rules.sets.text).unwrap();

@@ -23,7 +23,9 @@ pub struct Device {
     /// The interface's link-layer address, or zeros.
     pub link: [u8; 6],
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
+    /// Of a port whose frames the firewall judges: the index of its bridge, whose all else is. 0 in all others.
+    pub master: u32,
     /// The first of the interface's own IPv4 addresses, or zeros.
     pub own4: [u32; 2],
     /// The first of the interface's own IPv6 addresses, or zeros.
@@ -55,6 +57,24 @@ impl Device {
 
     /// The loopback interface: what is sent on it comes in again.
     pub const LOOPBACK: u32 = 1;
+
+    /// A bridge, of which some port has [`Device::PORT4`] or [`Device::PORT6`].
+    pub const BRIDGE: u32 = 1 << 4;
+
+    /// A port of a bridge that hands frames with IPv4 packets to iptables, though it only switches them.
+    pub const PORT4: u32 = 1 << 5;
+
+    /// The same for IPv6. The bit behind [`Device::PORT4`], as the families are numbered.
+    pub const PORT6: u32 = 1 << 6;
+
+    /// A port out of which its bridge sends what came in by it, too (`hairpin_mode`).
+    pub const HAIRPIN: u32 = 1 << 7;
+
+    /// Whether it is a port that either may be asked about.
+    #[inline(always)]
+    pub fn is_port(&self) -> bool {
+        self.flags & (Self::PORT4 | Self::PORT6) != 0
+    }
 }
 
 /// Kinds of addresses, numbered as linux/rtnetlink.h numbers those of routes. The values of the `LOCAL`
@@ -91,6 +111,6 @@ pub struct LocalKey {
 }
 
 pod! {
-    Device { size: 96, fields: [[u64; 2], u32, Addr, u32, u32, [u8; 6], [u8; 6], [u32; 2], [Addr; 2]] }
+    Device { size: 96, fields: [[u64; 2], u32, Addr, u32, u32, [u8; 6], [u8; 2], u32, [u32; 2], [Addr; 2]] }
     LocalKey { size: 20, fields: [u32, [u8; 16]] }
 }

@@ -30,6 +30,10 @@ pub struct Event {
     pub user: u32,
     /// And the group.
     pub group: u32,
+    /// Index of the port of a bridge that handed the packet over; 0 if none did.
+    pub in_port: u32,
+    /// Index of the port by which the bridge lets it out; 0 where it is another's business.
+    pub out_port: u32,
     /// Nothing.
     pub reserved: u32,
     /// The link-layer header that the packet came in with, and its length in the last two bytes: 0 if
@@ -70,6 +74,8 @@ impl Default for Event {
             owned: 0,
             user: 0,
             group: 0,
+            in_port: 0,
+            out_port: 0,
             reserved: 0,
             link: [0; 16],
             packet: [0; Self::PACKET],
@@ -80,9 +86,9 @@ impl Default for Event {
 pod_words! {
     Event {
         words: EVENT_WORDS,
-        fields: [u64, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, [u8; 16], [u8; 256]],
+        fields: [u64, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, u32, [u8; 16], [u8; 256]],
     }
 }
 
 /// [`Event`] as plain words: what user space reads from the ring buffer.
-pub const EVENT_WORDS: usize = 41;
+pub const EVENT_WORDS: usize = 42;

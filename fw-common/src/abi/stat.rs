@@ -64,6 +64,8 @@ stats! {
     TakenOver = 13, "taken_over", "this host answered in a connection that iptables had translated until then; fwbpf translates it from now on";
     /// A list's entries are all in use, or it could not be locked.
     List = 14, "list", "a rule that keeps lists (`recent`, `hashlimit`, `connlimit`) could not do so, for want of room";
+    /// A bridge switched the frame from a port that no program was on yet, or would have had to send it back.
+    BridgePort = 15, "bridge_port", "a frame that a bridge switches came by a port that had just appeared, or would have had to go back by the port that it came by";
     /// The confirmed tier was full; the flow is tracked in the embryonic tier.
     FlowTableFull = 16, "flow_table_full", "a flow stayed in the embryonic tier because the confirmed tier is full";
     /// A packet that the fast path sent on.

@@ -16,6 +16,7 @@ use super::header::{Headers, Icmp, Part};
 use super::ingress::{LOST, PLACED, is_refused_redirect, translate};
 use super::nat::{Wish, open};
 use super::packet::Packet;
+use super::port::{PASSED, SWITCHED, departure, is_switching};
 use super::reject::{FORWARD, LOOPBACK, NOTE_ANSWER, NOTE_ONWARD, close, refuse, send_away};
 use super::rewrite::End;
 use super::scratch::Scratch;
@@ -53,6 +54,15 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         Start::Judge => {}
         Start::NotOurs => return Verdict::Pass,
         Start::Over(verdict) => return verdict,
+    }
+    if scratch.device.is_port() {
+        match departure(packet, tables, scratch) {
+            SWITCHED => {}
+            PASSED => return Verdict::Pass,
+            _ => return Verdict::Drop(Stat::BridgePort),
+        }
+    } else if scratch.device.flags & Device::BRIDGE != 0 && is_switching(packet, scratch) {
+        return Verdict::Pass;
     }
     scratch.made_here = scratch.came_by == 0;
     gather(packet, tables, scratch, LEAVING);
@@ -154,7 +164,10 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
                     wish.ports = ports;
                     wish.random = random;
                     wish.embryo = false;
-                    wish.device = packet.device();
+                    wish.device = match scratch.device.master {
+                        0 => packet.device(),
+                        bridge => bridge,
+                    };
                     set_masquerade_address(wish, &scratch.device, &scratch.headers);
                     if wish.address == [0; 4] {
                         return Verdict::Drop(Stat::NoMasqueradeAddress);
@@ -234,7 +247,8 @@ fn enter<P: Packet>(packet: &mut P, scratch: &mut Scratch) -> u32 {
             scratch.sending.route.device = LOOPBACK;
             return ONWARD;
         }
-        packet.set_note(0);
+        // To a port of the bridge that it may leave by, it has been judged here.
+        packet.set_note(NOTE_SENT_ON);
         scratch.came_by = 0;
         return 0;
     }
@@ -313,6 +327,36 @@ impl Stage for PlaceOut {
             place_error(packet, tables, scratch, note);
         } else if !place_noted(packet, tables, scratch, note) {
             return FORGOTTEN;
+        }
+        lend(tables, scratch, Side::Egress);
+        PLACED
+    }
+}
+
+/// The place of a packet that comes up through a bridge, one of whose ports' programs has left the note that its
+/// argument is, as FORWARD would find it; its result is 0 if nothing is left that says what it is.
+pub struct PlaceAgain;
+
+impl Stage for PlaceAgain {
+    const NAME: Name = Name::PlaceAgain;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        note: u32,
+    ) -> u32 {
+        let note = note as u16;
+        scratch.answer.in_hand = false;
+        scratch.aliases = false;
+        if scratch.headers.part as u8 == Part::Later as u8 {
+            return place_later(packet, tables, scratch, note) as u32;
+        }
+        if scratch.headers.icmp as u8 == Icmp::Error as u8 {
+            place_error(packet, tables, scratch, note);
+        } else if !place_noted(packet, tables, scratch, note) {
+            return LOST;
         }
         lend(tables, scratch, Side::Egress);
         PLACED
@@ -480,7 +524,7 @@ fn recall_outside(scratch: &mut Scratch) {
 #[inline(never)]
 fn recall_source(scratch: &mut Scratch) {
     if scratch.tracked.has_source_ahead() {
-        let end = scratch.transit_outside;
+        let end = scratch.outside;
         scratch.tracked.set_source(&end.address, end.port);
     }
 }

@@ -12,6 +12,7 @@ use super::packet::{Packet, Route, Way};
 use super::scratch::Scratch;
 use super::tables::Tables;
 use super::tcp::{self, flag};
+use crate::abi::blob::HeaderFields;
 use crate::abi::device::Device;
 use crate::abi::flow::{CACHED_SLOTS, Cached, Flow, FlowKey};
 use crate::abi::stat::Stat;
@@ -65,6 +66,7 @@ pub fn send<P: Packet, T: Tables>(
     }
 
     let way = Way {
+        device: packet.device(),
         family: headers.family,
         source: headers.key.source,
         destination: scratch.sending.destination,
@@ -120,6 +122,7 @@ pub fn remember<T: Tables>(tables: &T, scratch: &Scratch, arrival: u32, departur
     if arrival == departure
         || flags & (Device::FAST | Device::FAST_XDP) == 0
         || walk.uncacheable
+        || scratch.features & HeaderFields::PORTS != 0
         || walk.hits as usize > CACHED_SLOTS
         || tracked.ct & ct::ESTABLISHED == 0
         || !is_usual(headers)

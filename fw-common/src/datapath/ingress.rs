@@ -3,6 +3,7 @@
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
+use super::egress::PlaceAgain;
 use super::facts::{ARRIVING, gather, gather_anew, keep_link};
 use super::flow_mark;
 use super::fragment::{Side, borrow, lend};
@@ -11,6 +12,7 @@ use super::header::{Icmp, Part};
 use super::log::note_link;
 use super::nat::open;
 use super::packet::{Destination, Packet};
+use super::port::{self, is_switched, send_elsewhere, take_patterns};
 use super::quoted::read_quoted;
 use super::reject::{self, refuse};
 use super::rewrite::{End, rewrite, rewrite_error};
@@ -43,16 +45,36 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     }
     let note = packet.note();
     packet.set_note(0);
-    if packet.is_for_other_host() {
+    let others = packet.is_for_other_host();
+    let started = start(packet, tables, scratch);
+    if others && !scratch.device.is_port() {
         return Verdict::Pass;
     }
-    match start(packet, tables, scratch) {
+    match started {
         Start::Judge => {}
         Start::NotOurs if has_priority_tags(packet, scratch.device.l2_len) => {
             return Verdict::Drop(Stat::Malformed);
         }
         Start::NotOurs => return Verdict::Pass,
         Start::Over(verdict) => return verdict,
+    }
+    // A frame that was judged at a port of this bridge comes up.
+    let mut judged = false;
+    scratch.port = 0;
+    scratch.switching = 0;
+    if scratch.device.flags & (Device::PORT4 | Device::PORT6 | Device::BRIDGE) != 0 {
+        if scratch.device.is_port() {
+            if !is_switched(packet, scratch) {
+                return Verdict::Pass;
+            }
+            scratch.port = packet.device();
+        } else if note & NOTE_SEEN == 0 {
+            scratch.port = port::of_note(scratch, note);
+        } else if scratch.may_be_transit() {
+            scratch.port = scratch.transit_port;
+            judged = true;
+        }
+        take_patterns(tables, scratch, packet.device());
     }
     scratch.made_here = false;
     gather(packet, tables, scratch, ARRIVING);
@@ -61,30 +83,46 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
     let looped = scratch.device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
     scratch.note = if looped { note as u32 } else { 0 };
-    flow_mark::find_early(packet, tables, scratch);
-    let raw = (BaseChain::RawPrerouting, Side::Ingress);
-    if !passes_raw(packet, tables, scratch, raw, scratch.note as u16) {
-        return Verdict::Drop(Stat::Policy);
-    }
-    match packet.call::<PlaceIn, T>(tables, scratch, scratch.note) {
-        // The stack cannot complete a datagram of this host's without its first fragment, which
-        // will be judged. A forwarded one is dropped at egress.
-        LOST => return Verdict::Pass,
-        SENT_ON => {
-            packet.set_note(NOTE_SENT_ON);
-            scratch.sent_on = scratch.sending.route.device;
-            count_forwarded(tables, scratch);
-            return Verdict::Redirect;
+    if judged {
+        scratch.note = note as u32;
+        if !is_for_this_host(packet, tables, scratch) {
+            packet.set_note(note);
+            return Verdict::Pass;
         }
-        _ => {}
+        if packet.call::<PlaceAgain, T>(tables, scratch, scratch.note) == LOST {
+            return Verdict::Drop(Stat::NoFlowEntry);
+        }
+    } else {
+        flow_mark::find_early(packet, tables, scratch);
+        let raw = (BaseChain::RawPrerouting, Side::Ingress);
+        if !passes_raw(packet, tables, scratch, raw, scratch.note as u16) {
+            return Verdict::Drop(Stat::Policy);
+        }
+        match packet.call::<PlaceIn, T>(tables, scratch, scratch.note) {
+            // The stack cannot complete a datagram of this host's without its first fragment, which
+            // will be judged. A forwarded one is dropped at egress.
+            LOST => return Verdict::Pass,
+            SENT_ON => {
+                packet.set_note(NOTE_SENT_ON);
+                scratch.sent_on = scratch.sending.route.device;
+                count_forwarded(tables, scratch);
+                return Verdict::Redirect;
+            }
+            _ => {}
+        }
     }
-    flow_mark::find(packet, tables, scratch, flow_mark::INGRESS);
+    let hook = if judged {
+        flow_mark::EGRESS
+    } else {
+        flow_mark::INGRESS
+    };
+    flow_mark::find(packet, tables, scratch, hook);
     scratch.ask(scratch.patterns(&scratch.device), 1);
 
-    if !passes(packet, tables, scratch, BaseChain::ManglePrerouting) {
+    if !judged && !passes(packet, tables, scratch, BaseChain::ManglePrerouting) {
         return Verdict::Drop(Stat::Policy);
     }
-    if scratch.meets_nat() {
+    if !judged && scratch.meets_nat() {
         match traverse_nat(packet, tables, BaseChain::NatPrerouting, scratch) {
             Decision::Drop(stat) => return Verdict::Drop(stat),
             Decision::Translate => {
@@ -109,8 +147,14 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
             return Verdict::Drop(Stat::Rewrite);
         }
         gather_anew(packet, tables, scratch);
+        if scratch.port != 0
+            && send_elsewhere(packet, scratch)
+            && scratch.device.flags & Device::BRIDGE != 0
+        {
+            scratch.switching = scratch.port;
+        }
     }
-    if scratch.note == 0 && goes_on(packet, tables, scratch) {
+    if scratch.note == 0 && (scratch.device.is_port() || goes_on(packet, tables, scratch)) {
         if scratch.tracked.lacks_name && packet.call::<TakeName, T>(tables, scratch, 0) == 0 {
             return Verdict::Drop(Stat::NoTransitName);
         }
@@ -121,6 +165,9 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         scratch.note_transit();
         if scratch.features & HeaderFields::LOGS != 0 {
             note_link(packet, scratch);
+        }
+        if scratch.switching != 0 {
+            return Verdict::Redirect;
         }
         return Verdict::Pass;
     }
@@ -155,7 +202,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     if !scratch.tracked.opens {
         return translate_source(packet, tables, scratch);
     }
-    if let Err(stat) = open(packet, tables, scratch, false) {
+    if let Err(stat) = open(packet, tables, scratch, judged) {
         return Verdict::Drop(stat);
     }
     scratch.take_translation();

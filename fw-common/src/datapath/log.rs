@@ -3,6 +3,7 @@
 //! A lost event is counted and nothing else: the verdict does not depend on it.
 
 use super::packet::Packet;
+use super::port;
 use super::scratch::Scratch;
 use super::tables::Tables;
 use crate::abi::blob::{BaseChain, HEADER, Header, HeaderFields, fact};
@@ -42,17 +43,29 @@ pub fn log<P: Packet, T: Tables>(
         event.group = facts.values[fact::GROUP as usize];
     }
     let family = headers.family;
-    let comes_in = event.base == BaseChain::FilterInput.id(family)
-        || event.base == BaseChain::NatPrerouting.id(family)
-        || event.base == BaseChain::NatInput.id(family);
+    let comes_in = BaseChain::is_where_packets_come_in(event.base, family);
     event.link = [0; 16];
+    let in_port = port::handed_over_by(scratch, comes_in);
+    let event = &mut scratch.event;
+    event.in_port = in_port;
+    let at_port = scratch.device.is_port();
+    let here = if at_port {
+        scratch.device.master
+    } else {
+        packet.device()
+    };
+    event.out_port = 0;
     if comes_in {
-        event.in_device = packet.device();
+        event.in_device = here;
         event.out_device = 0;
         take_link(packet, headers.l3 as u32, &mut event.link);
     } else {
         event.in_device = packet.arrival_device();
-        event.out_device = packet.device();
+        event.out_device = here;
+        if at_port {
+            event.in_device = here;
+            event.out_port = packet.device();
+        }
         if event.in_device != 0 && scratch.is_transit() {
             // The one that it came in with, as netfilter shows: here is the one it leaves with.
             scratch.event.link = scratch.transit_link;

@@ -27,6 +27,8 @@ pub struct Destination {
 /// What the routing table is asked about a packet on its way through.
 #[derive(Clone, Copy, Debug)]
 pub struct Way {
+    /// Index of the interface that it came in by.
+    pub device: u32,
     /// IP version.
     pub family: Family,
     /// Source address, before translation.

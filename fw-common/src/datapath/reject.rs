@@ -15,6 +15,7 @@ use super::conntrack::{NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, NOTE_TRANSI
 use super::facts::is_sent_by_the_kernel;
 use super::header::{Headers, Icmp, Part, protocol};
 use super::packet::Packet;
+use super::port;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::Tables;
@@ -47,6 +48,8 @@ pub struct Answer {
     pub in_hand: bool,
     /// It has to have its frame turned around.
     turned: bool,
+    /// No chain meets it.
+    unseen: bool,
     /// The endpoints of the packet that it answers.
     pub refused: [Addr; 2],
     /// That packet was refused where its destination would have been translated: this host made it, or it
@@ -140,7 +143,15 @@ impl Stage for Respond {
             tables.count(Stat::AnswerLost);
             return 0;
         }
-        packet.set_note(note_of(scratch));
+        if scratch.answer.unseen {
+            if scratch.tracked.stored {
+                close(tables, scratch);
+            }
+            scratch.sent_on = scratch.answer.device;
+            packet.set_note(NOTE_SENT_ON);
+        } else {
+            packet.set_note(note_of(scratch));
+        }
         tables.count(Stat::Rejected);
         ANSWERED
     }
@@ -239,6 +250,7 @@ fn find_way<P: Packet, T: Tables>(
     let answer = &mut scratch.answer;
     answer.source = destination;
     answer.turned = false;
+    answer.unseen = false;
     answer.to_neighbour = false;
     answer.device = packet.device();
     if scratch.device.flags & Device::LOOPBACK != 0 {
@@ -260,7 +272,23 @@ fn find_way<P: Packet, T: Tables>(
         }
         return true;
     }
-    let arrival = packet.arrival_device();
+    // Of what a bridge's port hands over, layer 3 knows the bridge.
+    let arrival = match scratch.device.master {
+        0 => packet.arrival_device(),
+        bridge => bridge,
+    };
+    let port = port::handed_over_by(scratch, here);
+    let answer = &mut scratch.answer;
+    if reset && port != 0 {
+        // It goes back by that port as it is (`nf_send_reset`): past all chains, and with the addresses that the
+        // packet has here.
+        answer.unseen = true;
+        if here || scratch.device.is_port() {
+            answer.turned = true;
+            answer.device = port;
+            return true;
+        }
+    }
     let mut back = WayBack::default();
     let found = packet.way_to(&source, headers.family, arrival, &mut back);
     if here {

@@ -50,7 +50,7 @@ fn path<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &Scratch) -> u32 
     };
     let from = if from { Some(destination) } else { None };
     let found = packet.path_to(headers.family, from, source, headers.tos as u32);
-    if found == packet.device() {
+    if found == packet.device() || found != NO_PATH && found == scratch.device.master {
         return RIGHT;
     }
     match found {

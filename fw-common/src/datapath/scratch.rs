@@ -7,7 +7,7 @@ use super::facts::Facts;
 use super::flow_mark::FlowMark;
 use super::forward::Sending;
 use super::fragment::Outcomes;
-use super::header::{Headers, Icmp};
+use super::header::{Headers, Icmp, Part};
 use super::limit::Asked;
 use super::lists;
 use super::nat::Draft;
@@ -67,6 +67,12 @@ pub struct Scratch {
     pub sent_on: u32,
     /// At egress: the interface that it came in by, 0 if this host made it.
     pub came_by: u32,
+    /// At a bridge's ingress: the port that handed the packet over; or 0.
+    pub port: u32,
+    /// That port, of a packet that a bridge's program has switched after all; or 0.
+    pub switching: u32,
+    /// The port that the last frame went up through on this CPU.
+    pub came_through: u32,
     /// The note that it bears; at ingress, on loopback only.
     pub note: u32,
     /// A rule said that the packet is not to be tracked.
@@ -81,10 +87,14 @@ pub struct Scratch {
     pub transit_direction: u8,
     /// It opens its flow.
     pub transit_opens: bool,
+    /// The port of a bridge that handed it over; or 0.
+    pub transit_port: u32,
     /// [`ct::SNAT`] and its siblings if its flow is translated.
     pub transit_nat: u8,
     /// If its destination was translated: what it was before.
     pub transit_outside: Endpoint,
+    /// What the destination was that was translated last.
+    pub outside: Endpoint,
     /// The mark of the packet's flow.
     pub mark: FlowMark,
     /// The packet's connection, if the policy asks for more of it than its state.
@@ -218,14 +228,16 @@ impl Scratch {
         self.transit.set(&self.headers);
         self.transit_direction = self.tracked.direction;
         self.transit_opens = self.tracked.opens;
+        self.transit_port = self.port;
+        self.transit_outside = self.outside;
         self.transit_nat = self.tracked.ct & (ct::SNAT | ct::DNAT | ct::RENAMED);
     }
 
     /// Keeps the destination in mind, which is about to be translated.
     #[inline(always)]
     pub fn note_outside(&mut self) {
-        self.transit_outside.address = self.headers.key.destination;
-        self.transit_outside.port = self.headers.flow_ports as u16;
+        self.outside.address = self.headers.key.destination;
+        self.outside.port = self.headers.flow_ports as u16;
     }
 
     /// Whether the packet in hand is the one kept in mind, or of the same flow and direction.
@@ -233,6 +245,16 @@ impl Scratch {
     pub fn is_transit(&self) -> bool {
         let (headers, transit) = (&self.headers, &self.transit);
         headers.flow_ports == transit.ports
+            && headers.key.protocol as u8 == transit.protocol
+            && headers.key.source == transit.source
+            && headers.key.destination == transit.destination
+    }
+
+    /// The same of a packet whose headers were just read: a later fragment bears no ports.
+    #[inline(always)]
+    pub fn may_be_transit(&self) -> bool {
+        let (headers, transit) = (&self.headers, &self.transit);
+        (headers.part as u8 == Part::Later as u8 || headers.flow_ports == transit.ports)
             && headers.key.protocol as u8 == transit.protocol
             && headers.key.source == transit.source
             && headers.key.destination == transit.destination

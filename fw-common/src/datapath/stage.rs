@@ -32,6 +32,8 @@ pub enum Name {
     PlaceIn,
     /// [`super::egress::PlaceOut`].
     PlaceOut,
+    /// [`super::egress::PlaceAgain`].
+    PlaceAgain,
     /// [`super::classify::Traverse`].
     Traverse,
     /// [`super::effect::Act`].

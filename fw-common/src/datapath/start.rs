@@ -3,6 +3,7 @@
 use super::Verdict;
 use super::header::{Parsed, parse};
 use super::packet::Packet;
+use super::port;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::Tables;
@@ -56,6 +57,7 @@ impl Stage for Begin {
         scratch.untracked = false;
         scratch.outcomes.forget();
         if !take_device(tables, packet.device(), &mut scratch.device) {
+            scratch.device.flags = 0;
             scratch.reason = Stat::UnknownDevice;
             return REFUSED;
         }
@@ -90,6 +92,12 @@ pub fn patterns_of_arrival<T: Tables>(tables: &T, index: u32, scratch: &mut Scra
     match tables.device(index) {
         Some(device) => {
             scratch.arrival_flags = device.flags;
+            if device.flags & Device::BRIDGE != 0
+                && let Some(port) = tables.device(port::of_transit(scratch))
+                && port.master == index
+            {
+                return scratch.patterns(port);
+            }
             scratch.patterns(device)
         }
         None => {

@@ -203,9 +203,10 @@ pub struct Around {
 impl Around {
     /// Looks around in this network namespace.
     pub fn read(policy: &Policy) -> Result<Self> {
+        let host = Host::read()?;
         Ok(Self {
-            required: require::all(policy),
-            host: Host::read()?,
+            required: require::all(policy, &host),
+            host,
             tracking: Settings::of(&policy.tracking, conntrack_setting),
             answers: answer_settings(),
         })
@@ -388,6 +389,7 @@ pub fn enforce_over(
         .transpose()
         .context("the new policy is in force, but not all connections were judged by it")?;
 
+    let names = tables.patterns.iter().map(|pattern| &pattern.name);
     let fits = |pattern: &&InterfacePattern| {
         !host
             .interfaces
@@ -400,7 +402,7 @@ pub fn enforce_over(
         counters: plan.slots.of.len(),
         counters_kept: plan.slots.of.len() - plan.fresh_slots.len(),
         cells: tables.cells.len(),
-        missing: tables.patterns.iter().filter(fits).cloned().collect(),
+        missing: names.filter(fits).cloned().collect(),
         hook: via,
         lacking: began.then(probe::lacking).unwrap_or_default(),
         interfaces,

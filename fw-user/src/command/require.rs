@@ -2,14 +2,15 @@
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::host::Host;
 use crate::kernel::{bridge, bypassed, probe, reverse_path};
 use crate::policy::model::{Family, Match, Policy, Rule, Target};
-use crate::policy::packet_match::PacketMatch;
+use crate::policy::packet_match::{PacketMatch, Physdev};
 
 /// Refuses rules that would not mean here what they say.
-pub(super) fn all(policy: &Policy) -> Result<()> {
+pub(super) fn all(policy: &Policy, host: &Host) -> Result<()> {
     credentials(policy)?;
-    plain_bridges(policy)?;
+    bridges(policy, host)?;
     no_ipsec(policy)?;
     plain_routes(policy)
 }
@@ -88,24 +89,37 @@ fn credentials(policy: &Policy) -> Result<()> {
     )
 }
 
-/// Refuses rules about ports of a bridge where bridges ask iptables about frames that they only switch:
-/// here nobody asks, so that a rule may miss what it is meant for.
-fn plain_bridges(policy: &Policy) -> Result<()> {
-    let asks = |rule: &Rule| {
-        let mut matches = rule.matches.iter();
-        matches.any(|each| matches!(each, Match::Packet(PacketMatch::Physdev(_))))
-    };
-    for (family, rule) in rules(policy).filter(|(_, rule)| asks(rule)) {
-        let Some(why) = bridge::why_asked(family)? else {
+/// Refuses rules about ports of bridges where it is not settled whether iptables would see what bridges only switch,
+/// and the one that is not exact where it would.
+fn bridges(policy: &Policy, host: &Host) -> Result<()> {
+    for (family, rule) in rules(policy) {
+        let mut physdev = rule.matches.iter().filter_map(|each| match each {
+            Match::Packet(PacketMatch::Physdev(physdev)) => Some(physdev),
+            _ => None,
+        });
+        let Some(first) = physdev.next() else {
             continue;
         };
-        bail!(
-            "{}: `-m physdev` is about frames that a bridge only switches, which iptables would see here \
-             ({why}), and fwbpf does not: they pass. If that is as it should be, {} and load again; if not, \
-             filter them at the bridge (nftables' table bridge)",
-            place(policy, rule),
-            why.remedy()
-        )
+        if bridge::is_only_a_module() {
+            bail!(
+                "{}: for `-m physdev` iptables loads the module br_netfilter, and from then on sees the frames that \
+                 bridges only switch; fwbpf loads none, and they would pass. `modprobe br_netfilter`, set \
+                 net.bridge.{} to 1 if they are to be filtered and to 0 if not, and load again",
+                place(policy, rule),
+                bridge::name(family)
+            )
+        }
+        let family_number = usize::from(family == Family::Ipv6);
+        let mut bridges = host.interfaces.iter();
+        let asks = bridges.any(|interface| interface.hands_over[family_number]);
+        if asks && (first.is_about_other_ports() || physdev.any(Physdev::is_about_other_ports)) {
+            bail!(
+                "{}: `! --physdev-out` without an option that is not inverted holds of packets that came in by no \
+                 bridge, and not of those that came in by one and leave by none, which is not exact here, where a bridge \
+                 has iptables see what it switches; add `--physdev-is-bridged`, or name the ports that are meant",
+                place(policy, rule)
+            )
+        }
     }
     Ok(())
 }

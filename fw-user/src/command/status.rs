@@ -13,7 +13,7 @@ use super::require::about_ipsec;
 use super::running::Running;
 use super::trial::{Trial, TrialStatus};
 use crate::compile::Settings;
-use crate::host::{Host, Interface};
+use crate::host::Host;
 use crate::kernel::attach::{Via, XdpMode};
 use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::flows::{FlowTable, count};
@@ -279,8 +279,7 @@ fn degraded(
                 .to_owned(),
         );
     }
-    let layer3: Vec<&Interface> = host.layer3().collect();
-    for interface in &layer3 {
+    for interface in host.guarded() {
         let guarded = interfaces.iter().any(|status| {
             status.index == interface.index
                 && ["ingress", "egress"]
@@ -301,13 +300,20 @@ fn degraded(
         }
     }
     for pattern in &running.tables.patterns {
-        if !layer3
-            .iter()
-            .any(|interface| pattern.matches(&interface.name))
-        {
+        let (mut layer3, mut ports) = (host.layer3(), host.ports());
+        let fits = match pattern.of_ports {
+            true => ports.any(|(port, _)| pattern.name.matches(&port.name)),
+            false => layer3.any(|interface| pattern.name.matches(&interface.name)),
+        };
+        if !fits {
+            let what = if pattern.of_ports {
+                "port of a bridge that has iptables see what it switches"
+            } else {
+                "interface"
+            };
             degraded.push(format!(
-                "the policy names `{}`, and no interface fits that now",
-                pattern.0
+                "the policy names `{}`, and no {what} fits that now",
+                pattern.name.0
             ));
         }
     }
@@ -365,7 +371,8 @@ fn print(status: &Status, output: &mut Output) -> Result<(), Failure> {
             interface.name.clone(),
             if interface.up { "up" } else { "down" }.into(),
             match &interface.port_of {
-                Some(master) => format!("port of {master}"),
+                Some(master) if interface.hooks.is_empty() => format!("port of {master}"),
+                Some(master) => format!("{} (port of {master})", hooks(interface)),
                 None if interface.hooks.is_empty() => "not filtered".into(),
                 None => hooks(interface),
             },

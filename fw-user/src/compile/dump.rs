@@ -26,7 +26,8 @@ pub(super) fn write(set: &TableSet, f: &mut Formatter<'_>) -> Result {
         header.meta
     )?;
     for (index, pattern) in set.patterns.iter().enumerate() {
-        writeln!(f, "pattern bit {}: {}", index + 1, pattern.0)?;
+        let of = if pattern.of_ports { "port " } else { "" };
+        writeln!(f, "pattern bit {}: {of}{}", index + 1, pattern.name.0)?;
     }
     for id in 0..header.chains {
         if let Some(cell) = set.cells.get((DIRECTORY + id) as usize) {

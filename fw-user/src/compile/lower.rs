@@ -19,7 +19,7 @@ use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
     Policy, PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
 };
-use crate::policy::packet_match::PacketMatch;
+use crate::policy::packet_match::{PacketMatch, Physdev, PortSide};
 
 /// What a rule's words refer to.
 pub(super) struct Scope<'a> {
@@ -127,6 +127,7 @@ pub(super) fn lower(rule: &Rule, scope: &Scope<'_>) -> Result<Lowered, Limits> {
                     None => part.predicates.push(predicate),
                 }
             }
+            Match::Packet(PacketMatch::Physdev(physdev)) => part.ports_of_bridge(physdev, scope),
             Match::Packet(packet) => {
                 let put_off = part.packet(packet, scope.family);
                 if let PacketMatch::Text(text) = packet {
@@ -234,13 +235,27 @@ impl Lowered {
     }
 
     fn interface(&mut self, pattern: &Negatable<InterfacePattern>, scope: &Scope<'_>, side: Side) {
-        match (scope.patterns.bit(&pattern.value), pattern.not, side) {
+        match (scope.patterns.bit(&pattern.value, false), pattern.not, side) {
             (None, false, _) => {}
             (None, true, _) => self.never(),
             (Some(bit), false, Side::In) => self.fields.in_pattern = bit,
             (Some(bit), false, Side::Out) => self.fields.out_pattern = bit,
             (Some(bit), true, Side::In) => self.predicate(true, Condition::InInterface(bit)),
             (Some(bit), true, Side::Out) => self.predicate(true, Condition::OutInterface(bit)),
+        }
+    }
+
+    /// Every condition has a bit, as no pattern of ports fits what has no port.
+    fn ports_of_bridge(&mut self, physdev: &Physdev, scope: &Scope<'_>) {
+        for (side, port) in physdev.conditions() {
+            let Some(bit) = scope.patterns.bit(&port.value, true) else {
+                continue;
+            };
+            let condition = match side {
+                PortSide::In => Condition::InInterface(bit),
+                PortSide::Out => Condition::OutInterface(bit),
+            };
+            self.predicate(port.not, condition);
         }
     }
 

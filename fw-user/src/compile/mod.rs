@@ -44,6 +44,7 @@ use chains::{Layout, PlacedChain, Walk};
 use lower::{Lowered, Scope};
 use masked::Groups;
 use patterns::Patterns;
+pub use patterns::{Pattern, pattern_bits};
 
 /// Compiles a policy into the cells of one generation.
 ///

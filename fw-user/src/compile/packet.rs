@@ -122,11 +122,8 @@ impl Lowered {
                 return asked.collect();
             }
             PacketMatch::Frag(_) => self.never(),
-            PacketMatch::Physdev(physdev) => {
-                if !physdev.holds_without_bridge() {
-                    self.never();
-                }
-            }
+            // It needs the policy's patterns, which the caller has.
+            PacketMatch::Physdev(_) => {}
             PacketMatch::ReversePath { loose, invert } => {
                 let way = if *loose {
                     fact::PATH_LOOSE
@@ -297,10 +294,10 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
             | PacketMatch::Ah(None)
             | PacketMatch::Text(_)
             | PacketMatch::Frag(_)
-            | PacketMatch::Physdev(_)
             | PacketMatch::WithoutIpsec { .. }
             | PacketMatch::Statistic(_) => 0,
             PacketMatch::AddressType(_) => HeaderFields::ADDRESS_KINDS,
+            PacketMatch::Physdev(_) => HeaderFields::PORTS,
             PacketMatch::FlowMark(_) => HeaderFields::FLOW_MARKS,
             PacketMatch::Routing(_) => HeaderFields::ROUTING,
             PacketMatch::ReversePath { .. } => HeaderFields::REVERSE_PATHS,
@@ -327,7 +324,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
         Target::Log(log) if log.owner => HeaderFields::OWNER | HeaderFields::FACTS,
         _ => 0,
     };
-    if features & !HeaderFields::CONNECTIONS == 0 {
+    if features & !(HeaderFields::CONNECTIONS | HeaderFields::PORTS) == 0 {
         return features | target;
     }
     features | target | HeaderFields::FACTS

@@ -4,17 +4,17 @@ use std::fmt;
 
 use fw_common::abi::blob::{Cell, HEADER, HeaderFields, PAGE_CELLS};
 
-use super::patterns::Patterns;
+use super::patterns::{Pattern, Patterns};
 use super::{Meta, MetaError, dump, stride};
-use crate::policy::model::{Family, InterfacePattern};
+use crate::policy::model::Family;
 
 /// The exact contents of the policy map, and what else a load has to write.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TableSet {
     /// The map's cells.
     pub cells: Vec<Cell>,
-    /// The interface patterns that the cells name: pattern `i` is bit `i + 1`.
-    pub patterns: Vec<InterfacePattern>,
+    /// The patterns that the cells name: pattern `i` is bit `i + 1`.
+    pub patterns: Vec<Pattern>,
 }
 
 /// Why cells are no policy.
@@ -67,14 +67,6 @@ impl TableSet {
     /// The header; nothing if the first cell is none.
     pub fn header(&self) -> Option<HeaderFields> {
         HeaderFields::decode(self.cells.get(HEADER as usize)?)
-    }
-
-    /// The word of an interface of this name: a bit for each pattern that it fits, and bit 0.
-    pub fn pattern_word(&self, interface: &str) -> u64 {
-        let bit = |(index, pattern): (usize, &InterfacePattern)| {
-            u64::from(pattern.matches(interface)) << (index + 1)
-        };
-        self.patterns.iter().enumerate().map(bit).sum::<u64>() | 1
     }
 }
 

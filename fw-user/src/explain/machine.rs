@@ -7,9 +7,9 @@ use fw_common::abi::flow::{Flow, FlowKey};
 use ipnet::IpNet;
 
 use super::Question;
-use crate::compile::{Limits, Meta, Slots, TableSet, compile};
+use crate::compile::{Limits, Meta, Pattern, Slots, TableSet, compile};
 use crate::policy::CounterId;
-use crate::policy::model::{InterfacePattern, Policy};
+use crate::policy::model::Policy;
 use crate::sim::{Host, HostDevice, HostSet, HostTables};
 
 /// A policy, compiled, on a host.
@@ -116,6 +116,7 @@ impl Machine {
 }
 
 /// The pattern's name if it stands for one interface.
-fn whole_name(pattern: &InterfacePattern) -> Option<&str> {
-    (!pattern.0.ends_with('+')).then_some(pattern.0.as_str())
+fn whole_name(pattern: &Pattern) -> Option<&str> {
+    let name = pattern.name.0.as_str();
+    (!pattern.of_ports && !name.ends_with('+')).then_some(name)
 }

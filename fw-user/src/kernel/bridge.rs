@@ -1,75 +1,62 @@
 //! Whether bridges hand iptables the frames that they only switch (`br_nf_pre_routing`,
 //! net/bridge/br_netfilter_hooks.c).
 
-use std::{fmt, fs};
+use std::fs;
 
-use anyhow::{Context as _, Result};
-use futures_util::TryStreamExt as _;
-use rtnetlink::packet_route::link::{InfoBridge, InfoData, LinkAttribute, LinkInfo, LinkMessage};
+use rtnetlink::packet_route::link::{InfoBridge, InfoBridgePort, InfoData, InfoPortData, LinkInfo};
 
 use super::probe;
 use super::sysctl::setting;
-use crate::host::netlink;
 use crate::policy::model::Family;
 
-/// Why they do, or would.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Why {
-    /// The namespace's sysctl of this name is 1, which it is from the module's loading on.
-    Everywhere(&'static str),
-    /// This bridge has the setting of this name.
-    Bridge(String, &'static str),
-    /// The module is not loaded, but is there for iptables to load when it meets `-m physdev`
-    /// (`physdev_mt_check`, net/netfilter/xt_physdev.c).
-    Module(&'static str),
+/// For IPv4 and IPv6: whether all bridges of this network namespace do.
+pub fn all_hand_over() -> [bool; 2] {
+    [Family::Ipv4, Family::Ipv6].map(|family| setting(&path(family)).is_some_and(|on| on != 0))
 }
 
-/// Whether and why iptables would see frames of an IP version that a bridge only switches, if it ran rules
-/// about ports of bridges.
-pub fn why_asked(family: Family) -> Result<Option<Why>> {
-    let (name, of_bridge) = match family {
-        Family::Ipv4 => ("bridge-nf-call-iptables", "nf_call_iptables"),
-        Family::Ipv6 => ("bridge-nf-call-ip6tables", "nf_call_ip6tables"),
-    };
-    Ok(match setting(&format!("bridge/{name}")) {
-        Some(0) => bridge_that_asks(family)?.map(|bridge| Why::Bridge(bridge, of_bridge)),
-        Some(_) => Some(Why::Everywhere(name)),
-        None => has_module().then_some(Why::Module(name)),
-    })
-}
-
-/// A bridge that asks though not all do.
-fn bridge_that_asks(family: Family) -> Result<Option<String>> {
-    let links: Vec<LinkMessage> =
-        netlink(async |handle| handle.link().get().execute().try_collect().await)
-            .context("cannot list the interfaces")?;
-    let asking = links.iter().find(|link| {
-        let mut settings = link.attributes.iter().flat_map(settings);
-        settings.any(|setting| match (setting, family) {
-            (InfoBridge::NfCallIpTables(on), Family::Ipv4)
-            | (InfoBridge::NfCallIp6Tables(on), Family::Ipv6) => *on,
-            _ => false,
-        })
-    });
-    Ok(asking.and_then(|link| {
-        link.attributes
-            .iter()
-            .find_map(|attribute| match attribute {
-                LinkAttribute::IfName(name) => Some(name.clone()),
-                _ => None,
-            })
-    }))
-}
-
-fn settings(attribute: &LinkAttribute) -> &[InfoBridge] {
-    let LinkAttribute::LinkInfo(info) = attribute else {
-        return &[];
-    };
-    let settings = info.iter().find_map(|info| match info {
+/// The same for one bridge, as far as it is its own setting.
+pub fn hands_over(about: &[LinkInfo]) -> [bool; 2] {
+    let settings = about.iter().find_map(|info| match info {
         LinkInfo::Data(InfoData::Bridge(settings)) => Some(settings.as_slice()),
         _ => None,
     });
-    settings.unwrap_or_default()
+    let mut on = [false; 2];
+    for setting in settings.unwrap_or_default() {
+        match setting {
+            InfoBridge::NfCallIpTables(v4) => on[0] = *v4,
+            InfoBridge::NfCallIp6Tables(v6) => on[1] = *v6,
+            _ => {}
+        }
+    }
+    on
+}
+
+/// Whether a port's bridge sends out of it what came in by it, too.
+pub fn is_hairpin(about: &[LinkInfo]) -> bool {
+    about.iter().any(|info| match info {
+        LinkInfo::PortData(InfoPortData::BridgePort(settings)) => {
+            settings.contains(&InfoBridgePort::HairpinMode(true))
+        }
+        _ => false,
+    })
+}
+
+/// The name of the sysctl that says whether all bridges do.
+pub fn name(family: Family) -> &'static str {
+    match family {
+        Family::Ipv4 => "bridge-nf-call-iptables",
+        Family::Ipv6 => "bridge-nf-call-ip6tables",
+    }
+}
+
+/// Whether the module that makes them is not loaded, but there for iptables to load when it meets `-m physdev`
+/// (`physdev_mt_check`, net/netfilter/xt_physdev.c): all bridges hand frames over from then on.
+pub fn is_only_a_module() -> bool {
+    setting(&path(Family::Ipv4)).is_none() && has_module()
+}
+
+fn path(family: Family) -> String {
+    format!("bridge/{}", name(family))
 }
 
 fn has_module() -> bool {
@@ -82,34 +69,6 @@ fn names_module(list: &str) -> bool {
     let files = list.lines().filter_map(|line| line.split(':').next());
     let mut names = files.filter_map(|file| file.rsplit('/').next());
     names.any(|name| name.split('.').next() == Some("br_netfilter"))
-}
-
-impl Why {
-    /// What to do where such frames may pass.
-    pub fn remedy(&self) -> String {
-        match self {
-            Self::Everywhere(name) => format!("`sysctl -w net.bridge.{name}=0`"),
-            Self::Bridge(bridge, name) => {
-                format!("`echo 0 > /sys/class/net/{bridge}/bridge/{name}`")
-            }
-            Self::Module(name) => {
-                format!("`modprobe br_netfilter`, `sysctl -w net.bridge.{name}=0`")
-            }
-        }
-    }
-}
-
-impl fmt::Display for Why {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Everywhere(name) => write!(f, "net.bridge.{name} is 1"),
-            Self::Bridge(bridge, name) => write!(f, "{name} of {bridge} is 1"),
-            Self::Module(name) => write!(
-                f,
-                "it loads br_netfilter for such a rule, and net.bridge.{name} is 1 then"
-            ),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -23,8 +23,8 @@ use super::load::Maps;
 use super::state::Settled;
 use super::sys;
 use crate::addr;
+use crate::compile::{Pattern, pattern_bits};
 use crate::host::{Host, Interface, LocalRoute};
-use crate::policy::model::InterfacePattern;
 
 /// What the flip puts in place.
 #[derive(Clone, Copy, Debug)]
@@ -34,7 +34,7 @@ pub struct Next<'a> {
     /// The compiled policy.
     pub cells: &'a [Cell],
     /// The interface patterns; the bit of pattern `i` is `i + 1`.
-    pub patterns: &'a [InterfacePattern],
+    pub patterns: &'a [Pattern],
 }
 
 /// Stores a policy in an array of its own, which nobody looks at yet.
@@ -134,37 +134,43 @@ pub fn write_devices(
     maps: &mut Maps,
     host: &Host,
     generation: u32,
-    patterns: &[InterfacePattern],
+    patterns: &[Pattern],
 ) -> Result<()> {
     let mut changed = false;
-    for interface in host.layer3() {
+    let layer3 = host.layer3().map(|interface| (interface, None));
+    let ports = host.ports().map(|(port, bridge)| (bridge, Some(port)));
+    for (interface, port) in layer3.chain(ports) {
         let Some(l2_len) = interface.l2_len() else {
             continue;
         };
-        let old = match maps.devices.get(&interface.index, 0) {
+        // A port's record is its bridge's, but for what makes it one.
+        let guarded = port.unwrap_or(interface);
+        let old = match maps.devices.get(&guarded.index, 0) {
             Ok(old) => Some(old),
             Err(MapError::KeyNotFound) => None,
             Err(error) => {
                 return Err(error)
-                    .with_context(|| format!("cannot read the record of {}", interface.name));
+                    .with_context(|| format!("cannot read the record of {}", guarded.name));
             }
         };
-        let device = record(
-            host,
-            interface,
-            l2_len,
-            old.as_ref(),
-            generation,
-            pattern_bits(patterns, &interface.name),
-        );
+        let name = port.map(|port| port.name.as_str());
+        let bits = pattern_bits(patterns, &interface.name, name);
+        let mut device = record(host, interface, l2_len, old.as_ref(), generation, bits);
+        if port.is_some() {
+            device.master = interface.index;
+            device.flags = Device::PRESENT | port_flags(interface.hands_over);
+            if port.is_some_and(|port| port.hairpin) {
+                device.flags |= Device::HAIRPIN;
+            }
+        }
         if old != Some(device) {
             changed = true;
             maps.devices
-                .insert(interface.index, device, 0)
-                .with_context(|| format!("cannot write the record of {}", interface.name))?;
+                .insert(guarded.index, device, 0)
+                .with_context(|| format!("cannot write the record of {}", guarded.name))?;
         }
-        write_near(maps, interface.index, &device)
-            .with_context(|| format!("cannot write the near record of {}", interface.name))?;
+        write_near(maps, guarded.index, &device)
+            .with_context(|| format!("cannot write the near record of {}", guarded.name))?;
     }
     if changed {
         touch(maps)?;
@@ -180,7 +186,7 @@ pub fn prune_devices(maps: &mut Maps, host: &Host) -> Result<()> {
         .collect::<Result<_, _>>()
         .context("cannot list the interfaces' records")?;
     for index in known {
-        if !host.layer3().any(|interface| interface.index == index) {
+        if !host.guarded().any(|interface| interface.index == index) {
             write_near(maps, index, &Device::default())
                 .context("cannot clear the near record of an interface")?;
             match maps.devices.remove(&index) {
@@ -233,11 +239,10 @@ pub fn write_local(maps: &mut Maps, host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// The patterns that a name fits, as the programs test them. Bit 0 stands for any interface.
-pub fn pattern_bits(patterns: &[InterfacePattern], name: &str) -> u64 {
-    (1..64).zip(patterns).fold(1, |bits, (bit, pattern)| {
-        bits | u64::from(pattern.matches(name)) << bit
-    })
+/// What a port of a bridge that hands over packets of these families has.
+fn port_flags([v4, v6]: [bool; 2]) -> u32 {
+    let flag = |on, flag| if on { flag } else { 0 };
+    flag(v4, Device::PORT4) | flag(v6, Device::PORT6)
 }
 
 fn record(
@@ -265,10 +270,15 @@ fn record(
         } else {
             // Where the fast path is on is `kernel::fast_path`'s business.
             let fast = Device::FAST | Device::FAST_XDP;
-            Device::PRESENT | old.map_or(0, |old| old.flags & fast)
+            let bridge = host
+                .ports()
+                .any(|(_, bridge)| bridge.index == interface.index);
+            let bridge = if bridge { Device::BRIDGE } else { 0 };
+            Device::PRESENT | bridge | old.map_or(0, |old| old.flags & fast)
         },
         link: interface.link.unwrap_or_default(),
-        reserved: [0; 6],
+        reserved: [0; 2],
+        master: 0,
         own4: addr::first4(addresses()),
         own6: addr::first6(addresses()),
     }
@@ -299,21 +309,6 @@ fn local_key(route: &LocalRoute) -> (u32, [u8; 16]) {
 mod tests {
     use super::*;
     use crate::host::LocalKind;
-
-    fn patterns(names: &[&str]) -> Vec<InterfacePattern> {
-        names
-            .iter()
-            .map(|name| InterfacePattern((*name).into()))
-            .collect()
-    }
-
-    #[test]
-    fn bit_zero_is_any_interface() {
-        let patterns = patterns(&["eth0", "docker+", "eth+"]);
-        assert_eq!(pattern_bits(&patterns, "eth0"), 0b1011);
-        assert_eq!(pattern_bits(&patterns, "docker0"), 0b0101);
-        assert_eq!(pattern_bits(&patterns, "lo"), 1);
-    }
 
     #[test]
     fn only_the_idle_word_changes() {

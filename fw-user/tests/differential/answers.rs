@@ -27,6 +27,27 @@ fn an_error_about_a_first_packet_comes_from_where_it_was_sent_to() {
     assert_eq!(error.bytes[14..], icmpv6([SECOND, SENDER], 64, 3, &second));
 }
 
+/// The same, and before the error leaves, another packet comes, whose destination is translated, too, and that is for
+/// this host.
+#[test]
+fn an_error_about_a_first_packet_knows_its_own_destination() {
+    const SENDER: &str = "fd17::2";
+    const FIRST: &str = "2001:db8:50::2";
+    const SECOND: &str = "2001:db8:50::3";
+    let rules = "-A PREROUTING -d 2001:db8:50::2 -j DNAT --to-destination fd17::9\n\
+        -A PREROUTING -d 2001:db8:50::3 -j DNAT --to-destination 2001:db8:1::10";
+    let mut machine = Machine::with(Family::Ipv6, rules);
+    let first = other([SENDER, FIRST], GRE);
+    let (verdict, packet) = machine.arrive(ETH0, frame(first.clone()));
+    assert_eq!(verdict, Verdict::Pass);
+    let (verdict, _) = machine.arrive(ETH0, frame(other([SENDER, SECOND], GRE)));
+    assert_eq!(verdict, Verdict::Pass);
+    let error = icmpv6([SERVER6, SENDER], 64, 3, &packet.bytes[14..]);
+    let (verdict, error) = machine.leave(ETH0, frame(error).made_here());
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(error.bytes[14..], icmpv6([FIRST, SENDER], 64, 3, &first));
+}
+
 /// A reset on loopback ends its connection, which nobody had answered, and INPUT answers with an error: that is
 /// told whoever sent it, about what was sent, whichever end of the connection that is.
 #[test]

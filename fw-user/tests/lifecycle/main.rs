@@ -161,6 +161,15 @@ fn the_daemon_follows_interfaces_and_addresses() {
     lab.wait("a new interface is guarded", || {
         lab.tcx_programs("absent0") == [1, 1]
     });
+    lab.inside(|| {
+        // Where the kernel's bridges hand over what they switch, ports are guarded, too.
+        for family in ["iptables", "ip6tables"] {
+            let setting = format!("/proc/sys/net/bridge/bridge-nf-call-{family}");
+            if std::fs::exists(&setting).unwrap() {
+                std::fs::write(setting, "0").unwrap();
+            }
+        }
+    });
     lab.ip("link add br0 type bridge");
     lab.ip("link set absent0 master br0");
     lab.wait("a port is the bridge's business", || {

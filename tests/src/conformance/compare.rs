@@ -118,6 +118,8 @@ impl Pair {
 
     fn load(&mut self, trial: &Trial) -> Result<Option<Difference>> {
         self.reference.firewall.clear()?;
+        self.reference.hand_over(trial.traffic.switched)?;
+        self.tested.hand_over(trial.traffic.switched)?;
         let text = trial.rules.text();
         let sets = &trial.rules.sets.text;
         self.reference

@@ -10,7 +10,7 @@ use fw_common::abi::stat::Stat;
 use fw_user::policy::model::Family;
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
-use rand::SeedableRng;
+use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::compare::{self, Difference, Pair, Trial};
@@ -18,7 +18,7 @@ use super::differences::{OTHER_DRAWS, prepare_reference};
 use super::grammar::Rules;
 use super::minimise::minimise;
 use super::side::Side;
-use super::traffic::Traffic;
+use super::traffic::{Traffic, Ways};
 use crate::lab::{Firewall, Fwbpf, Iptables};
 
 /// What to run.
@@ -204,13 +204,20 @@ fn difference_of(pair: &mut Pair, trial: &Trial, shared: &Shared) -> Result<Opti
     Ok(first)
 }
 
+/// How many of the trials have bridges that hand over what they switch.
+const SWITCHED: f64 = 0.25;
+
 /// The trial of this number: the same for the same seed, whatever else runs.
 fn trial(options: &Options, number: usize) -> Trial {
     let mut random = ChaCha8Rng::seed_from_u64(options.seed);
     random.set_stream(number as u64);
     let family = options.families[number % options.families.len()];
-    let loopback = options.tested != Tested::Simulated;
-    let mut traffic = Traffic::generate(&mut random, family, options.packets, loopback);
+    let real = options.tested != Tested::Simulated;
+    let ways = Ways {
+        loopback: real,
+        switched: real && random.random_bool(SWITCHED),
+    };
+    let mut traffic = Traffic::generate(&mut random, family, options.packets, ways);
     let rules = Rules::generate(&mut random, family, &traffic.flows);
     if rules.ask_for_lengths() {
         // Difference 2.

@@ -50,6 +50,7 @@ pub struct Side {
     random_ports: RandomPorts,
     errors_at: Vec<Place>,
     draws: bool,
+    switched: bool,
     /// Rules of mangle's OUTPUT have packets routed anew.
     reroutes: bool,
     _silent: Vec<Socket>,
@@ -152,6 +153,7 @@ impl Side {
             random_ports: RandomPorts::default(),
             errors_at: Vec::new(),
             draws: false,
+            switched: false,
             reroutes: false,
             _silent: lab.server.enter(silent_listeners)??,
             lab,
@@ -175,6 +177,20 @@ impl Side {
         })?;
         side.simulated = simulated;
         Ok(side)
+    }
+
+    /// Has the bridge hand over what it only switches, or not.
+    pub fn hand_over(&mut self, switched: bool) -> Result<()> {
+        if self.switched != switched {
+            let value = if switched { "1" } else { "0" };
+            let keys = [
+                "bridge/bridge-nf-call-iptables",
+                "bridge/bridge-nf-call-ip6tables",
+            ];
+            self.server.sysctl(&keys.map(|key| (key, value)))?;
+            self.switched = switched;
+        }
+        Ok(())
     }
 
     /// Forgets what earlier traffic taught. `draws` says that the rules to come draw ports even
@@ -217,7 +233,7 @@ impl Side {
         }
         for packet in self.packets(traffic, step) {
             if let Some(wire) = self.wires.iter().find(|wire| wire.place == from) {
-                let frame = frame(wire.own, wire.gateway, &packet);
+                let frame = frame(wire.own, self.next_hop(wire, &packet), &packet);
                 let arrives = match &self.simulated {
                     Some(simulated) => simulated.arrive(wire.interface, frame),
                     None => Some(frame),
@@ -234,6 +250,31 @@ impl Side {
             }
         }
         Ok(())
+    }
+
+    /// The link-layer address that a wire's end sends to: a container knows the other one's if the bridge hands over
+    /// what it switches, without which netfilter would not see answers to what was translated.
+    fn next_hop(&self, wire: &Wire, packet: &[u8]) -> [u8; 6] {
+        const CONTAINERS: [(Place, [u8; 6]); 2] = [
+            (Place::Container1, mac::CONTAINER1),
+            (Place::Container2, mac::CONTAINER2),
+        ];
+        let destination = Layers::read(packet).map(|layers| layers.destination);
+        let (Some(destination), true) = (destination, self.switched) else {
+            return wire.gateway;
+        };
+        let family = if destination.is_ipv4() {
+            Family::Ipv4
+        } else {
+            Family::Ipv6
+        };
+        let is_there = |place| addresses(place, family).contains(&destination);
+        let behind = |place| CONTAINERS.iter().any(|(container, _)| *container == place);
+        let mut others = CONTAINERS.iter().filter(|(place, _)| *place != wire.place);
+        match others.find(|(place, _)| is_there(*place)) {
+            Some((_, link)) if behind(wire.place) => *link,
+            _ => wire.gateway,
+        }
     }
 
     /// What came out since the last call, after waiting for more for up to `patience`.

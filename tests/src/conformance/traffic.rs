@@ -196,6 +196,25 @@ pub struct Traffic {
     pub flows: Vec<Flow>,
     /// What is sent, in order.
     pub steps: Vec<Step>,
+    /// Bridges hand iptables what they only switch, and the containers speak to each other.
+    pub switched: bool,
+}
+
+/// Where packets go besides through the server.
+#[derive(Clone, Copy, Debug)]
+pub struct Ways {
+    /// From the server to itself.
+    pub loopback: bool,
+    /// From container to container.
+    pub switched: bool,
+}
+
+impl Ways {
+    /// What the server routes, and what it sends itself.
+    pub const ROUTED: Self = Self {
+        loopback: true,
+        switched: false,
+    };
 }
 
 /// Ports at which something on the server listens and says nothing (see `side.rs`), so that the
@@ -219,12 +238,12 @@ impl Traffic {
         }
     }
 
-    /// Traffic of `packets` packets; with `loopback`, some from the server to itself.
-    pub fn generate(random: &mut impl Rng, family: Family, packets: usize, loopback: bool) -> Self {
+    /// Traffic of `packets` packets.
+    pub fn generate(random: &mut impl Rng, family: Family, packets: usize, ways: Ways) -> Self {
         let count = (packets / 8).max(2);
         let mut flows = Vec::<Flow>::with_capacity(count);
         while flows.len() < count {
-            flows.push(flow(random, family, loopback));
+            flows.push(flow(random, family, ways));
         }
         let mut unfinished = vec![None; flows.len()];
         let mut scripts: Vec<std::collections::VecDeque<(Way, What)>> = flows
@@ -245,7 +264,12 @@ impl Traffic {
             };
             steps.push(dress(random, index, &flows[index], next, steps.len()));
         }
-        Self { flows, steps }
+        let switched = ways.switched;
+        Self {
+            flows,
+            steps,
+            switched,
+        }
     }
 
     /// Has no answer that is past its time, or nothing at all.
@@ -290,11 +314,16 @@ fn parse(pair: &[&str; 2], family: Family) -> IpAddr {
     text.parse().expect("the lab's addresses are written right")
 }
 
-fn flow(random: &mut impl Rng, family: Family, loopback: bool) -> Flow {
+fn flow(random: &mut impl Rng, family: Family, ways: Ways) -> Flow {
     use Place::{Container1, Container2, Other, Outside, Server};
-    /// Which hosts talk; how often is by how often they are listed. Container to container is
-    /// bridged, layer 2.
-    const PAIRS: [(Place, Place); 16] = [
+    /// Which hosts talk; how often is by how often they are listed.
+    const PAIRS: [(Place, Place); 21] = [
+        // First, as they are left out at times.
+        (Container1, Container2),
+        (Container1, Container2),
+        (Container1, Container2),
+        (Container2, Container1),
+        (Container2, Container1),
         (Outside, Server),
         (Outside, Server),
         (Outside, Server),
@@ -313,11 +342,9 @@ fn flow(random: &mut impl Rng, family: Family, loopback: bool) -> Flow {
         // Last, as it is left out at times.
         (Server, Server),
     ];
-    let pairs = if loopback {
-        &PAIRS[..]
-    } else {
-        &PAIRS[..PAIRS.len() - 1]
-    };
+    let first = if ways.switched { 0 } else { 5 };
+    let last = PAIRS.len() - usize::from(!ways.loopback);
+    let pairs = &PAIRS[first..last];
     let (from, to) = pairs[random.random_range(0..pairs.len())];
     let carried = match random.random_range(0..100) {
         0..40 => Carried::Tcp,
@@ -504,7 +531,14 @@ mod tests {
 
     #[test]
     fn the_same_seed_makes_the_same_traffic() {
-        let make = || Traffic::generate(&mut ChaCha8Rng::seed_from_u64(3), Family::Ipv6, 300, true);
+        let make = || {
+            Traffic::generate(
+                &mut ChaCha8Rng::seed_from_u64(3),
+                Family::Ipv6,
+                300,
+                Ways::ROUTED,
+            )
+        };
         assert_eq!(make(), make());
         assert_eq!(make().steps.len(), 300);
         assert!(make().steps.iter().any(|step| step.fragment.is_some()));

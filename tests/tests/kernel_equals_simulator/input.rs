@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use fw_user::policy::model::{Family, Policy};
 use fw_user::policy::{LoadOptions, SourceFile, load};
 use fwbpf_tests::conformance::grammar::Rules;
-use fwbpf_tests::conformance::traffic::{Flow, Traffic};
+use fwbpf_tests::conformance::traffic::{Flow, Traffic, Ways};
 use fwbpf_tests::packet::{Packet, Payload, ones_complement};
 use rand::Rng;
 
@@ -80,7 +80,12 @@ pub fn policy(texts: &[(Family, (String, String))]) -> Result<Policy> {
 /// Traffic of both IP versions, to be sent alternately.
 pub fn traffic(random: &mut impl Rng, packets: usize) -> Vec<(Family, Traffic)> {
     [Family::Ipv4, Family::Ipv6]
-        .map(|family| (family, Traffic::generate(random, family, packets / 2, true)))
+        .map(|family| {
+            (
+                family,
+                Traffic::generate(random, family, packets / 2, Ways::ROUTED),
+            )
+        })
         .into()
 }
 

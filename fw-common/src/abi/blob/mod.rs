@@ -127,6 +127,8 @@ impl HeaderFields {
     pub const ROUTING: u32 = 1 << 10;
     /// A rule asks which way answers to a packet would go.
     pub const REVERSE_PATHS: u32 = 1 << 11;
+    /// A rule asks by which port of a bridge a packet comes or goes.
+    pub const PORTS: u32 = 1 << 12;
     /// Flows bear marks that rules set or ask for.
     pub const FLOW_MARKS: u32 = 1 << 9;
     /// What of a packet's flow rules ask for is found once its place is.
@@ -353,6 +355,19 @@ impl BaseChain {
     #[inline(always)]
     pub const fn id(self, family: Family) -> u32 {
         family as u32 * BASE_CHAINS + self as u32
+    }
+
+    /// Whether packets meet the base chain of that id, which is one of this family, where they come in.
+    #[inline(always)]
+    pub const fn is_where_packets_come_in(id: u32, family: Family) -> bool {
+        const COME_IN: u32 = 1 << BaseChain::FilterInput as u32
+            | 1 << BaseChain::NatPrerouting as u32
+            | 1 << BaseChain::NatInput as u32
+            | 1 << BaseChain::RawPrerouting as u32
+            | 1 << BaseChain::ManglePrerouting as u32
+            | 1 << BaseChain::MangleInput as u32
+            | 1 << BaseChain::SecurityInput as u32;
+        COME_IN >> (id.wrapping_sub(family as u32 * BASE_CHAINS) & 31) & 1 != 0
     }
 
     /// A nat chain's place in [`HeaderFields::empty_nat`].

@@ -109,6 +109,8 @@ impl Scribe {
             let said = Said {
                 in_name: self.name(event.in_device),
                 out_name: self.name(event.out_device),
+                in_port: self.name(event.in_port),
+                out_port: self.name(event.out_port),
                 family,
                 target: &target,
                 event: &event,

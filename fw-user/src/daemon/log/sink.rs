@@ -102,6 +102,8 @@ fn json(said: &Said<'_>) -> String {
         "nflog_group": group,
         "in": said.in_name,
         "out": said.out_name,
+        "physin": said.in_port,
+        "physout": said.out_port,
         "mark": event.mark,
         "uid": owner.then_some(event.user),
         "gid": owner.then_some(event.group),

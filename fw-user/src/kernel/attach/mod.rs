@@ -143,7 +143,7 @@ impl Via {
     }
 }
 
-/// Makes sure that the programs are on every layer-3 interface, and nowhere else. Interfaces that
+/// Makes sure that the programs are on every interface that they belong on, and nowhere else. Interfaces that
 /// vanish meanwhile are left out.
 pub fn attach_all(
     state: &StateDir,
@@ -154,10 +154,13 @@ pub fn attach_all(
 ) -> Result<Vec<Attachment>> {
     release_strays(state, host)?;
     let mut attachments = Vec::new();
-    for interface in host.layer3() {
+    for interface in host.guarded() {
         if interface.l2_len().is_none() {
             continue;
         }
+        // XDP knows nothing of what a bridge does with a frame.
+        let is_port = host.ports().any(|(port, _)| port.index == interface.index);
+        let xdp = if is_port { XdpMode::Off } else { xdp };
         match attach(state, interface, programs, via, xdp) {
             Ok(attachment) => attachments.push(attachment),
             Err(error) if is_gone(&error) => {}
@@ -242,11 +245,11 @@ fn attach(
     })
 }
 
-/// Removes the attachments of interfaces that are gone, or that became the port of a bridge or
-/// bond, where the master is guarded instead.
+/// Removes the attachments of interfaces that are gone, or that became the port of a bond, or of a bridge
+/// that hands nothing over, where only the master is guarded.
 fn release_strays(state: &StateDir, host: &Host) -> Result<()> {
     for (index, hook, path) in state.links()? {
-        if !host.layer3().any(|interface| interface.index == index) {
+        if !host.guarded().any(|interface| interface.index == index) {
             detach(host, index, &hook, &path)?;
         }
     }

@@ -10,7 +10,7 @@ mod text;
 
 pub use address_type::AddressType;
 pub use frag::Frag;
-pub use physdev::Physdev;
+pub use physdev::{Physdev, PortSide};
 pub use text::{Algorithm, Text};
 
 pub(crate) use print::{DCCP_TYPES, PACKET_TYPES, WEEKDAYS, day_of};

@@ -22,7 +22,7 @@ use lru::LruCache;
 use super::host::Host;
 use super::state::{FlowState, State};
 use crate::addr;
-use crate::compile::{TableSet, contents};
+use crate::compile::{TableSet, contents, pattern_bits};
 use crate::policy::model::Policy;
 
 /// How much each table holds; by default as much as the kernel's maps.
@@ -342,7 +342,7 @@ impl HostTables {
 
     fn device_records(&self) -> BTreeMap<u32, Device> {
         let record = |device: &super::HostDevice| {
-            let word = |policy: &TableSet| policy.pattern_word(&device.name);
+            let word = |policy: &TableSet| pattern_bits(&policy.patterns, &device.name, None);
             // Both parities: nothing is being replaced while no packet is on its way.
             let patterns = [self.policy.as_ref().map_or(1, word); 2];
             Device {

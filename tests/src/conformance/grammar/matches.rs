@@ -46,7 +46,7 @@ pub fn packet(
     }
 }
 
-/// Bridges hand nothing to iptables here: no packet has a port.
+/// Where bridges hand nothing to iptables, no packet has a port.
 fn physdev(random: &mut impl Rng) -> String {
     let asked = [
         "! --physdev-is-bridged",
@@ -55,6 +55,13 @@ fn physdev(random: &mut impl Rng) -> String {
         "! --physdev-in veth+ ! --physdev-is-in",
         "! --physdev-is-in --physdev-is-bridged",
         "--physdev-in docker0 ! --physdev-is-bridged",
+        "--physdev-in veth1",
+        "--physdev-in veth+ --physdev-is-bridged",
+        "! --physdev-in veth1 --physdev-is-in",
+        "--physdev-out veth2 --physdev-is-bridged",
+        "! --physdev-out veth+ --physdev-is-bridged",
+        "--physdev-is-in",
+        "--physdev-is-out --physdev-is-bridged",
     ];
     format!("-m physdev {}", one_of(random, &asked))
 }

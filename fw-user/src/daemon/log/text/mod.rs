@@ -17,6 +17,10 @@ pub struct Said<'a> {
     pub in_name: String,
     /// The interface it leaves by, or nothing.
     pub out_name: String,
+    /// The port of a bridge it came in by, or nothing.
+    pub in_port: String,
+    /// The port of a bridge it leaves by, or nothing.
+    pub out_port: String,
     /// IP version.
     pub family: Family,
     /// LOG or NFLOG.
@@ -62,6 +66,11 @@ pub fn line(said: &Said<'_>) -> String {
         said.in_name,
         said.out_name
     ));
+    for (name, port) in [("PHYSIN", &said.in_port), ("PHYSOUT", &said.out_port)] {
+        if !port.is_empty() {
+            text.add(format_args!("{name}={port} "));
+        }
+    }
     if !said.in_name.is_empty() {
         text.link(event.link());
     }

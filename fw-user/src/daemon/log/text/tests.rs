@@ -14,6 +14,8 @@ fn event(packet: &[u8]) -> Event {
 fn said<'a>(target: &'a Target, family: Family, event: &'a Event) -> Said<'a> {
     Said {
         in_name: "eth0".into(),
+        in_port: String::new(),
+        out_port: String::new(),
         out_name: String::new(),
         family,
         target,

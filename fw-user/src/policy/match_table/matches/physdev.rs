@@ -34,7 +34,7 @@ pub(crate) const MATCHES: &[MatchRow] = &[MatchRow {
     aliases: &[],
     families: BOTH,
     support: Support::Partly,
-    note: "Exact where the kernel does not hand bridged frames to iptables, `sysctl net.bridge.bridge-nf-call-iptables=0` (and `-ip6tables`): no packet has a port then, only what is all inverted holds, and frames that a bridge only switches pass. Where it is on, for all or for one bridge, or would be, as `-m physdev` has iptables load br_netfilter, `load` refuses the match and says what to do.",
+    note: "Where a bridge has iptables see what it switches (`sysctl net.bridge.bridge-nf-call-iptables=1`, `-ip6tables`, or its own setting); where none does, no packet has a port, and only what is all inverted holds. Where br_netfilter is a module that is not loaded, `load` asks for that to be settled. `! --physdev-out` without an option that is not inverted is refused where a bridge does. Of a packet that is routed, the port that it came in by is known unless it had to wait for a neighbour's address.",
     reading: Some(MatchReading {
         start: || MatchDraft::Physdev(Physdev::default()),
         protocols: &[],
