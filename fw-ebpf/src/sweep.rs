@@ -6,7 +6,6 @@
 //! deleted. So the deletion is done here, where looking again and deleting are a few instructions
 //! apart, and a flow marked as dying is absent for every packet in between.
 
-use fw_common::abi::Family;
 use fw_common::abi::flow::{Flow, FlowKey};
 use fw_common::abi::maps::{SWEEP_ANY, SWEEP_EXPIRED, SWEEP_RESTORE, SWEEP_REVOKE};
 use fw_common::datapath::conntrack::{be_liberal, end_flow};
@@ -46,7 +45,7 @@ pub fn sweep<P: Packet>(packet: &P, tables: &BpfTables) -> Swept {
     if flow.is_alias() {
         // An alias goes with its flow, and a source's record with the last one of its list; alone
         // they are leftovers.
-        let is_needed = if key.kind == FlowKey::SOURCE {
+        let is_needed = if key.kind() == FlowKey::SOURCE {
             links().is_some_and(|room| leads_to_flow(tables, &key, room))
         } else {
             tables.flow(&flow.other).is_some()
@@ -109,19 +108,14 @@ fn change_asked<P: Packet>(packet: &P) -> Option<Change> {
 fn key<P: Packet>(packet: &P) -> Option<FlowKey> {
     let word = |offset: u32| packet.load::<4>(offset).map(u32::from_ne_bytes);
     let half = |offset: u32| packet.load::<2>(offset).map(u16::from_ne_bytes);
-    let [protocol, kind, family, _] = packet.load::<4>(36)?;
+    let [protocol, form, zone @ ..] = packet.load::<4>(36)?;
     Some(FlowKey {
         low: [word(0)?, word(4)?, word(8)?, word(12)?],
         high: [word(16)?, word(20)?, word(24)?, word(28)?],
         low_port: half(32)?,
         high_port: half(34)?,
         protocol,
-        kind,
-        family: if family == Family::V4 as u8 {
-            Family::V4 as u8
-        } else {
-            Family::V6 as u8
-        },
-        reserved: 0,
+        form,
+        zone: u16::from_ne_bytes(zone),
     })
 }

@@ -208,7 +208,7 @@ impl Tables for BpfTables {
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
         let hint = self.hint(key);
-        if !Hint::may_have_kind(hint, key.kind) {
+        if !Hint::may_have_kind(hint, key.kind()) {
             return None;
         }
         self.hinted_flow(key, hint)
@@ -256,7 +256,7 @@ impl Tables for BpfTables {
             return Err(InsertError::Full);
         };
         let embryos = Hint::may_have_embryo(hint.word.get(), || self.now());
-        if key.kind == FlowKey::SECOND {
+        if key.kind() == FlowKey::SECOND {
             say_second(hint);
         }
         let early = matches!(tier, Tier::Early) && take_place(key);

@@ -200,6 +200,9 @@ pub struct FlowFilter {
     /// State of TCP or SCTP, such as ESTABLISHED
     #[arg(long, value_name = "STATE")]
     pub state: Option<String>,
+    /// Zone that CT has put it in; 0 for what is in none
+    #[arg(short = 'w', long, value_name = "NUMBER")]
+    pub zone: Option<u16>,
 }
 
 /// An address with the length of a prefix, by default all of it.

@@ -23,15 +23,16 @@ pub struct FlowKey {
     pub high_port: u16,
     /// Protocol number.
     pub protocol: u8,
-    /// [`FlowKey::FIRST`] or one of its siblings.
-    pub kind: u8,
-    /// [`Family`] as a number.
-    pub family: u8,
-    /// Zero.
-    pub reserved: u8,
+    /// [`FlowKey::kind`], and [`FlowKey::V6`].
+    pub form: u8,
+    /// The zone that the flow is in: flows of two zones have nothing in common, whatever their endpoints
+    /// (`nf_conntrack_zone`, include/net/netfilter/nf_conntrack_zones.h).
+    pub zone: u16,
 }
 
 impl FlowKey {
+    /// In [`FlowKey::form`]: the addresses are IPv6's.
+    pub const V6: u8 = 1 << 7;
     /// The name that is looked up first.
     pub const FIRST: u8 = 0;
     /// A second name of the same two endpoints. A translated flow bears different names in its two
@@ -57,12 +58,11 @@ impl FlowKey {
         self.low_port = other.low_port;
         self.high_port = other.high_port;
         self.protocol = other.protocol;
-        self.kind = other.kind;
-        self.family = other.family;
-        self.reserved = other.reserved;
+        self.form = other.form;
+        self.zone = other.zone;
     }
 
-    /// Becomes another key of the same family and protocol, as a flow's and its alias's are.
+    /// Becomes another key of the same family, protocol and zone, as a flow's and its alias's are.
     #[inline(always)]
     pub fn set_alike(&mut self, other: &Self) {
         (self.low[0], self.high[0]) = (other.low[0], other.high[0]);
@@ -73,7 +73,7 @@ impl FlowKey {
         }
         self.low_port = other.low_port;
         self.high_port = other.high_port;
-        self.kind = other.kind;
+        self.form = other.form;
     }
 
     /// Whether both endpoints are the same.
@@ -94,7 +94,25 @@ impl FlowKey {
 
     /// Whether this is an IPv4 flow.
     pub const fn is_v4(&self) -> bool {
-        self.family == Family::V4 as u8
+        self.form & Self::V6 == 0
+    }
+
+    /// [`FlowKey::FIRST`] or one of its siblings.
+    #[inline(always)]
+    pub const fn kind(&self) -> u8 {
+        self.form & !Self::V6
+    }
+
+    /// Becomes a name of another kind.
+    #[inline(always)]
+    pub const fn set_kind(&mut self, kind: u8) {
+        self.form = self.form & Self::V6 | kind;
+    }
+
+    /// [`FlowKey::form`] of a kind and a family.
+    #[inline(always)]
+    pub const fn form_of(kind: u8, family: Family) -> u8 {
+        (family as u8) << 7 | kind
     }
 }
 
@@ -113,9 +131,9 @@ pub struct FlowKey4 {
     /// As in [`FlowKey`].
     pub protocol: u8,
     /// As in [`FlowKey`].
-    pub kind: u8,
-    /// Zero.
-    pub reserved: u16,
+    pub form: u8,
+    /// As in [`FlowKey`].
+    pub zone: u16,
 }
 
 impl From<&FlowKey> for FlowKey4 {
@@ -127,8 +145,8 @@ impl From<&FlowKey> for FlowKey4 {
             low_port: key.low_port,
             high_port: key.high_port,
             protocol: key.protocol,
-            kind: key.kind,
-            reserved: 0,
+            form: key.form,
+            zone: key.zone,
         }
     }
 }
@@ -141,9 +159,8 @@ impl From<&FlowKey4> for FlowKey {
             low_port: key.low_port,
             high_port: key.high_port,
             protocol: key.protocol,
-            kind: key.kind,
-            family: Family::V4 as u8,
-            reserved: 0,
+            form: key.form,
+            zone: key.zone,
         }
     }
 }
@@ -402,7 +419,7 @@ impl FlowKey {
         const A: u64 = 0x9e37_79b9_7f4a_7c15;
         const B: u64 = 0xbf58_476d_1ce4_e5b9;
         let ports = (self.low_port as u64) << 16 | self.high_port as u64;
-        let rest = ports << 32 | (self.protocol as u64) << 8;
+        let rest = ports << 32 | (self.zone as u64) << 16 | (self.protocol as u64) << 8;
         let mut hash = ((self.low[0] as u64) << 32 | self.high[0] as u64).wrapping_mul(A) ^ rest;
         if !self.is_v4() {
             for word in 1..4 {
@@ -438,7 +455,7 @@ pub struct FragmentKey {
     pub hook: u8,
     /// [`Family`] as a number.
     pub family: u8,
-    /// Zero.
+    /// Zero, but for [`FragmentKey::MARK`].
     pub reserved: u8,
 }
 
@@ -447,7 +464,7 @@ impl FragmentKey {
     /// to. The record's ports are its link-layer address.
     pub const LINK: u8 = 2;
     /// Not a datagram's, but the name of a flow that is not stored yet: what its first packet bears, the
-    /// ports in `id`. The record's ports are its mark.
+    /// ports in `id`, the zone in what the other bytes have room for. The record's ports are its mark.
     pub const MARK: u8 = 3;
 }
 
@@ -480,7 +497,7 @@ pub struct Fragment {
 }
 
 pod! {
-    FlowKey { size: 40, fields: [Addr, Addr, u16, u16, u8, u8, u8, u8] }
+    FlowKey { size: 40, fields: [Addr, Addr, u16, u16, u8, u8, u16] }
     FlowKey4 { size: 16, fields: [u32, u32, u16, u16, u8, u8, u16] }
     FragmentKey { size: 40, fields: [Addr, Addr, u32, u8, u8, u8, u8] }
     Fragment { size: 48, fields: [u64, u32, u32, u8, u8, u8, u8, u32, Addr, u16, [u8; 6]] }

@@ -177,10 +177,10 @@ pub mod connlimit {
     pub const HIGH: usize = 8;
     /// Both ports, the lower endpoint's in the high half.
     pub const PORTS: usize = 1;
-    /// The protocol, above it the IP version, and [`FROM_LOW`].
+    /// The protocol, above it [`FROM_LOW`] and the IP version's bit of a key's form, and the zone.
     pub const REST: usize = 2;
     /// The lower endpoint opened it.
-    pub const FROM_LOW: u32 = 1 << 16;
+    pub const FROM_LOW: u32 = 1 << 8;
 
     /// What a rule asks: the destination's connections.
     pub const DESTINATION: u32 = 1;

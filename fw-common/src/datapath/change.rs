@@ -38,7 +38,17 @@ pub fn change<P: Packet>(packet: &mut P, scratch: &mut Scratch, cell: &Cell, kin
             scratch.tracked.ct = ct::UNTRACKED;
             scratch.query.ct = ct::UNTRACKED;
         }
-        effect_kind::UNTRACKED => {}
+        // To the rules behind it, the packet belongs to a flow that it opens: a template is all that
+        // netfilter has of one yet. As above, the first word counts.
+        effect_kind::ZONE
+            if scratch.tracked.ct == ct::INVALID && scratch.note as u8 != ct::UNTRACKED =>
+        {
+            scratch.headers.zone = a as u16;
+            scratch.zone_place = b;
+            scratch.tracked.ct = ct::NEW;
+            scratch.query.ct = ct::NEW;
+        }
+        effect_kind::UNTRACKED | effect_kind::ZONE => {}
         effect_kind::FLOW_MARK => flow_mark::change(packet, scratch, &cell.w),
         _ => return false,
     }

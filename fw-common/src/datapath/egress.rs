@@ -26,6 +26,7 @@ use super::tables::Tables;
 use super::transit::{find_error_on_way, find_on_way};
 use super::translation::{Choose, IDENTIFIER, OUTPUT, SOURCE};
 use super::tuple::Lookup;
+use super::zone;
 use crate::abi::blob::BaseChain;
 use crate::abi::ct;
 use crate::abi::device::Device;
@@ -65,6 +66,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         return Verdict::Pass;
     }
     scratch.made_here = scratch.came_by == 0;
+    zone::take(tables, scratch);
     gather(packet, tables, scratch, LEAVING);
     scratch.fast = false;
     if scratch.made_here {
@@ -81,9 +83,10 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         STANDS_IN => return Verdict::Drop(Stat::TakenOver),
         _ => {}
     }
+    zone::settle(scratch);
     flow_mark::find(packet, tables, scratch, flow_mark::EGRESS);
     if scratch.device.flags & Device::LOOPBACK != 0 {
-        packet.set_note(scratch.tracked.note());
+        zone::leave_note(packet, scratch, scratch.tracked.note());
     }
     let in_patterns = patterns_of_arrival(tables, scratch.came_by, scratch);
     scratch.ask(in_patterns, scratch.patterns(&scratch.device));
@@ -112,7 +115,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         }
         scratch.query.ct = scratch.tracked.ct;
         if scratch.device.flags & Device::LOOPBACK != 0 {
-            packet.set_note(scratch.tracked.note());
+            zone::leave_note(packet, scratch, scratch.tracked.note());
         }
     }
     if scratch.made_here && is_refused_redirect(scratch) {
@@ -201,7 +204,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
             scratch.take_translation();
             if scratch.device.flags & Device::LOOPBACK != 0 {
                 // INPUT sees the label with what POSTROUTING did to the flow.
-                packet.set_note(scratch.tracked.note());
+                zone::leave_note(packet, scratch, scratch.tracked.note());
             }
         }
     }
@@ -236,14 +239,14 @@ const ONWARD: u32 = 2;
 /// this host makes, whoever sent what it answers.
 #[inline(never)]
 fn enter<P: Packet>(packet: &mut P, scratch: &mut Scratch) -> u32 {
-    let note = packet.note();
+    let note = zone::read_note(packet.note(), scratch);
     scratch.came_by = packet.arrival_device();
     scratch.note = note as u32;
     scratch.answer.in_hand = note & NOTE_ANSWER != 0;
     if scratch.answer.in_hand {
         if note & NOTE_ONWARD != 0 {
             // The kernel has found its route on the way here. Loopback's programs judge it.
-            packet.set_note(note & !NOTE_ONWARD);
+            zone::leave_note(packet, scratch, note & !NOTE_ONWARD);
             scratch.sending.route.device = LOOPBACK;
             return ONWARD;
         }
@@ -262,6 +265,7 @@ fn enter<P: Packet>(packet: &mut P, scratch: &mut Scratch) -> u32 {
     }
     if scratch.came_by == 0 {
         scratch.note = 0;
+        scratch.zone_place = 0;
     }
     0
 }
@@ -539,7 +543,7 @@ fn last_words<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
     let mut found = tables.flow(&lookup.key);
     let alias = found.filter(|flow| flow.is_alias());
     if found.is_none_or(|flow| !goes_so(flow, opened)) {
-        lookup.key.kind = FlowKey::SECOND;
+        lookup.key.set_kind(FlowKey::SECOND);
         found = tables
             .flow(&lookup.key)
             .filter(|flow| goes_so(flow, opened));

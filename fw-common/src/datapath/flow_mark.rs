@@ -243,14 +243,14 @@ fn by_label<'t, T: Tables>(
             fits = 1;
         }
     }
-    lookup.key.kind = FlowKey::SECOND;
+    lookup.key.set_kind(FlowKey::SECOND);
     if let Some(flow) = tables.flow(&lookup.key) {
         return own(tables, flow);
     }
     if fits == 0 {
         return None;
     }
-    lookup.key.kind = FlowKey::FIRST;
+    lookup.key.set_kind(FlowKey::FIRST);
     own(tables, tables.flow(&lookup.key)?)
 }
 

@@ -70,9 +70,10 @@ pub fn mark_key(headers: &Headers) -> FragmentKey {
         destination: headers.key.destination,
         id: headers.flow_ports,
         protocol: headers.key.protocol as u8,
-        hook: FragmentKey::MARK,
-        family: headers.family as u8,
-        reserved: 0,
+        // A zone has sixteen bits, for which there is room here and there.
+        hook: FragmentKey::MARK | ((headers.zone >> 15) as u8) << 7,
+        family: headers.family as u8 | ((headers.zone >> 8) as u8) << 1,
+        reserved: headers.zone as u8,
     }
 }
 

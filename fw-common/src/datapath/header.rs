@@ -73,6 +73,8 @@ pub struct Headers {
     pub tcp_flags: u8,
     /// What kind of message, for ICMP.
     pub icmp: Icmp,
+    /// The zone of the packet's flow, which no header tells (`datapath::zone`).
+    pub zone: u16,
 }
 
 /// Which part of a datagram a packet carries.
@@ -133,6 +135,7 @@ impl Default for Headers {
             tos: 0,
             tcp_flags: 0,
             icmp: Icmp::No,
+            zone: 0,
         }
     }
 }

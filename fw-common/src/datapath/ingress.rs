@@ -22,6 +22,7 @@ use super::start::{Start, start};
 use super::tables::Tables;
 use super::transit::TakeName;
 use super::translation::{Choose, DESTINATION, IDENTIFIER, INPUT};
+use super::zone;
 use crate::abi::blob::{BaseChain, HeaderFields};
 use crate::abi::ct;
 use crate::abi::device::Device;
@@ -43,7 +44,8 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     if packet.is_of_vlan() {
         return Verdict::Pass;
     }
-    let note = packet.note();
+    let as_it_is = packet.note();
+    let note = zone::read_note(as_it_is, scratch);
     packet.set_note(0);
     let others = packet.is_for_other_host();
     let started = start(packet, tables, scratch);
@@ -68,8 +70,8 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
                 return Verdict::Pass;
             }
             scratch.port = packet.device();
-        } else if note & NOTE_SEEN == 0 {
-            scratch.port = port::of_note(scratch, note);
+        } else if as_it_is & NOTE_SEEN == 0 {
+            scratch.port = port::of_note(scratch, as_it_is);
         } else if scratch.may_be_transit() {
             scratch.port = scratch.transit_port;
             judged = true;
@@ -81,12 +83,19 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     scratch.fast = scratch.device.flags & Device::FAST != 0 && !are_slow(tables, scratch);
     // On loopback every packet has been through egress just now: its label came along, it is in
     // its flow, and both sides of the translation are settled (netfilter keeps the skb's nfct).
-    let looped = scratch.device.flags & Device::LOOPBACK != 0 && note & NOTE_SEEN != 0;
-    scratch.note = if looped { note as u32 } else { 0 };
-    if judged {
+    let looped = scratch.device.flags & Device::LOOPBACK != 0
+        && note & NOTE_SEEN != 0
+        && !zone::is_tracked_anew(note, scratch);
+    if looped || judged {
         scratch.note = note as u32;
+        zone::take(tables, scratch);
+    } else {
+        scratch.note = 0;
+        scratch.zone_place = 0;
+    }
+    if judged {
         if !is_for_this_host(packet, tables, scratch) {
-            packet.set_note(note);
+            zone::leave_note(packet, scratch, note);
             return Verdict::Pass;
         }
         if packet.call::<PlaceAgain, T>(tables, scratch, scratch.note) == LOST {
@@ -111,6 +120,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
             _ => {}
         }
     }
+    zone::settle(scratch);
     let hook = if judged {
         flow_mark::EGRESS
     } else {
@@ -158,11 +168,14 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         if scratch.tracked.lacks_name && packet.call::<TakeName, T>(tables, scratch, 0) == 0 {
             return Verdict::Drop(Stat::NoTransitName);
         }
-        packet.set_note(scratch.tracked.note());
+        zone::leave_note(packet, scratch, scratch.tracked.note());
         if scratch.features & HeaderFields::LINKS != 0 {
             keep_link(tables, scratch, packet.device());
         }
         scratch.note_transit();
+        if scratch.features & HeaderFields::ZONES != 0 {
+            zone::note_arrival(scratch, 0);
+        }
         if scratch.features & HeaderFields::LOGS != 0 {
             note_link(packet, scratch);
         }
@@ -172,6 +185,9 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         return Verdict::Pass;
     }
 
+    if scratch.features & HeaderFields::ZONES != 0 {
+        zone::note_arrival(scratch, 1);
+    }
     if !passes(packet, tables, scratch, BaseChain::MangleInput) {
         return Verdict::Drop(Stat::Policy);
     }

@@ -43,6 +43,7 @@ pub mod transit;
 pub mod translation;
 pub mod tuple;
 pub mod window;
+pub mod zone;
 
 pub mod early;
 pub mod egress;

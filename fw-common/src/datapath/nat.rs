@@ -189,14 +189,14 @@ fn name<T: Tables>(tables: &T, scratch: &mut Scratch) {
     }
     if is_taken(tables, &draft.key, &mut lookup.key, opened) {
         draft.choice.taken = true;
-        draft.key.kind = FlowKey::SECOND;
+        draft.key.set_kind(FlowKey::SECOND);
         // Whoever bears that name, too, is over: alive, the packet would be its.
         clear_name(tables, &draft.key, &mut lookup.key);
     } else if Hint::may_have_kind(tables.hint(&draft.key), FlowKey::SECOND) {
         // Whoever had the first one when that one came may be gone.
-        draft.key.kind = FlowKey::SECOND;
+        draft.key.set_kind(FlowKey::SECOND);
         draft.choice.taken = is_taken(tables, &draft.key, &mut lookup.key, opened);
-        draft.key.kind = FlowKey::FIRST;
+        draft.key.set_kind(FlowKey::FIRST);
     }
 }
 
@@ -269,7 +269,7 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     choice.own_first = keep_port;
     choice.may_stay = redirected;
     choice.found = false;
-    choice.kind = draft.key.kind;
+    choice.kind = draft.key.kind();
     draft.flow.other = draft.key;
     // What the far side will see; each candidate fills in its source.
     lookup.tuple.destination = headers.key.destination;

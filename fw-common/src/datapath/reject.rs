@@ -20,6 +20,7 @@ use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::Tables;
 use super::tcp::{self, flag};
+use super::zone;
 use crate::abi::blob::{ANSWERS, AnswerFields, RESET, Timeout};
 use crate::abi::device::{Device, address_kind};
 use crate::abi::flow::FlowKey;
@@ -150,7 +151,7 @@ impl Stage for Respond {
             scratch.sent_on = scratch.answer.device;
             packet.set_note(NOTE_SENT_ON);
         } else {
-            packet.set_note(note_of(scratch));
+            zone::leave_note(packet, scratch, note_of(scratch));
         }
         tables.count(Stat::Rejected);
         ANSWERED
@@ -362,7 +363,7 @@ pub fn close<T: Tables>(tables: &T, scratch: &mut Scratch) {
     let mut found = tables.flow(&scratch.lookup.key);
     if found.is_none() {
         // By the second name it was looked for last.
-        scratch.lookup.key.kind = FlowKey::FIRST;
+        scratch.lookup.key.set_kind(FlowKey::FIRST);
         found = tables.flow(&scratch.lookup.key);
     }
     let Some(mut flow) = found else {

@@ -75,6 +75,13 @@ pub struct Scratch {
     pub came_through: u32,
     /// The note that it bears; at ingress, on loopback only.
     pub note: u32,
+    /// The place of the packet's zone in the policy's table of them, 0 for the zone that all is in unless a rule
+    /// says otherwise.
+    pub zone_place: u32,
+    /// The last packet on this CPU that came in, and [`Scratch::zone_place`] of it, if the policy has zones.
+    pub arrived: Tuple,
+    /// See `arrived`.
+    pub arrived_place: u32,
     /// A rule said that the packet is not to be tracked.
     pub untracked: bool,
     /// The packet was made on this host.

@@ -115,9 +115,8 @@ impl Place {
             low_port: (self.tuple.ports >> 16) as u16,
             high_port: 0,
             protocol: self.tuple.protocol,
-            kind: FlowKey::SOURCE,
-            family: self.tuple.family as u8,
-            reserved: 0,
+            form: FlowKey::form_of(FlowKey::SOURCE, self.tuple.family),
+            zone: self.tuple.zone,
         };
     }
 }
@@ -231,7 +230,7 @@ pub fn link<T: Tables>(tables: &T, draft: &mut Draft, sources: &mut Sources) {
     let tuple = &sources.place.tuple;
     sources
         .at
-        .set(&tuple.destination, tuple.ports as u16, draft.key.kind);
+        .set(&tuple.destination, tuple.ports as u16, draft.key.kind());
     sources.place.name_source();
     read_link(tables, &sources.place.key, OLDER, &mut sources.newest);
     write_link(tables, &draft.alias, OLDER, &sources.newest);
@@ -293,7 +292,7 @@ fn unlist<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, room: &mut Sources)
     place.name_source();
     let newest = newer;
     read_link(tables, &place.key, OLDER, newest);
-    if newest.word != Link::word(place.tuple.ports as u16, key.kind)
+    if newest.word != Link::word(place.tuple.ports as u16, key.kind())
         || newest.destination != place.tuple.destination
     {
         return;

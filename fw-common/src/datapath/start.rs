@@ -55,6 +55,7 @@ impl Stage for Begin {
         };
         scratch.begin(Header(header));
         scratch.untracked = false;
+        scratch.headers.zone = 0;
         scratch.outcomes.forget();
         if !take_device(tables, packet.device(), &mut scratch.device) {
             scratch.device.flags = 0;

@@ -80,7 +80,7 @@ pub(super) fn set_original(tuple: &mut Tuple, headers: &Headers, tracked: &Track
 /// Takes the name of that number if it is free, or was taken for the same flow.
 #[inline(never)]
 fn take<T: Tables>(tables: &T, draft: &mut Draft, number: u8) -> bool {
-    draft.alias.kind = FlowKey::TRANSIT.wrapping_add(number);
+    draft.alias.set_kind(FlowKey::TRANSIT.wrapping_add(number));
     if let Some(old) = tables.flow(&draft.alias) {
         let same = old.other.is_between_those_of(&draft.key)
             && (old.status.get() ^ draft.flow.status.get()) & Flow::LOW_OPENED == 0;
@@ -151,17 +151,17 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
     // Where the alias is the name.
     let both = note as u8 & ct::DNAT != 0 && note as u8 & (ct::SNAT | ct::RENAMED) != 0;
     if record.is_none() && !both {
-        lookup.key.kind = FlowKey::FIRST;
+        lookup.key.set_kind(FlowKey::FIRST);
         record = alias(tables, &lookup.key, opener, opens);
         if record.is_none() {
-            lookup.key.kind = FlowKey::SECOND;
+            lookup.key.set_kind(FlowKey::SECOND);
             record = alias(tables, &lookup.key, opener, opens);
         }
     }
     // A packet that has ended its flow, of which only the destination was translated, is none of a flow's that
     // has such a name. (A fragment's label may be older than its flow's translation.)
     if record.is_none() && (both || opens || later) {
-        lookup.key.kind = FlowKey::TRANSIT.wrapping_add(number);
+        lookup.key.set_kind(FlowKey::TRANSIT.wrapping_add(number));
         record = tables.flow(&lookup.key);
     }
     let Some(record) = record else {
@@ -216,11 +216,11 @@ fn find_foreign<T: Tables>(
     key: &mut FlowKey,
     opened: u32,
 ) -> bool {
-    key.kind = FlowKey::FIRST;
+    key.set_kind(FlowKey::FIRST);
     if take_foreign(tables, tracked, key, opened) {
         return true;
     }
-    key.kind = FlowKey::SECOND;
+    key.set_kind(FlowKey::SECOND);
     take_foreign(tables, tracked, key, opened)
 }
 
@@ -254,7 +254,7 @@ fn take_foreign<T: Tables>(tables: &T, tracked: &mut Tracked, key: &FlowKey, ope
 /// The name of that number, if it is tentative.
 #[inline(never)]
 fn tentative<'t, T: Tables>(tables: &'t T, key: &mut FlowKey, number: u8) -> Option<&'t Flow> {
-    key.kind = FlowKey::TRANSIT.wrapping_add(number);
+    key.set_kind(FlowKey::TRANSIT.wrapping_add(number));
     let record = tables.flow(key)?;
     (record.status.get() & Flow::TENTATIVE != 0).then_some(record)
 }
@@ -362,7 +362,7 @@ pub fn remove<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, room: &mut Sour
     // A flow that has ended, and waited for its last packet to leave, may have lost its name to another.
     if let Some(record) = tables.flow(name)
         && record.other.is_between_those_of(key)
-        && record.other.kind == key.kind
+        && record.other.kind() == key.kind()
     {
         tables.remove_flow(name);
     }

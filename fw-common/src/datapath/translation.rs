@@ -414,7 +414,7 @@ impl<T: Tables> Search<'_, T> {
         if self.tables.name_is_taken(self.lookup, opened) {
             return true;
         }
-        self.lookup.key.kind = FlowKey::SECOND;
+        self.lookup.key.set_kind(FlowKey::SECOND);
         self.tables.name_is_taken(self.lookup, opened)
     }
 }

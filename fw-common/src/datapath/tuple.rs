@@ -18,6 +18,8 @@ pub struct Tuple {
     pub protocol: u8,
     /// IP version.
     pub family: Family,
+    /// [`FlowKey::zone`].
+    pub zone: u16,
 }
 
 impl Default for Tuple {
@@ -28,6 +30,7 @@ impl Default for Tuple {
             ports: 0,
             protocol: 0,
             family: Family::V4,
+            zone: 0,
         }
     }
 }
@@ -51,6 +54,7 @@ impl Tuple {
         self.ports = headers.flow_ports;
         self.protocol = headers.key.protocol as u8;
         self.family = headers.family;
+        self.zone = headers.zone;
     }
 
     /// One direction of the flow that bears the key: from its lower endpoint, or from the other.
@@ -65,6 +69,7 @@ impl Tuple {
         }
         self.protocol = key.protocol;
         self.family = if key.is_v4() { Family::V4 } else { Family::V6 };
+        self.zone = key.zone;
     }
 
     /// Whether it is of a protocol without ports and from an address to itself, so that both
@@ -92,9 +97,8 @@ impl Tuple {
             destination_port,
         );
         key.protocol = self.protocol;
-        key.kind = kind;
-        key.family = self.family as u8;
-        key.reserved = 0;
+        key.form = FlowKey::form_of(kind, self.family);
+        key.zone = self.zone;
         if from_low {
             key.low = self.source;
             key.high = self.destination;

@@ -126,6 +126,7 @@ impl<'a> Conditions<'a> {
                 .as_ref()
                 .is_none_or(|numbers| numbers.contains(&flow.protocol))
             && self.state.is_none_or(|state| flow.state == Some(state))
+            && filter.zone.is_none_or(|zone| flow.zone == zone)
             && is_in(filter.source, original.source)
             && is_in(filter.destination, original.destination)
             && is_in(filter.reply_source, reply.source)
@@ -199,6 +200,7 @@ mod tests {
             redirected: false,
             embryo: false,
             mark: 0,
+            zone: 0,
         }
     }
 
@@ -216,6 +218,7 @@ mod tests {
             "-r 203.0.113.0/24 -q 198.51.100.10 --reply-port-dst 40001 --reply-port-src 22",
             "--address 198.51.100.10 --state established",
             "--address 10.0.0.0/8 -4",
+            "--zone 0",
         ] {
             assert!(holds(right), "{right}");
         }
@@ -229,6 +232,7 @@ mod tests {
             "--reply-port-dst 40000",
             "--address 192.0.2.0/24",
             "--state TIME_WAIT",
+            "-w 5",
             "--ipv6",
             "--address ::/0",
         ] {

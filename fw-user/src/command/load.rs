@@ -447,7 +447,7 @@ fn report(outcome: &Outcome, output: &mut Output) -> Result<(), Failure> {
     }
     if let Some(left) = outcome.import.filter(|import| import.others > 0) {
         output.warning(format_args!(
-            "{} connections are not taken over: they are in a zone of their own, or of a protocol \
+            "{} connections are not taken over: one direction is in a zone of its own, or they are of a protocol \
              that is not translated, or there is no room for them",
             left.others
         ));

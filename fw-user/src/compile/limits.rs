@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use fw_common::abi::blob::{MAX_DEPTH, MAX_PATTERNS};
+use fw_common::abi::blob::{MAX_DEPTH, MAX_PATTERNS, MAX_ZONES};
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
 use crate::policy::model::{Origin, Policy};
@@ -22,6 +22,19 @@ pub enum Limits {
         place: Place,
         /// The pattern.
         pattern: String,
+    },
+    /// More zones than a packet on its way through this host can tell apart.
+    #[error(
+        "{place}: zone {zone} is number {} beside zone 0, and one policy may name {MAX_ZONES}, as a packet tells each hook \
+         its zone by five bits; leave out zones, or have a part of the networks in a network namespace with a firewall \
+         of its own",
+        MAX_ZONES + 1
+    )]
+    Zones {
+        /// The rule that names one too many.
+        place: Place,
+        /// The zone.
+        zone: u16,
     },
     /// A jump to a chain that its table lacks.
     #[error(

@@ -12,6 +12,7 @@ use fw_common::datapath::change::{HOPS_LESS, HOPS_MORE, HOPS_SET};
 use fw_common::datapath::{flow_mark, segment_size};
 
 use super::patterns::Patterns;
+use super::zones::Zones;
 use super::{Limits, Place, connection, lists, nat, ports, sets};
 use crate::addr;
 use crate::policy::change::{Change, FlowMark, HopChange, SegmentSize};
@@ -28,6 +29,8 @@ pub(super) struct Scope<'a> {
     pub patterns: &'a Patterns,
     /// The sets that rules change.
     pub changed: &'a BTreeSet<&'a str>,
+    /// The policy's zones.
+    pub zones: &'a Zones,
     /// The ids of the table's chains.
     pub chains: &'a BTreeMap<&'a str, u32>,
 }
@@ -442,7 +445,7 @@ impl Lowered {
         (self.fields.target, self.fields.argument) = match &rule.target {
             // The argument is filled in by the caller.
             Target::Log(_) => self.effect(EffectFields::Log),
-            Target::Change(change) => self.effect(effect_of(*change)),
+            Target::Change(change) => self.effect(effect_of(*change, scope.zones)),
             Target::Nflog(nflog) => self.effect(EffectFields::Nflog { size: nflog.size }),
             Target::Set(change) => self.effect(sets::change(change, rule, scope)?),
             // The place of the translation is the caller's business.
@@ -473,7 +476,7 @@ impl Lowered {
     }
 }
 
-fn effect_of(change: Change) -> EffectFields {
+fn effect_of(change: Change, zones: &Zones) -> EffectFields {
     match change {
         Change::Mark { value, mask } => EffectFields::Mark { value, mask },
         Change::Dscp(value) => EffectFields::Service {
@@ -497,6 +500,10 @@ fn effect_of(change: Change) -> EffectFields {
         Change::SegmentSize(SegmentSize::Path) => EffectFields::SegmentSize(segment_size::PATH),
         Change::FillSum => EffectFields::FillSum,
         Change::NoTrack { .. } => EffectFields::Untracked,
+        Change::Zone(zone) => EffectFields::Zone {
+            zone,
+            place: zones.place_of(zone),
+        },
         Change::FlowMark { mark, shift } => {
             let (mode, packet, flow) = match mark {
                 FlowMark::Set { value, mask } => (flow_mark::SET, value, mask),

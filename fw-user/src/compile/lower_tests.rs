@@ -50,6 +50,7 @@ fn lowered_in(family: Family, rule: Rule) -> Result<Lowered, Limits> {
     lower(
         &rule,
         &Scope {
+            zones: &Zones::default(),
             policy: &policy,
             family,
             patterns: &patterns,

@@ -22,6 +22,7 @@ mod sets;
 mod settings;
 mod slots;
 mod table_set;
+mod zones;
 
 pub use limits::{Limits, Place};
 pub use meta::{Known, Meta, MetaError};
@@ -34,7 +35,7 @@ use fw_common::abi::Family as AbiFamily;
 use fw_common::abi::blob::{
     ANSWERS, AnswerFields, BaseChain, Cell, Chain as ChainView, ChainFields, Condition, DIRECTORY,
     EMPTY_NAT, EffectFields, Filter, GATES, HeaderFields, LINEAR_MAX, PAGE_CELLS, PredicateFields,
-    Rule as RuleView, RuleFields, TIMEOUTS, TextFields, chain_kind, gate,
+    Rule as RuleView, RuleFields, TIMEOUTS, TextFields, ZONES, chain_kind, gate,
 };
 use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 
@@ -45,6 +46,7 @@ use lower::{Lowered, Scope};
 use masked::Groups;
 use patterns::Patterns;
 pub use patterns::{Pattern, pattern_bits};
+use zones::Zones;
 
 /// Compiles a policy into the cells of one generation.
 ///
@@ -68,7 +70,7 @@ pub fn compile(
 /// counters have slots.
 pub struct Draft {
     chains: Vec<ReadyChain>,
-    /// The header's place, the timeouts', the directory's, and all predicates.
+    /// The header's place, the timeouts', the zones, the directory's place, and all predicates.
     cells: Vec<Cell>,
     directory_len: usize,
     features: u32,
@@ -284,6 +286,8 @@ fn lower_chains(
     cells: &mut Vec<Cell>,
 ) -> Result<Vec<ReadyChain>, Limits> {
     let mut lowered = Vec::new();
+    let zones = Zones::of(policy)?;
+    cells[ZONES as usize] = zones.encode();
     let changed = policy.rules().flat_map(Rule::changed_sets).collect();
     for PlacedChain {
         id,
@@ -298,6 +302,7 @@ fn lower_chains(
             family,
             patterns,
             changed: &changed,
+            zones: &zones,
             chains: ids,
         };
         let mut rules = Vec::with_capacity(chain.rules.len());

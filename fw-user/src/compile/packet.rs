@@ -321,6 +321,7 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
         .fold(0, |all, each| all | of_match(each));
     let target = match &rule.target {
         Target::Change(Change::FlowMark { .. }) => HeaderFields::FLOW_MARKS,
+        Target::Change(Change::Zone(_)) => HeaderFields::ZONES,
         Target::Log(log) if log.owner => HeaderFields::OWNER | HeaderFields::FACTS,
         _ => 0,
     };

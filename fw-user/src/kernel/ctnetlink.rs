@@ -25,8 +25,8 @@ pub struct Entry {
     /// The state of SCTP, with the kernel's number, and the verification tags of packets of both
     /// directions.
     pub sctp: (u8, [u32; 2]),
-    /// It is not in the zone that everything is in unless a rule says otherwise.
-    pub is_in_a_zone: bool,
+    /// The zone that it is in.
+    pub zone: u16,
 }
 
 /// One direction.
@@ -44,6 +44,8 @@ pub struct Side {
     pub destination_port: u16,
     /// ICMP's identifier, type and code.
     pub icmp: Option<(u16, u8, u8)>,
+    /// The zone that only this direction is in.
+    pub zone: u16,
 }
 
 /// Bits of [`Entry::status`] (`enum ip_conntrack_status`,
@@ -161,7 +163,7 @@ fn entry(bytes: &[u8]) -> Entry {
             3 => entry.status = word(value),
             7 => entry.timeout = word(value),
             8 => entry.mark = word(value),
-            18 => entry.is_in_a_zone = half(value) != 0,
+            18 => entry.zone = half(value),
             // CTA_PROTOINFO, and in it CTA_PROTOINFO_SCTP; CTA_PROTOINFO_TCP and CTA_PROTOINFO_TCP_STATE.
             4 => {
                 for (_, value) in attributes(value).filter(|(kind, _)| *kind == 3) {
@@ -190,6 +192,7 @@ fn side(bytes: &[u8]) -> Option<Side> {
     let (mut source, mut destination) = (None, None);
     let (mut protocol, mut source_port, mut destination_port) = (None, 0, 0);
     let mut icmp = None;
+    let mut zone = 0;
     for (kind, value) in attributes(bytes) {
         match kind {
             // CTA_TUPLE_IP.
@@ -217,6 +220,8 @@ fn side(bytes: &[u8]) -> Option<Side> {
                     }
                 }
             }
+            // CTA_TUPLE_ZONE.
+            3 => zone = half(value),
             _ => {}
         }
     }
@@ -227,6 +232,7 @@ fn side(bytes: &[u8]) -> Option<Side> {
         source_port,
         destination_port,
         icmp,
+        zone,
     })
 }
 
@@ -309,6 +315,7 @@ mod tests {
                 source_port,
                 destination_port,
                 icmp: None,
+                zone: 0,
             })
         };
         let expected = Entry {
@@ -319,7 +326,7 @@ mod tests {
             mark: 0x17,
             tcp_state: 3,
             sctp: (0, [0; 2]),
-            is_in_a_zone: false,
+            zone: 0,
         };
         assert_eq!(entry, expected);
     }

@@ -101,6 +101,8 @@ pub struct FlowView {
     pub embryo: bool,
     /// The mark that rules gave it (CONNMARK).
     pub mark: u32,
+    /// The zone that it is in (CT).
+    pub zone: u16,
 }
 
 /// One direction of a flow.
@@ -250,6 +252,7 @@ impl FlowView {
             redirected: has(Flow::DNAT),
             embryo: has(Flow::EMBRYO),
             mark: flow.mark().get(),
+            zone: key.zone,
         })
     }
 }
@@ -282,6 +285,9 @@ impl fmt::Display for FlowView {
         }
         if self.mark != 0 {
             write!(f, "mark={} ", self.mark)?;
+        }
+        if self.zone != 0 {
+            write!(f, "zone={} ", self.zone)?;
         }
         Ok(())
     }

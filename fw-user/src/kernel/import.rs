@@ -31,7 +31,7 @@ pub struct Import {
     pub taken: usize,
     /// Left: their destination is translated to this host itself, or this host has opened them.
     pub redirected: usize,
-    /// Left: they are in a zone, or of a protocol that is not translated here, or there is no room.
+    /// Left: only one direction is in a zone, or they are of a protocol that is not translated here, or there is no room.
     pub others: usize,
 }
 
@@ -89,7 +89,7 @@ impl Taken {
         if entry.status & (LIVES | status::DYING) != LIVES || entry.timeout == 0 {
             return Ok(None);
         }
-        if entry.is_in_a_zone {
+        if original.zone != 0 || reply.zone != 0 {
             return Err(Left::Other);
         }
         let (from, to) = ends(&original);
@@ -143,10 +143,11 @@ impl Taken {
         }
         flow.status.set(bits);
         Ok(Some(Self {
-            tuple: tuple(from, to, number),
+            tuple: tuple(from, to, number, entry.zone),
             flow,
-            alias: is_translated.then(|| tuple(answers_to, answers_from, number)),
-            way: (is_redirected && has_other_source).then(|| tuple(from, answers_from, number)),
+            alias: is_translated.then(|| tuple(answers_to, answers_from, number, entry.zone)),
+            way: (is_redirected && has_other_source)
+                .then(|| tuple(from, answers_from, number, entry.zone)),
         }))
     }
 }
@@ -167,7 +168,7 @@ fn ends(side: &Side) -> (End, End) {
     }
 }
 
-fn tuple(from: End, to: End, number: u8) -> Tuple {
+fn tuple(from: End, to: End, number: u8, zone: u16) -> Tuple {
     Tuple {
         source: addr::to_abi(from.0),
         destination: addr::to_abi(to.0),
@@ -178,6 +179,7 @@ fn tuple(from: End, to: End, number: u8) -> Tuple {
         } else {
             Family::V6
         },
+        zone,
     }
 }
 
@@ -214,7 +216,7 @@ impl Store {
         let opened = |from_low| if from_low { Flow::LOW_OPENED } else { 0 };
         let from_low = taken.tuple.fill_key(FlowKey::FIRST, &mut key);
         if self.keys.contains(&key) {
-            key.kind = FlowKey::SECOND;
+            key.set_kind(FlowKey::SECOND);
         }
         let mut flow = taken.flow.clone();
         flow.status.set(flow.status.get() | opened(from_low));
@@ -222,7 +224,7 @@ impl Store {
             let mut name = FlowKey::default();
             let from_low = tuple.fill_key(FlowKey::FIRST, &mut name);
             if self.keys.contains(&name) {
-                name.kind = FlowKey::SECOND;
+                name.set_kind(FlowKey::SECOND);
             }
             let mut alias = flow.clone();
             alias.status.set(Flow::ALIAS | opened(from_low));
@@ -238,12 +240,12 @@ impl Store {
             let mut name = FlowKey::default();
             tuple.fill_key(FlowKey::TRANSIT, &mut name);
             while self.keys.contains(&name) {
-                name.kind += 1;
+                name.set_kind(name.kind() + 1);
             }
-            if name.kind >= FlowKey::TRANSIT + FlowKey::TRANSITS {
+            if name.kind() >= FlowKey::TRANSIT + FlowKey::TRANSITS {
                 return Ok(false);
             }
-            flow.transit = u16::from(name.kind - FlowKey::TRANSIT);
+            flow.transit = u16::from(name.kind() - FlowKey::TRANSIT);
             let mut way = flow.clone();
             way.status
                 .set(Flow::ALIAS | flow.status.get() & Flow::LOW_OPENED);
@@ -285,7 +287,7 @@ impl Store {
         }
         self.keys.insert(*key);
         let (count, until, more) = self.hints.entry(key.hint()).or_default();
-        *more |= Hint::of_kind(key.kind);
+        *more |= Hint::of_kind(key.kind());
         if embryo {
             *until = (*until).max(flow.expires.get());
         } else {
@@ -322,6 +324,7 @@ mod tests {
             source_port: ports[0],
             destination_port: ports[1],
             icmp: None,
+            zone: 0,
         })
     }
 
@@ -376,6 +379,19 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_keeps_its_zone() {
+        let zoned = Entry {
+            zone: 5,
+            ..masqueraded()
+        };
+        let Ok(Some(taken)) = Taken::of(&zoned, &host(), 0) else {
+            panic!("it is left");
+        };
+        assert_eq!(taken.tuple.zone, 5);
+        assert_eq!(taken.alias.expect("it is translated").zone, 5);
+    }
+
+    #[test]
     fn a_published_port_s_connection_has_all_its_names() {
         let published = Entry {
             original: side("203.0.113.9", [40_000, 8080], "198.51.100.10"),
@@ -424,11 +440,15 @@ mod tests {
             ..masqueraded()
         };
         assert!(matches!(left(&own), Some(Left::Redirected)));
-        let zoned = Entry {
-            is_in_a_zone: true,
+        let one_way = Side {
+            zone: 5,
+            ..masqueraded().original.expect("a tuple")
+        };
+        let one_way = Entry {
+            original: Some(one_way),
             ..masqueraded()
         };
-        assert!(matches!(left(&zoned), Some(Left::Other)));
+        assert!(matches!(left(&one_way), Some(Left::Other)));
         let dying = Entry {
             status: status::CONFIRMED | status::DYING,
             ..masqueraded()

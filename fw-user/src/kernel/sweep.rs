@@ -94,7 +94,8 @@ fn frame(key: &FlowKey, what: u8) -> [u8; 128] {
     }
     frame[32..34].copy_from_slice(&key.low_port.to_ne_bytes());
     frame[34..36].copy_from_slice(&key.high_port.to_ne_bytes());
-    frame[36..40].copy_from_slice(&[key.protocol, key.kind, key.family, 0]);
+    frame[36..38].copy_from_slice(&[key.protocol, key.form]);
+    frame[38..40].copy_from_slice(&key.zone.to_ne_bytes());
     frame[40] = what;
     frame
 }
@@ -140,13 +141,14 @@ mod tests {
             low_port: 0x1122,
             high_port: 0x3344,
             protocol: 6,
-            kind: 1,
-            family: 1,
-            reserved: 0,
+            form: FlowKey::V6 | FlowKey::SECOND,
+            zone: 0x5566,
         };
         let frame = frame(&key, maps::SWEEP_ANY);
         assert_eq!(frame[28..32], 0x0102_0304_u32.to_ne_bytes());
         assert_eq!(frame[32..34], 0x1122_u16.to_ne_bytes());
-        assert_eq!(frame[36..41], [6, 1, 1, 0, 1]);
+        assert_eq!(frame[36..38], [6, 0x81]);
+        assert_eq!(frame[38..40], 0x5566_u16.to_ne_bytes());
+        assert_eq!(frame[40], 1);
     }
 }

@@ -43,6 +43,8 @@ pub enum Change {
         /// Written as CT.
         as_ct: bool,
     },
+    /// `-j CT --zone`, or CT without a word, which says zone 0.
+    Zone(u16),
 }
 
 /// `-j TCPMSS`.
@@ -170,6 +172,8 @@ impl Change {
             Self::FillSum => f.write_str("-j CHECKSUM --checksum-fill"),
             Self::NoTrack { as_ct: true } => f.write_str("-j CT --notrack"),
             Self::NoTrack { as_ct: false } => f.write_str("-j NOTRACK"),
+            Self::Zone(0) => f.write_str("-j CT"),
+            Self::Zone(zone) => write!(f, "-j CT --zone {zone}"),
         }
     }
 }

@@ -123,6 +123,7 @@ pub fn classify(tables: &HostTables, base: BaseChain, generation: u32, seen: &Se
         tos: 0,
         tcp_flags: seen.tcp_flags,
         icmp: Icmp::No,
+        zone: 0,
     };
     let patterns = |name: &Option<String>| {
         // Bit 0, "any", is all that a hook without the interface has.

@@ -303,7 +303,7 @@ proptest! {
         }
         let mut flows = tables.state().flows;
         // Sources whose ports collided have a list each.
-        let sources = flows.extract_if(.., |key, _| key.kind == FlowKey::SOURCE);
+        let sources = flows.extract_if(.., |key, _| key.kind() == FlowKey::SOURCE);
         prop_assert!(sources.count() <= talks.len());
         let aliases = flows.values().filter(|state| state.flow.is_alias());
         prop_assert_eq!(aliases.count(), talks.len());

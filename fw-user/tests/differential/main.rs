@@ -17,3 +17,4 @@ mod recent;
 mod text;
 mod tracking;
 mod translation;
+mod zones;

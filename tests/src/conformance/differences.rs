@@ -92,6 +92,9 @@
 //!     `rt6_need_strict`, net/ipv6/route.c), and so to the wire, unless a rule of mangle's OUTPUT changes the
 //!     packet's mark, class or hop limit: then netfilter routes it anew, to loopback (`ip6t_mangle_out`), while
 //!     in fwbpf it stays on its way. Where there are such rules, such resets are like difference 18's errors.
+//! 23. **Templates.** Behind CT, rules of raw see a template in netfilter, which has no ends and no protocol, and
+//!     whose mark CONNMARK changes for all packets that come after; in fwbpf they see its state, NEW, and nothing
+//!     else. Zones come behind all other rules of raw, but for some that ask for a state.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

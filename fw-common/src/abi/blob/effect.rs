@@ -43,6 +43,13 @@ pub enum EffectFields {
     },
     /// The packet is not tracked.
     Untracked,
+    /// The packet's flow is in this zone, which has this place in [`super::ZONES`].
+    Zone {
+        /// The zone.
+        zone: u16,
+        /// Its place.
+        place: u32,
+    },
     /// A checksum that was left to the card is finished (`datapath::fill`).
     FillSum,
     /// TCP's maximum segment size is lowered to this (`datapath::segment_size`).
@@ -96,6 +103,8 @@ pub mod effect_kind {
     pub const SEGMENT_SIZE: u32 = 15;
     /// [`super::EffectFields::FillSum`].
     pub const FILL_SUM: u32 = 16;
+    /// [`super::EffectFields::Zone`].
+    pub const ZONE: u32 = 17;
     /// [`super::EffectFields::Sets`].
     pub const SETS: u32 = 20;
 }
@@ -163,6 +172,11 @@ impl EffectFields {
                 effect_kind::HOPS
             }
             EffectFields::Untracked => effect_kind::UNTRACKED,
+            EffectFields::Zone { zone, place } => {
+                cell.w[1] = zone.into();
+                cell.w[2] = place;
+                effect_kind::ZONE
+            }
             EffectFields::FillSum => effect_kind::FILL_SUM,
             EffectFields::SegmentSize(size) => {
                 cell.w[1] = size;

@@ -72,7 +72,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 30;
+pub const ABI_VERSION: u32 = 31;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`], in two cells.
@@ -81,8 +81,14 @@ pub const TIMEOUTS: u32 = 1;
 pub const ANSWERS: u32 = 3;
 /// Where IPv4's [`gate`] cell is; IPv6's follows.
 pub const GATES: u32 = 4;
+/// Where the zones are that rules name, by their places, two in a word; the zone that all is in unless a rule
+/// says otherwise is the first.
+pub const ZONES: u32 = 6;
+/// How many zones there may be beside that one: as many as a packet's note can tell apart
+/// (`datapath::zone`).
+pub const MAX_ZONES: usize = 31;
 /// Where the chain directory begins.
-pub const DIRECTORY: u32 = 6;
+pub const DIRECTORY: u32 = 7;
 /// How deep jumps may nest.
 pub const MAX_DEPTH: u32 = 128;
 /// Interface patterns that one policy may name (bit 0 of the word stands for "any").
@@ -129,6 +135,8 @@ impl HeaderFields {
     pub const REVERSE_PATHS: u32 = 1 << 11;
     /// A rule asks by which port of a bridge a packet comes or goes.
     pub const PORTS: u32 = 1 << 12;
+    /// Rules put packets in zones.
+    pub const ZONES: u32 = 1 << 13;
     /// Flows bear marks that rules set or ask for.
     pub const FLOW_MARKS: u32 = 1 << 9;
     /// What of a packet's flow rules ask for is found once its place is.

@@ -9,6 +9,7 @@ use crate::datapath::quoted::{opens_flow, read_quoted};
 use crate::datapath::scratch::Scratch;
 use crate::datapath::stage::{Name, Stage};
 use crate::datapath::tables::Tables;
+use crate::datapath::zone;
 
 /// An ICMP error is RELATED if it quotes a packet of a known flow and goes to that packet's
 /// sender; otherwise it is INVALID (`nf_conntrack_inet_error`). It does not keep the flow alive.
@@ -60,7 +61,7 @@ fn relate<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratch, a
 pub(in crate::datapath) fn recall_ended<T: Tables>(tables: &T, scratch: &mut Scratch) {
     let opened = scratch.lookup.write_key(FlowKey::FIRST);
     if !take_ended_key(tables, scratch, opened) {
-        scratch.lookup.key.kind = FlowKey::SECOND;
+        scratch.lookup.key.set_kind(FlowKey::SECOND);
         if !take_ended_key(tables, scratch, opened) {
             return;
         }
@@ -111,16 +112,18 @@ pub(in crate::datapath) fn mirror<P: Packet, T: Tables>(
     if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
         return false;
     }
-    let quoted = &scratch.quoted.tuple;
-    if scratch.headers.key.destination != quoted.source {
+    if scratch.headers.key.destination != scratch.quoted.tuple.source {
         return false;
     }
+    zone::take_of_quoted(scratch);
+    let quoted = &scratch.quoted.tuple;
     let mirror = &mut scratch.lookup.tuple;
     mirror.source = quoted.destination;
     mirror.destination = quoted.source;
     mirror.ports = quoted.ports.rotate_left(16);
     mirror.protocol = quoted.protocol;
     mirror.family = quoted.family;
+    mirror.zone = scratch.headers.zone;
     true
 }
 
@@ -169,6 +172,7 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
         scratch.transit_direction ^ 1
     } else if unknown
         && is_the_kernels(&scratch.headers)
+        && !zone::says_nothing(scratch)
         && opens_flow(packet, &scratch.quoted, scratch.features)
     {
         1

@@ -165,7 +165,7 @@ pub fn second<T: Tables>(
     opened: u32,
     now: u64,
 ) -> u32 {
-    lookup.key.kind = FlowKey::SECOND;
+    lookup.key.set_kind(FlowKey::SECOND);
     let Some(flow) = tables.flow(&lookup.key) else {
         return NO_FLOW as u32;
     };

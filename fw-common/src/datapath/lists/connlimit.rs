@@ -58,7 +58,10 @@ pub(super) fn ask<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
         headers.key.source
     };
     let mut list = List { tables, asked };
-    list.name(&address, headers.family as u32);
+    list.name(
+        &address,
+        headers.family as u32 | (headers.zone as u32) << 16,
+    );
     list.find();
     let mut at = list.asked.found;
     list.asked.counting.present = false;
@@ -111,6 +114,7 @@ fn name_flow<T: Tables>(tables: &T, scratch: &mut Scratch) {
     if has_flow {
         connection.original(&mut counting.tuple);
         counting.tuple.family = headers.family;
+        counting.tuple.zone = headers.zone;
         counting.assured = connection.status() & status::ASSURED != 0;
     } else {
         counting.tuple.set(headers);
@@ -162,7 +166,9 @@ impl<T: Tables> List<'_, T> {
         }
         cell[connlimit::PORTS].set((own.low_port as u32) << 16 | own.high_port as u32);
         let from_low = self.asked.counting.from_low;
-        cell[connlimit::REST].set(from_low | (own.family as u32) << 8 | own.protocol as u32);
+        let form = own.form & FlowKey::V6;
+        let rest = (own.zone as u32) << 16 | (form as u32) << 8 | own.protocol as u32;
+        cell[connlimit::REST].set(from_low | rest);
         cell[entry::STATE].set(0);
         cell[entry::NEXT].set(0);
         if last == 0 {
@@ -218,9 +224,8 @@ impl<T: Tables> Step for Check<'_, T> {
         other.low_port = (ports >> 16) as u16;
         other.high_port = ports as u16;
         other.protocol = rest as u8;
-        other.family = (rest >> 8) as u8;
-        other.kind = FlowKey::FIRST;
-        other.reserved = 0;
+        other.form = (rest >> 8) as u8 & FlowKey::V6;
+        other.zone = (rest >> 16) as u16;
         counting.other_from_low = rest & connlimit::FROM_LOW;
         let own = &counting.own;
         let same = other.low == own.low
@@ -279,7 +284,7 @@ fn look<T: Tables>(tables: &T, asked: &mut Asked) {
 
 #[inline(always)]
 fn look_for<T: Tables>(tables: &T, counting: &mut Counting, kind: u8, now: u64) {
-    counting.other.kind = kind;
+    counting.other.set_kind(kind);
     let from_low = counting.other_from_low != 0;
     let same_way = |flow: &Flow| (flow.status.get() & Flow::LOW_OPENED != 0) == from_low;
     if let Some(flow) = tables.flow(&counting.other) {

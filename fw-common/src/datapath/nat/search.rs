@@ -155,12 +155,12 @@ impl<T: Tables> Search<'_, T> {
     fn insert_alias(&mut self) -> bool {
         let hint = self.tables.hint(&self.draft.alias);
         if Hint::may_have_kind(hint, FlowKey::SECOND) {
-            self.draft.alias.kind = FlowKey::SECOND;
+            self.draft.alias.set_kind(FlowKey::SECOND);
             // Whoever had the first name when that one came may be gone.
             if !self.leaves_room() && !self.make_way() {
                 return false;
             }
-            self.draft.alias.kind = FlowKey::FIRST;
+            self.draft.alias.set_kind(FlowKey::FIRST);
         }
         if self.insert() || self.make_way() && self.insert() {
             return true;
@@ -169,7 +169,7 @@ impl<T: Tables> Search<'_, T> {
         if !self.leaves_room() || self.draft.alias.is_between_those_of(&self.draft.key) {
             return false;
         }
-        self.draft.alias.kind = FlowKey::SECOND;
+        self.draft.alias.set_kind(FlowKey::SECOND);
         self.insert() || self.make_way() && self.insert()
     }
 
@@ -237,8 +237,8 @@ impl<T: Tables> Search<'_, T> {
         } else {
             choice.kind
         };
-        key.kind = kind;
-        flow.other.kind = kind;
+        key.set_kind(kind);
+        flow.other.set_kind(kind);
         self.draft.flow.status.set(Flow::ALIAS | opened);
         // Flows of this host's own bear their names in the same tables: whichever comes first has
         // the port.

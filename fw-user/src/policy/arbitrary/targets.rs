@@ -228,7 +228,8 @@ fn change(table: TableName, place: Place) -> BoxedStrategy<Change> {
         TableName::Filter | TableName::Nat | TableName::Security => mark.boxed(),
         TableName::Raw => prop_oneof![
             mark,
-            any::<bool>().prop_map(|as_ct| Change::NoTrack { as_ct })
+            any::<bool>().prop_map(|as_ct| Change::NoTrack { as_ct }),
+            prop_oneof![0..12_u16, Just(u16::MAX)].prop_map(Change::Zone),
         ]
         .boxed(),
         TableName::Mangle => prop_oneof![

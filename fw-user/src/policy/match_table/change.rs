@@ -11,7 +11,7 @@ use crate::policy::save::packet_values as values;
 pub(crate) struct ChangeDraft {
     /// What has been read.
     pub change: Option<Change>,
-    /// The option that it cannot be without.
+    /// The option that it cannot be without, or nothing.
     pub missing: &'static str,
 }
 
@@ -53,9 +53,10 @@ const fn unsupported(
 const HELPER: &str = "no helper reads along to open further ports: have the service use ports of a range (FTP's passive \
     ports, RTP's), and accept those, `-p tcp --dport 50000:50100 -j ACCEPT`";
 
-const ZONE: &str = "all flows are in one zone, which would else be part of the name that every packet's flow is looked up \
-    by: give each of two networks whose addresses overlap a network namespace with a firewall of its own, and keep \
-    others apart by `-i` and `-o`";
+const ONE_WAY: &str = "a flow is stored once, under one name for both directions, so that it is in one zone: write `--zone`, \
+    and a rule that puts the answers in the same zone, by what tells them apart, such as a range of ports of its own \
+    that each network is masqueraded to (`-j MASQUERADE --to-ports 10000-19999`, and in table raw \
+    `-i uplink -p tcp --dport 10000:19999 -j CT --zone 1`)";
 
 pub(crate) const TARGETS: &[TargetRow] = &[
     TargetRow {
@@ -204,15 +205,17 @@ pub(crate) const TARGETS: &[TargetRow] = &[
         name: "CT",
         families: BOTH,
         support: Support::Partly,
-        note: "`--notrack`. There are no zones and no helpers.",
-        start: lacking("--notrack"),
+        note: "`--notrack` and `--zone` with a number: a policy may name 31 zones beside zone 0. There are no helpers.",
+        start: lacking(""),
         tables: &[TableName::Raw],
         options: &[
             option!(&["notrack"], 0, |argument| Change::NoTrack { as_ct: true }),
             unsupported(&["helper"], HELPER),
-            unsupported(&["zone"], ZONE),
-            unsupported(&["zone-orig"], ZONE),
-            unsupported(&["zone-reply"], ZONE),
+            option!(&["zone"], 1, |argument| Change::Zone(values::zone(
+                &argument.words[0]
+            )?)),
+            unsupported(&["zone-orig"], ONE_WAY),
+            unsupported(&["zone-reply"], ONE_WAY),
             unsupported(
                 &["ctevents"],
                 "flows make no events: `fwbpf flows` lists them",

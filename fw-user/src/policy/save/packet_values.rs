@@ -219,6 +219,20 @@ pub(crate) fn mark(word: &Word<'_>) -> Value<(u32, u32)> {
     })
 }
 
+/// `--zone` of CT: a number.
+pub(crate) fn zone(word: &Word<'_>) -> Value<u16> {
+    if word.text == "mark" {
+        let message = "`mark` is not supported as a zone";
+        return Err(Problem::unsupported("zone-of-mark", word.span, message)
+            .expected("a number")
+            .help(
+                "zones that only marks tell are not known when the policy is loaded, and a packet has room for the \
+                 place of one among those that are: write a rule for each mark, `-m mark --mark 1 -j CT --zone 1`",
+            ));
+    }
+    Ok(up_to(word, u16::MAX.into())? as u16)
+}
+
 /// `--uid-owner`: a user by name or number, or two numbers with a dash between.
 pub(crate) fn users(word: &Word<'_>) -> Value<(u32, u32)> {
     ids(word, "/etc/passwd", "a user")

@@ -99,10 +99,10 @@ impl Rules {
         })
     }
 
-    /// Whether rules keep packets from being tracked.
+    /// Whether rules keep packets from being tracked, or answers from being in their flow's zone.
     pub fn leave_untracked(&self) -> bool {
         let mut rules = self.tables.iter().flat_map(|table| &table.rules);
-        rules.any(|rule| rule.contains("-j NOTRACK") || rule.contains("-j CT --notrack"))
+        rules.any(|rule| rule.contains("-j NOTRACK") || rule.contains("-j CT"))
     }
 
     /// Whether what the rules do depends on how long datagrams are or what is in them, which their

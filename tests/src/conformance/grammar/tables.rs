@@ -12,6 +12,7 @@ pub(super) const TRACKS: &str = "-A PREROUTING -m conntrack --ctstate NEW";
 impl<R: Rng> Writer<'_, R> {
     pub(super) fn raw(&mut self) -> TableText {
         let mut rules = Vec::new();
+        let zones = self.chance(0.5).then(|| self.upto(5));
         for (name, spot) in [("PREROUTING", Spot::Prerouting), ("OUTPUT", Spot::Output)] {
             if spot == Spot::Prerouting {
                 rules.extend(self.reverse_path());
@@ -25,6 +26,9 @@ impl<R: Rng> Writer<'_, R> {
                     _ => None,
                 };
                 rules.push(self.rule_of(name, spot, target, protocol));
+            }
+            if let Some(how) = zones {
+                rules.extend(self.zones(how, name));
             }
         }
         TableText {
@@ -94,6 +98,78 @@ impl<R: Rng> Writer<'_, R> {
             chains.push(((*name).to_owned(), policy));
         }
         chains
+    }
+
+    /// Rules that put packets in zones: all in one, or by interface, by protocol, by port or by address. They come
+    /// last, as what rules behind them would see is a template's, of which fwbpf knows the state alone.
+    fn zones(&mut self, how: usize, chain: &str) -> Vec<String> {
+        let own = chain == "OUTPUT";
+        let zone = |number: usize| match number {
+            0 => "-j CT".to_owned(),
+            3 => "-j CT --zone 65535".to_owned(),
+            _ => format!("-j CT --zone {number}"),
+        };
+        let mut matches: Vec<(String, usize)> = match how {
+            0 => vec![(String::new(), 1)],
+            1 => {
+                let option = if own { "-o" } else { "-i" };
+                let (near, far) = (self.upto(4), self.upto(4));
+                let device = |name: &str, zone| (format!(" {option} {name}"), zone);
+                vec![
+                    device("eth0", far),
+                    device("docker0", far),
+                    device("lo", near),
+                    device("eth1", near),
+                ]
+            }
+            2 => vec![(" -p tcp".into(), 1), (" -p udp".into(), 2)],
+            3 => {
+                let end = ["sport", "dport"].choose(self.random).expect("not empty");
+                let range = [":9999", "10000:", ":52"]
+                    .choose(self.random)
+                    .expect("not empty");
+                vec![
+                    (format!(" -p udp -m udp --{end} {range}"), 1),
+                    (String::new(), self.upto(3)),
+                ]
+            }
+            _ => {
+                let (address, zone) = (self.upto(2), self.upto(4));
+                let network = match self.family {
+                    Family::Ipv4 => ["203.0.113.0/24", "172.17.0.2/32"],
+                    Family::Ipv6 => ["2001:db8:7::/64", "fd17::2/128"],
+                }[address];
+                vec![
+                    (format!(" -s {network}"), zone),
+                    (format!(" -d {network}"), zone),
+                    (String::new(), 3),
+                ]
+            }
+        };
+        if self.chance(0.2) {
+            // The first word counts.
+            matches.extend([(String::new(), 2)]);
+        }
+        // Difference 13.
+        let protocols: &[&str] = if own { &[" -p tcp", " -p udp"] } else { &[""] };
+        let mut rules = Vec::new();
+        for (asked, number) in matches {
+            let named = asked.contains(" -p ");
+            let protocols = if named { &[""] } else { protocols };
+            rules.extend(
+                protocols
+                    .iter()
+                    .map(|protocol| format!("-A {chain}{asked}{protocol} {}", zone(number))),
+            );
+        }
+        let protocol = if own { " -p tcp" } else { "" };
+        match self.upto(10) {
+            0 => rules.push(format!("-A {chain}{protocol} -j NOTRACK")),
+            1 | 2 => rules.push(format!("-A {chain}{protocol} -m conntrack --ctstate NEW")),
+            3 => rules.push(format!("-A {chain}{protocol} -m state --state INVALID")),
+            _ => {}
+        }
+        rules
     }
 
     fn raw_target(&mut self) -> &'static str {

@@ -50,6 +50,8 @@ impl<'a> Reader<'a, '_, '_> {
                     }
                     // What it was to say is refused already.
                     None if self.errors_before < self.report.errors.len() => Target::Continue,
+                    // CT without a word.
+                    None if draft.missing.is_empty() => Target::Change(Change::Zone(0)),
                     None => {
                         let problem =
                             Problem::wrong("missing-option", span, "the target says nothing");
