@@ -12,6 +12,7 @@ use crate::policy::model::{
     Chain, Conntrack, CtStates, Family, InterfacePattern, Limit, Match, Multiport, Negatable,
     Policy, PortRange, Rule, Target, WhichPort,
 };
+use crate::policy::packet_match::PacketMatch;
 use crate::policy::print::print_append;
 
 /// Why a policy cannot be written as policy.toml.
@@ -203,7 +204,11 @@ fn plain(rule: &Rule) -> Rule {
             ..Conntrack::default()
         })),
         Match::Tcp(tcp) if *tcp == Default::default() => None,
-        Match::Udp(ports) if *ports == Default::default() => None,
+        Match::Udp(ports) | Match::Packet(PacketMatch::Sctp(ports))
+            if *ports == Default::default() =>
+        {
+            None
+        }
         other => Some(other.clone()),
     });
     let mut matches: Vec<_> = matches.collect();
@@ -247,7 +252,9 @@ fn try_entry(rule: &Rule, family: Family) -> Option<Entry> {
         match each {
             Match::Tcp(tcp) if tcp.option.is_some() => return None,
             Match::Tcp(tcp) => take_ports(&mut entry, tcp.ports.source, tcp.ports.destination),
-            Match::Udp(ports) => take_ports(&mut entry, ports.source, ports.destination),
+            Match::Udp(ports) | Match::Packet(PacketMatch::Sctp(ports)) => {
+                take_ports(&mut entry, ports.source, ports.destination);
+            }
             Match::Multiport(Multiport { which, ports }) => match which {
                 WhichPort::Source => entry.source_ports.clone_from(&ports.value),
                 WhichPort::Destination => entry.ports.clone_from(&ports.value),

@@ -8,7 +8,8 @@ use crate::policy::model::{
     Multiport, Negatable, Origin, Policy, PortRange, Ports, Prefix, Rule, Ruleset, SetMatch, Side,
     Table, Target, Tcp, WhichPort,
 };
-use crate::policy::names::{ICMPV6, TCP};
+use crate::policy::names::{ICMPV6, SCTP, TCP};
+use crate::policy::packet_match::PacketMatch;
 use crate::policy::set::SetDefinition;
 
 /// Fills in the tables of both IP versions.
@@ -352,6 +353,7 @@ fn protocol_and_matches(
                     ports,
                     ..Tcp::default()
                 })],
+                (SCTP, ports) => vec![Match::Packet(PacketMatch::Sctp(ports))],
                 (_, ports) => vec![Match::Udp(ports)],
             };
             (Some(yes(number)), matches)

@@ -12,7 +12,7 @@ use crate::policy::error::Problem;
 use crate::policy::model::{
     CtStates, Family, Match, PortRange, Redirect, Rule, Target, Translation,
 };
-use crate::policy::names::{TCP, UDP};
+use crate::policy::names::{SCTP, TCP, UDP};
 use crate::policy::packet_match::{AddressType, PacketMatch};
 use crate::policy::save::Word;
 use crate::policy::save::nat_values::translation;
@@ -153,6 +153,7 @@ impl Reader<'_, '_> {
         match value.get_ref().as_str() {
             Some("tcp") => Some(What::Protocol(TCP)),
             Some("udp") => Some(What::Protocol(UDP)),
+            Some("sctp") => Some(What::Protocol(SCTP)),
             _ => {
                 self.wrong_type(value, expected);
                 None
@@ -198,7 +199,7 @@ impl Reader<'_, '_> {
     }
 }
 
-const PROTOCOLS: &str = "\"tcp\", \"udp\" or both";
+const PROTOCOLS: &str = "\"tcp\", \"udp\", \"sctp\" or several of them";
 
 impl Publication {
     /// Whether the IP version has packets for it.

@@ -7,7 +7,7 @@ use super::types::TYPES;
 use super::{Answer, Document, Entry, Masquerading, Place, Section, Verdict, What};
 use crate::policy::error::{Problem, Report, nearest};
 use crate::policy::model::{Family, PortRange, Prefix};
-use crate::policy::names::{TCP, UDP, protocol_names, protocol_number};
+use crate::policy::names::{SCTP, TCP, UDP, protocol_names, protocol_number};
 use crate::policy::save::{Word, values};
 use crate::policy::set::SetDefinition;
 use crate::policy::source::{SourceFile, Span};
@@ -288,12 +288,16 @@ impl Reader<'_, '_> {
         let portless = entry
             .what
             .iter()
-            .any(|what| !matches!(what, What::Protocol(TCP | UDP)));
+            .any(|what| !matches!(what, What::Protocol(TCP | UDP | SCTP)));
         if has_ports && portless {
             self.report.error(
-                Problem::wrong("ports-without-protocol", whole, "ports need tcp or udp")
-                    .expected("`\"tcp\"`, `\"udp\"` or both as the protocol")
-                    .help("write `allow = [\"tcp\", \"udp\"]` (or `drop`) for both"),
+                Problem::wrong(
+                    "ports-without-protocol",
+                    whole,
+                    "ports need tcp, udp or sctp",
+                )
+                .expected("`\"tcp\"`, `\"udp\"`, `\"sctp\"` or several of them as the protocol")
+                .help("write `allow = [\"tcp\", \"udp\"]` (or `drop`) for both"),
             );
         }
         if !entry.types.is_empty() && entry.what.iter().any(|what| *what != What::Icmp) {
