@@ -221,7 +221,9 @@ fn prepare<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scrat
     } else {
         own_port
     };
-    let port_would_do = !draft.wish.random && draft.wish.takes_port(port);
+    // Of one port, none other can be drawn.
+    let only = draft.wish.ports == (port as u32) << 16 | port as u32;
+    let port_would_do = (!draft.wish.random || only) && draft.wish.takes_port(port);
     let keep_port = !has_port(headers) || port_would_do;
     let stays = keep_port && draft.wish.takes_address(&headers.key.source);
     if stays && !taken && !redirected {

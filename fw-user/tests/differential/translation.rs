@@ -560,3 +560,21 @@ fn an_answer_to_a_first_packet_that_is_redirected_here_is_about_no_other_connect
         assert_eq!(machine.label(), (ct::NEW | ct::DNAT, 0));
     }
 }
+
+/// What already has the one name that a rule would draw for it keeps that, untranslated.
+#[test]
+fn a_draw_of_one_port_may_be_the_packets_own() {
+    let rules = "-A POSTROUTING -p tcp -j MASQUERADE --to-ports 20018 --random";
+    let mut machine = Machine::with(Family::Ipv6, rules);
+    for port in [20_018, 20_019] {
+        let own = tcp([SERVER6, "2001:db8:7::7"], [port, 80], flag::SYN, [1, 0], 0);
+        let (verdict, packet) = machine.leave(ETH0, frame(own).made_here());
+        // Whoever comes second finds it taken.
+        if port == 20_018 {
+            assert_eq!((verdict, ports(&packet)), (Verdict::Pass, (20_018, 80)));
+            assert_eq!(machine.label().0, ct::NEW);
+        } else {
+            assert_eq!(verdict, Verdict::Drop(Stat::NoFreePort));
+        }
+    }
+}
