@@ -65,8 +65,8 @@
 //!     without a connection may resemble one about another connection, whose destination is
 //!     translated; it is translated like that, and netfilter routes it anew in OUTPUT. In fwbpf it stays
 //!     on its way. By which interface errors of the kernel's leave is not compared, and where rules
-//!     translate destinations no answer is past its time, nor is anything where rules keep packets from
-//!     being tracked. Where they redirect to this host, FORWARD drops what it would refuse; where they
+//!     translate destinations neither an answer is past its time nor what may be INVALID, and nothing is where
+//!     rules keep packets from being tracked. Where they redirect to this host, FORWARD drops what it would refuse; where they
 //!     translate destinations, it drops what it would reset, as a reset about a segment without a connection
 //!     may resemble one of another. Where an error left by another interface all the same, the rules'
 //!     counters are not compared, nor what it became there and what came after: it met other chains.

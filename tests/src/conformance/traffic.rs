@@ -15,7 +15,7 @@ use rand::seq::IndexedRandom;
 pub use associate::{Chunk, quoted as quoted_chunks};
 
 use crate::lab::address;
-use crate::packet::{Dressing, protocol};
+use crate::packet::{Dressing, chunk, protocol};
 
 /// Where a packet is put in and where it can come out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -132,6 +132,17 @@ impl Step {
     /// Whether it is a TCP segment with SYN.
     pub fn has_syn(&self) -> bool {
         matches!(self.what, What::Segment { flags, .. } if flags & flag::SYN != 0)
+    }
+
+    /// Whether it is never INVALID, if it goes forth.
+    fn is_never_invalid(&self) -> bool {
+        match &self.what {
+            What::Segment { .. } => self.is_syn(),
+            What::Chunks { chunks, .. } => {
+                matches!(&chunks[..], [only] if only.kind == chunk::INIT && only.lies.is_none())
+            }
+            What::Datagram { .. } | What::Error { .. } => true,
+        }
     }
 
     /// Whether it is one that `--syn` means.
@@ -272,10 +283,10 @@ impl Traffic {
         }
     }
 
-    /// Has no answer that is past its time, or nothing at all.
+    /// Has nothing past its time that may be without a connection, or nothing at all.
     pub fn keep_alive(&mut self, all: bool) {
         for step in &mut self.steps {
-            if all || step.way == Way::Back {
+            if all || step.way == Way::Back || !step.is_never_invalid() {
                 step.ttl = step.ttl.max(2);
             }
         }
