@@ -152,6 +152,9 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         return Verdict::Drop(Stat::Rewrite);
     }
     if scratch.tracked.translates_destination() {
+        if zone::is_martian(scratch) {
+            return Verdict::Drop(Stat::Rewrite);
+        }
         scratch.note_outside();
         if translate(packet, tables, scratch, End::Destination).is_none() {
             return Verdict::Drop(Stat::Rewrite);

@@ -16,6 +16,7 @@ use super::scratch::Scratch;
 use super::tables::Tables;
 use crate::abi::blob::{HeaderFields, ZONES};
 use crate::abi::ct;
+use crate::abi::device::Device;
 
 /// The bits by which a packed note is known: [`NOTE_ONWARD`] without [`NOTE_ANSWER`], and a place.
 const PACKED: u16 = NOTE_ONWARD;
@@ -186,6 +187,18 @@ pub fn says_nothing(scratch: &Scratch) -> bool {
 #[inline(always)]
 pub fn is_tracked_anew(note: u16, scratch: &Scratch) -> bool {
     scratch.features & HeaderFields::ZONES != 0 && note as u8 & ct::INVALID != 0
+}
+
+/// Whether the kernel drops a packet on loopback that was tracked anew: its destination becomes another address,
+/// by which it is routed once more, as if it came from elsewhere; and from elsewhere nothing of this host's own
+/// comes (`__fib_validate_source`, net/ipv4/fib_frontend.c). IPv6 does not ask.
+#[inline(always)]
+pub fn is_martian(scratch: &Scratch) -> bool {
+    scratch.features & HeaderFields::ZONES != 0
+        && scratch.device.flags & Device::LOOPBACK != 0
+        && scratch.note == 0
+        && !scratch.headers.is_v6()
+        && scratch.tracked.destination.address[0] != scratch.headers.key.destination[0]
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use fw_common::abi::ct;
 use fw_common::abi::flow::{Flow, FlowKey};
+use fw_common::abi::stat::Stat;
 use fw_common::datapath::Verdict;
 use fw_common::datapath::tcp::flag;
 use fw_user::kernel::flows::FlowView;
@@ -277,6 +278,29 @@ fn loopback_tracks_anew_what_has_no_flow() {
     assert_eq!(machine.label().0, ct::INVALID);
     machine.arrive(LO, error);
     assert_eq!(machine.label(), (ct::RELATED, 1));
+}
+
+/// So is one whose destination is translated then; the kernel routes it anew, and takes nothing of its own from
+/// elsewhere, of IPv4.
+#[test]
+fn loopback_takes_no_other_destination() {
+    let raw = "-A PREROUTING -j CT --zone 1\n-A OUTPUT -p udp -j CT --zone 1";
+    let mut machine = machine(
+        Family::Ipv4,
+        raw,
+        "-A POSTROUTING -j SNAT --to-source 198.51.100.10",
+    );
+    let own = "127.0.0.1";
+    machine.loop_back(udp([own, own], [5000, 53]));
+    let outer = flows(&machine)[0].2;
+    let seen = udp([SERVER4, own], [outer, 53]);
+    let error = icmpv4([own, SERVER4], 3, 3, &seen);
+    let (verdict, error) = machine.leave(LO, frame(error).made_here());
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(machine.label().0, ct::INVALID);
+    let (verdict, _) = machine.arrive(LO, error);
+    assert_eq!(machine.label().1, 1);
+    assert_eq!(verdict, Verdict::Drop(Stat::Rewrite));
 }
 
 /// A zone is a packet's own while it is on the way in loopback's programs, whatever came in before.
