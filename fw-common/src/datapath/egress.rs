@@ -16,7 +16,7 @@ use super::header::{Headers, Icmp, Part};
 use super::ingress::{LOST, PLACED, is_refused_redirect, translate};
 use super::nat::{Wish, open};
 use super::packet::Packet;
-use super::port::{PASSED, SWITCHED, departure, is_switching};
+use super::port::{PASSED, SWITCHED, departure, forget_arrival, is_switching};
 use super::reject::{FORWARD, LOOPBACK, NOTE_ANSWER, NOTE_ONWARD, close, refuse, send_away};
 use super::rewrite::End;
 use super::scratch::Scratch;
@@ -148,9 +148,13 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     } else {
         BaseChain::SecurityForward
     };
-    if !passes(packet, tables, scratch, security)
-        || !passes(packet, tables, scratch, BaseChain::ManglePostrouting)
-    {
+    if !passes(packet, tables, scratch, security) {
+        return Verdict::Drop(Stat::Policy);
+    }
+    if scratch.device.is_port() {
+        forget_arrival(tables, scratch);
+    }
+    if !passes(packet, tables, scratch, BaseChain::ManglePostrouting) {
         return Verdict::Drop(Stat::Policy);
     }
     if scratch.tracked.opens || scratch.tracked.replayed {

@@ -63,7 +63,9 @@ pub fn log<P: Packet, T: Tables>(
         event.in_device = packet.arrival_device();
         event.out_device = here;
         if at_port {
-            event.in_device = here;
+            let leaves = event.base == BaseChain::ManglePostrouting.id(family)
+                || event.base == BaseChain::NatPostrouting.id(family);
+            event.in_device = if leaves { 0 } else { here };
             event.out_port = packet.device();
         }
         if event.in_device != 0 && scratch.is_transit() {

@@ -182,7 +182,8 @@ pub trait Packet {
     /// Leaves the note.
     fn set_note(&mut self, note: u16);
 
-    /// Whom the frame was sent to, as linux/if_packet.h counts: this host, all, many.
+    /// Whom the frame was sent to, as linux/if_packet.h counts: this host, all, many. One to another host is only judged
+    /// where a bridge hands it over, as if it were to this one (`br_nf_pre_routing`, net/bridge/br_netfilter_hooks.c).
     fn packet_type(&self) -> u32;
 
     /// Whether a packet belongs to a socket of this host's, be it one of the kernel's own.

@@ -126,6 +126,17 @@ pub fn of_transit(scratch: &Scratch) -> u32 {
     }
 }
 
+/// To POSTROUTING, what a bridge switches has come by no interface, though by a port (`br_nf_post_routing`).
+#[inline(never)]
+pub fn forget_arrival<T: Tables>(tables: &T, scratch: &mut Scratch) {
+    const ANY: u64 = 1;
+    let bridge = match tables.device(scratch.device.master) {
+        Some(bridge) => scratch.patterns(bridge),
+        None => 0,
+    };
+    scratch.query.in_patterns = scratch.query.in_patterns & !bridge | ANY;
+}
+
 /// What becomes of a frame that leaves by a port: the bridge's program has judged it, or it is none of the firewall's.
 pub const PASSED: u32 = 0;
 /// It is judged here.

@@ -68,7 +68,8 @@ fn packet_type(destination: &[u8], device: &str) -> u32 {
         own if own == link_address(device) => 0,
         [0xff, 0xff, 0xff, 0xff, 0xff, 0xff] => 1,
         many if many[0] & 1 != 0 => 2,
-        _ => 3,
+        // PACKET_OTHERHOST, which is judged as the kernel's bridges have it judged: see `Packet::packet_type`.
+        _ => 0,
     }
 }
 
