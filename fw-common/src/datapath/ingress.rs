@@ -98,6 +98,8 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
             zone::leave_note(packet, scratch, note);
             return Verdict::Pass;
         }
+        // It is not forwarded: the kernel's errors about it find its flow as they do about what comes up otherwise.
+        scratch.transit.protocol = 0;
         if packet.call::<PlaceAgain, T>(tables, scratch, scratch.note) == LOST {
             return Verdict::Drop(Stat::NoFlowEntry);
         }
