@@ -9,6 +9,7 @@
 //! those that the policy names ([`ZONES`]). No other note looks like a packed one.
 
 use super::conntrack::{NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_TRANSIT};
+use super::facts::is_sent_by_the_kernel;
 use super::header::protocol;
 use super::packet::Packet;
 use super::reject::{NOTE_ANSWER, NOTE_ONWARD};
@@ -157,9 +158,10 @@ pub fn note_arrival(scratch: &mut Scratch, stays: u32) {
 const NOTHING: u8 = 255;
 
 /// An ICMP error that this host makes itself, and whose quoted packet is read, is in the zone of that, whatever
-/// table raw says: it carries that one's flow before (`nf_ct_attach` in net/ipv4/icmp.c and net/ipv6/icmp.c).
+/// table raw says: it carries that one's flow before (`nf_ct_attach` in net/ipv4/icmp.c and net/ipv6/icmp.c). What a
+/// process writes does not, whatever it quotes.
 #[inline(always)]
-pub fn take_of_quoted(scratch: &mut Scratch) {
+pub fn take_of_quoted<P: Packet>(packet: &P, scratch: &mut Scratch) {
     if scratch.features & HeaderFields::ZONES == 0 || !scratch.made_here || scratch.answer.in_hand {
         return;
     }
@@ -168,7 +170,9 @@ pub fn take_of_quoted(scratch: &mut Scratch) {
         && quoted.protocol == arrived.protocol
         && quoted.source == arrived.source
         && quoted.destination == arrived.destination
+        && is_sent_by_the_kernel(packet, scratch)
     {
+        let arrived = &scratch.arrived;
         scratch.headers.zone = arrived.zone;
         scratch.zone_place = scratch.arrived_place;
     }

@@ -7,6 +7,7 @@ use fw_common::datapath::Verdict;
 use fw_common::datapath::tcp::flag;
 use fw_user::kernel::flows::FlowView;
 use fw_user::policy::model::Family;
+use fw_user::sim::SlicePacket;
 
 use crate::machine::{ETH0, ETH1, LO, Machine, SERVER4, SERVER6, frame, icmpv4, other, tcp, udp};
 
@@ -183,6 +184,13 @@ fn the_first_word_counts() {
     assert_eq!(opened, [0, 1, 2]);
 }
 
+/// What the kernel makes leaves by a raw socket of its own.
+fn by_the_kernel(ip: Vec<u8>) -> SlicePacket {
+    let mut packet = frame(ip).made_here();
+    packet.owner.raw = true;
+    packet
+}
+
 /// An ICMP error is about a flow of its own zone, and one that this host makes is in the zone of the packet
 /// that it quotes.
 #[test]
@@ -211,13 +219,17 @@ fn errors_are_about_flows_of_their_zone() {
         error[1] = 0xc0;
         let sum = u16::from_be_bytes([error[10], error[11]]);
         error[10..12].copy_from_slice(&(sum - 0xc0).to_be_bytes());
-        machine.leave(ETH0, frame(error).made_here());
+        machine.leave(ETH0, by_the_kernel(error));
         assert_eq!(machine.label().0, label);
+        // What a process writes is in OUTPUT's zone.
+        let error = icmpv4([SERVER4, "192.0.2.7"], 3, code, &own);
+        machine.leave(ETH0, frame(error).made_here());
+        assert_eq!(machine.label().0, ct::INVALID);
     }
     machine.forward(ETH0, ETH1, out.clone());
     machine.leave(
         ETH0,
-        frame(icmpv4([SERVER4, "192.0.2.7"], 11, 0, &out)).made_here(),
+        by_the_kernel(icmpv4([SERVER4, "192.0.2.7"], 11, 0, &out)),
     );
     assert_eq!(machine.label(), (ct::RELATED, 1));
 }

@@ -115,7 +115,7 @@ pub(in crate::datapath) fn mirror<P: Packet, T: Tables>(
     if scratch.headers.key.destination != scratch.quoted.tuple.source {
         return false;
     }
-    zone::take_of_quoted(scratch);
+    zone::take_of_quoted(packet, scratch);
     let quoted = &scratch.quoted.tuple;
     let mirror = &mut scratch.lookup.tuple;
     mirror.source = quoted.destination;
