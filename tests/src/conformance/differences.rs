@@ -127,7 +127,7 @@ pub struct RandomPorts {
 
 /// With how many other draws a trial with drawn ports has to differ, too, or its difference is put down
 /// to the draw.
-pub const OTHER_DRAWS: usize = 12;
+pub const OTHER_DRAWS: usize = 48;
 
 /// Address, and port or echo identifier.
 type End = (IpAddr, u16);
