@@ -214,13 +214,16 @@ impl Host {
     /// The ports of bridges that hand over what they only switch, and their bridges: there the policy applies
     /// to what is not the bridge's own business.
     pub fn ports(&self) -> impl Iterator<Item = (&Interface, &Interface)> {
-        self.interfaces.iter().filter_map(|port| {
-            let bridge = self
-                .interfaces
-                .iter()
-                .find(|one| Some(one.index) == port.master)?;
-            let ethernet = port.link_layer == ARPHRD_ETHER;
-            (ethernet && bridge.hands_over != [false; 2]).then_some((port, bridge))
+        let all = self.interfaces.iter();
+        // Few, where there may be very many ports.
+        let bridges: Vec<&Interface> = all
+            .clone()
+            .filter(|one| one.hands_over != [false; 2])
+            .collect();
+        let ethernet = all.filter(|port| port.link_layer == ARPHRD_ETHER);
+        ethernet.filter_map(move |port| {
+            let bridge = bridges.iter().find(|one| Some(one.index) == port.master)?;
+            Some((port, *bridge))
         })
     }
 
@@ -540,6 +543,33 @@ mod tests {
         };
         let indexes: Vec<u32> = host.layer3().map(|interface| interface.index).collect();
         assert_eq!(indexes, [1, 3, 4]);
+    }
+
+    #[test]
+    fn ports_are_guarded_where_their_bridge_hands_over() {
+        let interface = |index, master, hands_over| Interface {
+            index,
+            master,
+            hands_over,
+            link_layer: ARPHRD_ETHER,
+            ..Interface::default()
+        };
+        let host = Host {
+            interfaces: vec![
+                interface(1, None, [false; 2]),
+                interface(2, None, [false, true]),
+                interface(3, Some(1), [false; 2]),
+                interface(4, Some(2), [false; 2]),
+            ],
+            ..Host::default()
+        };
+        let ports: Vec<_> = host
+            .ports()
+            .map(|(port, on)| (port.index, on.index))
+            .collect();
+        assert_eq!(ports, [(4, 2)]);
+        let guarded: Vec<u32> = host.guarded().map(|one| one.index).collect();
+        assert_eq!(guarded, [1, 2, 4]);
     }
 
     #[test]

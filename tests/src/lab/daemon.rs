@@ -1,9 +1,9 @@
 //! `fwbpf daemon` beside a firewall.
 
-use std::io::{BufRead as _, Read, Write};
+use std::io::{BufRead as _, BufReader, Lines, Read, Write};
 use std::net::TcpStream;
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Stdio};
+use std::process::{Child, ChildStdout, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -15,7 +15,10 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A running daemon; dropping it ends it.
 #[derive(Debug)]
-pub struct Daemon(Child);
+pub struct Daemon {
+    child: Child,
+    output: Lines<BufReader<ChildStdout>>,
+}
 
 impl Daemon {
     /// Starts it, and waits until it tells its supervisor, as which the test stands in, that it
@@ -25,7 +28,7 @@ impl Daemon {
         let path = directory.path().join("notify");
         let supervisor = UnixDatagram::bind(&path).context("bind the supervisor's socket")?;
         supervisor.set_read_timeout(Some(PATIENCE))?;
-        let child = fwbpf
+        let mut child = fwbpf
             .command()
             .arg("daemon")
             .args(arguments)
@@ -34,7 +37,9 @@ impl Daemon {
             .stderr(Stdio::null())
             .spawn()
             .context("start fwbpf daemon")?;
-        let daemon = Self(child);
+        let output = child.stdout.take().context("it has no output")?;
+        let output = BufReader::new(output).lines();
+        let daemon = Self { child, output };
         let mut message = [0; 256];
         let length = supervisor
             .recv(&mut message)
@@ -65,10 +70,9 @@ pub fn scrape(namespace: &Namespace, address: &str) -> Result<String> {
 impl Daemon {
     /// Reads lines of its standard output until one holds `text`, and returns that one.
     pub fn line_with(&mut self, text: &str) -> Result<String> {
-        let stdout = self.0.stdout.as_mut().context("its output is being read")?;
-        let mut lines = std::io::BufReader::new(stdout).lines();
-        let found = lines.find(|line| line.as_ref().is_ok_and(|line| line.contains(text)));
-        found
+        let has = |line: &Result<String, _>| line.as_ref().is_ok_and(|line| line.contains(text));
+        self.output
+            .find(has)
             .with_context(|| format!("no line with {text}"))?
             .context("read its output")
     }
@@ -77,7 +81,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         // nsenter has become fwbpf by exec, so this ends the daemon itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
