@@ -17,7 +17,7 @@ use super::compare::{self, Difference, Pair, Trial};
 use super::differences::{OTHER_DRAWS, prepare_reference};
 use super::grammar::Rules;
 use super::minimise::minimise;
-use super::side::Side;
+use super::side::{self, Side};
 use super::traffic::{Traffic, Ways};
 use crate::lab::{Firewall, Fwbpf, Iptables};
 
@@ -215,7 +215,7 @@ fn trial(options: &Options, number: usize) -> Trial {
     let real = options.tested != Tested::Simulated;
     let ways = Ways {
         loopback: real,
-        switched: real && random.random_bool(SWITCHED),
+        switched: real && random.random_bool(SWITCHED) && side::can_hand_over(),
     };
     let mut traffic = Traffic::generate(&mut random, family, options.packets, ways);
     let rules = Rules::generate(&mut random, family, &traffic.flows);

@@ -83,6 +83,11 @@ const SCTP_LIVES: [(&str, &str); 7] = [
 /// The lab's own first words (MLD reports) come within this time after the last one.
 const SILENCE: Duration = Duration::from_millis(700);
 
+/// Whether bridges of this kernel can hand over what they switch.
+pub fn can_hand_over() -> bool {
+    std::path::Path::new("/proc/sys/net/bridge").exists()
+}
+
 impl Side {
     /// Builds the lab and puts the firewall that `firewall` makes into the server.
     pub fn new(
