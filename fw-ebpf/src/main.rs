@@ -40,7 +40,7 @@ use crate::recording::RecordingTables;
 use crate::skb::SkbPacket;
 use crate::tables::BpfTables;
 
-/// tcx or clsact ingress of every layer-3 interface. Attached first, so that nothing acts on what
+/// tcx or clsact ingress of every layer-3 interface, and of ports of bridges that have iptables see what they switch. Attached first, so that nothing acts on what
 /// the firewall drops; what it accepts goes on to other programs (TCX_NEXT is TC_ACT_UNSPEC).
 #[classifier]
 pub fn fwbpf_ingress(context: TcContext) -> i32 {
@@ -51,7 +51,7 @@ pub fn fwbpf_ingress(context: TcContext) -> i32 {
     tc_action(verdict, scratch)
 }
 
-/// tcx or clsact egress of every layer-3 interface. Attached last: it judges what really leaves.
+/// tcx or clsact egress of the same interfaces. Attached last: it judges what really leaves.
 #[classifier]
 pub fn fwbpf_egress(context: TcContext) -> i32 {
     let Some(scratch) = maps::scratch() else {

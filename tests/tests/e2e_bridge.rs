@@ -14,7 +14,7 @@ use fwbpf_tests::lab::{
     ready,
 };
 use fwbpf_tests::packet::flags::{ACK, SYN};
-use fwbpf_tests::packet::{Dressing, Packet, Payload, describe, flags, frame};
+use fwbpf_tests::packet::{Dressing, Packet, Payload, describe, frame};
 
 /// What each port is for is said where it is used.
 const FILTER: &str = "*filter\n\
@@ -150,8 +150,7 @@ impl Side {
     }
 }
 
-/// A datagram between the hosts of one version.
-fn datagram(version: usize, from: [&str; 2], to: [&str; 2], ports: (u16, u16)) -> Vec<u8> {
+fn packet(version: usize, from: [&str; 2], to: [&str; 2], payload: Payload) -> Vec<u8> {
     let packet = Packet {
         source: ip(from[version]),
         destination: ip(to[version]),
@@ -160,53 +159,37 @@ fn datagram(version: usize, from: [&str; 2], to: [&str; 2], ports: (u16, u16)) -
         tos: 0,
         mss: None,
         dressing: Dressing::Plain,
-        payload: Payload::Udp {
-            ports,
-            data: b"switched".to_vec(),
-        },
+        payload,
     };
     packet.bytes()
 }
 
-/// A TCP segment.
-fn segment(
-    version: usize,
-    from: [&str; 2],
-    to: [&str; 2],
-    ports: (u16, u16),
-    flags: u8,
-) -> Vec<u8> {
-    let packet = Packet {
-        source: ip(from[version]),
-        destination: ip(to[version]),
-        ttl: 64,
-        id: 1,
-        tos: 0,
-        mss: None,
-        dressing: Dressing::Plain,
-        payload: Payload::Tcp {
-            ports,
-            sequence: 1000,
-            acknowledgement: if flags & flags::ACK != 0 { 1001 } else { 0 },
-            flags,
-            window: 65_000,
-            options: Vec::new(),
-            data: Vec::new(),
-        },
-    };
-    packet.bytes()
+fn datagram(ports: (u16, u16)) -> Payload {
+    Payload::Udp {
+        ports,
+        data: b"switched".to_vec(),
+    }
+}
+
+fn segment(ports: (u16, u16), flags: u8) -> Payload {
+    Payload::Tcp {
+        ports,
+        sequence: 1000,
+        acknowledgement: if flags & ACK != 0 { 1001 } else { 0 },
+        flags,
+        window: 65_000,
+        options: Vec::new(),
+        data: Vec::new(),
+    }
 }
 
 /// What is sent: by whom, to which link-layer address, and the packet.
 fn steps(version: usize) -> Vec<(&'static str, usize, [u8; 6], Vec<u8>)> {
     let (one, two) = (CONTAINER1, CONTAINER2);
-    let to = |from, to, port| datagram(version, from, to, (4000 + port, port));
-    let back = |from, to, port| datagram(version, from, to, (port, 4000 + port));
-    let syn = |from, to, port| segment(version, from, to, (5000 + port, port), SYN);
-    let broadcast = [
-        ["172.17.255.255", "ff02::1"],
-        ["255.255.255.255", "ff05::2"],
-    ];
+    let to = |from, to, port| packet(version, from, to, datagram((4000 + port, port)));
+    let back = |from, to, port| packet(version, from, to, datagram((port, 4000 + port)));
+    let syn = |from, to, port| packet(version, from, to, segment((5000 + port, port), SYN));
+    let all = ["172.17.255.255", "ff02::1"];
     let to_many = [[0xff; 6], [0x33, 0x33, 0, 0, 0, 1]][version];
     vec![
         ("switched", FIRST, mac::CONTAINER2, to(one, two, 9)),
@@ -261,15 +244,15 @@ fn steps(version: usize) -> Vec<(&'static str, usize, [u8; 6], Vec<u8>)> {
             mac::BRIDGE,
             to(two, BRIDGE, 20),
         ),
-        ("to all", FIRST, to_many, to(one, broadcast[0], 9)),
-        ("to all, refused", FIRST, to_many, to(one, broadcast[0], 11)),
+        ("to all", FIRST, to_many, to(one, all, 9)),
+        ("to all, refused", FIRST, to_many, to(one, all, 11)),
         ("redirected", FIRST, mac::CONTAINER2, to(one, two, 19)),
         ("SYN", FIRST, mac::CONTAINER2, syn(one, two, 9)),
         (
             "its answer",
             SECOND,
             mac::CONTAINER1,
-            segment(version, two, one, (9, 5009), SYN | ACK),
+            packet(version, two, one, segment((9, 5009), SYN | ACK)),
         ),
         (
             "a reset, switched",
@@ -294,7 +277,7 @@ fn steps(version: usize) -> Vec<(&'static str, usize, [u8; 6], Vec<u8>)> {
             "its answer",
             SECOND,
             mac::CONTAINER1,
-            segment(version, two, one, (9, 5015), SYN | ACK),
+            packet(version, two, one, segment((9, 5015), SYN | ACK)),
         ),
         (
             "published, to itself",
@@ -416,6 +399,18 @@ fn ports_are_guarded_while_the_bridge_hands_over() {
         let other = udp(&lab.container2, ip(CONTAINER2[1]), 4001)?;
         send(&sender, ip(CONTAINER2[1]), 4001, b"switched")?;
         ensure!(received(&other)?.is_some(), "IPv6 was filtered");
+        // Nor is anything of it dropped, though it be cut short.
+        let wires = [&lab.container1, &lab.container2].map(|end| FrameSocket::open(end, "eth0"));
+        let [near, far] = wires;
+        let (near, far) = (near?, far?);
+        let mut short = packet(1, CONTAINER1, CONTAINER2, datagram((3999, 4002)));
+        short.truncate(44);
+        short[5] = 4;
+        let short = frame(mac::CONTAINER1, mac::CONTAINER2, &short);
+        near.send(&short)?;
+        wait_up_to(Duration::from_secs(5), "the short one is switched", || {
+            Ok(far.receive()?.is_some_and(|got| got.starts_with(&short)))
+        })?;
 
         lab.server
             .sysctl(&[("bridge/bridge-nf-call-iptables", "0")])?;

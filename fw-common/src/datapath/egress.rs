@@ -16,7 +16,7 @@ use super::header::{Headers, Icmp, Part};
 use super::ingress::{LOST, PLACED, is_refused_redirect, translate};
 use super::nat::{Wish, open};
 use super::packet::Packet;
-use super::port::{PASSED, SWITCHED, departure, forget_arrival, is_switching};
+use super::port::{PASSED, SWITCHED, departure, forget_arrival, is_not_asked, is_switching};
 use super::reject::{FORWARD, LOOPBACK, NOTE_ANSWER, NOTE_ONWARD, close, refuse, send_away};
 use super::rewrite::End;
 use super::scratch::Scratch;
@@ -51,7 +51,11 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         ONWARD => return Verdict::Redirect,
         _ => {}
     }
-    match start(packet, tables, scratch) {
+    let started = start(packet, tables, scratch);
+    if is_not_asked(packet, scratch) {
+        return Verdict::Pass;
+    }
+    match started {
         Start::Judge => {}
         Start::NotOurs => return Verdict::Pass,
         Start::Over(verdict) => return verdict,

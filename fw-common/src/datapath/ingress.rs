@@ -12,7 +12,7 @@ use super::header::{Icmp, Part};
 use super::log::note_link;
 use super::nat::open;
 use super::packet::{Destination, Packet};
-use super::port::{self, is_switched, send_elsewhere, take_patterns};
+use super::port::{self, is_not_asked, is_switched, send_elsewhere, take_patterns};
 use super::quoted::read_quoted;
 use super::reject::{self, refuse};
 use super::rewrite::{End, rewrite, rewrite_error};
@@ -49,7 +49,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     packet.set_note(0);
     let others = packet.is_for_other_host();
     let started = start(packet, tables, scratch);
-    if others && !scratch.device.is_port() {
+    if others && !scratch.device.is_port() || is_not_asked(packet, scratch) {
         return Verdict::Pass;
     }
     match started {

@@ -13,19 +13,22 @@ use super::tables::Tables;
 use crate::abi::blob::HeaderFields;
 use crate::abi::device::Device;
 
-/// Whether the interface is a port that hands packets of the family in hand to the firewall.
-#[inline(always)]
-fn is_asked(scratch: &Scratch) -> bool {
-    scratch.device.flags & (Device::PORT4 << scratch.headers.family as u32) != 0
+/// Whether the interface is a port of which the firewall is not asked about what the frame carries, well-formed or
+/// not. (The record is in the scratch space.)
+#[inline(never)]
+pub fn is_not_asked<P: Packet>(packet: &P, scratch: &Scratch) -> bool {
+    let asked = match packet.ethertype() {
+        0x0800 => Device::PORT4,
+        0x86dd => Device::PORT6,
+        _ => 0,
+    };
+    scratch.device.is_port() && scratch.device.flags & asked == 0
 }
 
 /// Whether a frame that came in by a port is to be judged here. It is not if all of it goes up, which leaves
 /// the bridge's program a note by which port it came; frames to many are judged here, once for all.
 #[inline(never)]
 pub fn is_switched<P: Packet>(packet: &mut P, scratch: &mut Scratch) -> bool {
-    if !is_asked(scratch) {
-        return false;
-    }
     let Some(to) = packet.load::<6>(0) else {
         return false;
     };
@@ -157,7 +160,7 @@ pub fn departure<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scr
         return SWITCHED;
     }
     // What this host makes, or sends back in place of what it refused, the bridge's program has judged.
-    if scratch.came_by == 0 || !is_asked(scratch) || packet.note() == NOTE_SENT_ON {
+    if scratch.came_by == 0 || packet.note() == NOTE_SENT_ON {
         return PASSED;
     }
     match tables.device(scratch.came_by) {
