@@ -4,7 +4,7 @@ use fw_common::MapCell;
 use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
-use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey, Shortcut};
 use fw_common::abi::list::ListCell;
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
@@ -13,6 +13,7 @@ use fw_common::datapath::Recorder;
 use fw_common::datapath::limit;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::sctp::Chunks;
+use fw_common::datapath::shortcut::Shortcuts;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 use fw_common::datapath::tuple::Lookup;
@@ -68,6 +69,19 @@ impl Step for Commit {
             }
         }
         core::ops::ControlFlow::Continue(())
+    }
+}
+
+impl Shortcuts for RecordingTables {
+    #[inline(always)]
+    fn shortcut(&self, number: u32) -> Option<&Shortcut> {
+        const MAPS: &BpfTables = &BpfTables;
+        MAPS.shortcut(number)
+    }
+
+    #[inline(always)]
+    fn swap_owner(&self, shortcut: &Shortcut, old: u64, new: u64) -> bool {
+        BpfTables.swap_owner(shortcut, old, new)
     }
 }
 

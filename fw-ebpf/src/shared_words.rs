@@ -7,6 +7,7 @@
 use core::arch::asm;
 use core::intrinsics::AtomicOrdering;
 
+use fw_common::MapCell;
 use fw_common::abi::blob::{Cell, PAGE_CELLS, place};
 use fw_common::abi::flow::Hint;
 use fw_common::abi::list::{ListCell, head};
@@ -76,6 +77,21 @@ pub fn limit_state(policy: u32, cell: u32) -> Option<*mut u64> {
     unsafe {
         let cell = page.cast::<Cell>().add(at % PAGE_CELLS);
         Some((&raw mut (*cell).w[14]).cast::<u64>())
+    }
+}
+
+/// Replaces a word; whether it was what it was thought to be. All that is written before is seen by whoever
+/// sees the new one.
+#[inline(always)]
+pub fn swap_word(word: &MapCell<u64>, old: u64, new: u64) -> bool {
+    // SAFETY: the word is in a map's value, for as long as the program runs.
+    unsafe {
+        core::intrinsics::atomic_cxchg::<
+            u64,
+            { AtomicOrdering::SeqCst },
+            { AtomicOrdering::SeqCst },
+        >(word.as_ptr(), old, new)
+        .1
     }
 }
 

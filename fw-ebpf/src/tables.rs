@@ -19,13 +19,14 @@ use fw_common::abi::blob::{
 };
 use fw_common::abi::device::{Device, address_kind};
 use fw_common::abi::event::Event;
-use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint};
+use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint, Shortcut};
 use fw_common::abi::list::{ListCell, ListPage};
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::sctp::Chunks;
+use fw_common::datapath::shortcut::Shortcuts;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 use fw_common::datapath::tuple::Lookup;
@@ -33,9 +34,12 @@ use fw_common::datapath::tuple::Lookup;
 use crate::local::{is_multicast, local_key};
 use crate::maps::{
     ACTIVE, ANSWERED, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS,
-    FRAMES, HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, POLICY, SET_INFO, SETS, STATS,
+    FRAMES, HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, POLICY, SET_INFO, SETS, SHORTCUTS,
+    STATS,
 };
-use crate::shared_words::{add, clear_place, limit_state, say_second, set_place, swap_lock};
+use crate::shared_words::{
+    add, clear_place, limit_state, say_second, set_place, swap_lock, swap_word,
+};
 use crate::stages::{
     call_deferred, call_list, call_name_is_taken, call_second, fwbpf_advance_sctp,
     fwbpf_advance_tcp, fwbpf_take_chunk, fwbpf_unlink,
@@ -113,6 +117,18 @@ fn take_place(key: &FlowKey) -> bool {
         return false;
     };
     hint.word.get() & Hint::PLACE == 0 && set_place(hint) == 0
+}
+
+impl Shortcuts for BpfTables {
+    #[inline(always)]
+    fn shortcut(&self, number: u32) -> Option<&Shortcut> {
+        SHORTCUTS.get(number)
+    }
+
+    #[inline(always)]
+    fn swap_owner(&self, shortcut: &Shortcut, old: u64, new: u64) -> bool {
+        swap_word(&shortcut.owner, old, new)
+    }
 }
 
 impl Tables for BpfTables {

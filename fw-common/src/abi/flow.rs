@@ -167,9 +167,8 @@ impl From<&FlowKey4> for FlowKey {
 
 /// A tracked flow, or ([`Flow::ALIAS`]) the name that replies to a translated flow bear.
 ///
-/// What most packets need comes first: behind the kernel's 48 bytes and an IPv4 key's 16, an entry of
-/// `FLOWS4` has three whole lines of a cache: what any packet needs, what the fast path needs, and what TCP
-/// needs and what is rare.
+/// What any packet needs comes first, the fast path included: behind the kernel's 48 bytes and an IPv4 key's 16,
+/// an entry of `FLOWS4` has two more lines of a cache, of which the second is TCP's and what is rare.
 ///
 /// Every mutable word is a [`MapCell`]: two CPUs that see packets of one flow at the same moment
 /// may each lose the other's transition, as if one packet had been missed.
@@ -180,25 +179,24 @@ pub struct Flow {
     pub expires: MapCell<u64>,
     /// [`Flow::LOW_OPENED`] and its siblings.
     pub status: MapCell<u32>,
-    /// TCP: state; kind of the last segment, and its direction; retransmissions; what an ignored SYN
-    /// offered. One byte each from the lowest.
-    pub tcp: MapCell<u32>,
-    /// Of a [`Flow::TENTATIVE`] alias: what the identifier of an echo was before.
-    pub identifier: u16,
-    /// Which of the names of [`FlowKey::TRANSIT`] its packets bear, if both ends are translated.
-    pub transit: u16,
-    /// Interface whose address masquerades the flow, which ends with the address; or 0.
-    pub nat_device: u32,
+    /// The mark that rules give the flow and ask for. Of a [`Flow::TENTATIVE`] alias: what the identifier of an
+    /// echo was before.
+    pub mark: MapCell<u32>,
+    /// The word in `ACTIVE` under which [`Flow::shortcuts`] were noted; 0 if none were. Written last.
+    pub active: MapCell<u32>,
+    /// Numbers of the [`Shortcut`]s that packets of each direction take, original direction first; or 0.
+    pub shortcuts: [MapCell<u16>; 2],
     /// A primary's alias, an alias's primary; unused in a flow that is not translated. The
     /// alias's endpoints are those of the reply: the translated source and destination.
     pub other: FlowKey,
-    /// How packets of each direction were forwarded, original direction first.
-    pub cached: [Cached; 2],
-    /// When it was opened.
-    pub created: u64,
-    /// TCP: sequence number of the last packet noted.
+    /// TCP: state; kind of the last segment, and its direction; retransmissions; what an ignored SYN
+    /// offered. One byte each from the lowest.
+    pub tcp: MapCell<u32>,
+    /// Interface whose address masquerades the flow, which ends with the address; or 0.
+    pub nat_device: u32,
+    /// TCP: sequence number of the last packet noted. UDP: see [`Flow::opened_at`].
     pub last_seq: MapCell<u32>,
-    /// TCP: sequence number after the last packet noted.
+    /// TCP: sequence number after the last packet noted. UDP: see [`Flow::opened_at`].
     pub last_end: MapCell<u32>,
     /// TCP: acknowledgement of the last packet noted.
     pub last_ack: MapCell<u32>,
@@ -210,29 +208,32 @@ pub struct Flow {
     pub sent: [Sent; 2],
 }
 
-/// How a packet in one direction of an established flow came through FORWARD: what the next one
-/// needs to be sent on without asking the chains.
+/// How packets in one direction of established flows come through FORWARD: what the next one needs to be sent
+/// on without asking the chains. Flows share them, as there are few ways through a policy and many flows.
+///
+/// One is written once under a word in `ACTIVE`, and not again before that word has changed (`datapath::shortcut`).
 #[repr(C)]
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Cached {
-    /// The word in `ACTIVE` under which it did; 0 if none did. Written last.
-    pub active: MapCell<u32>,
-    /// The interface that it came in by.
+#[derive(Clone, Debug, Default)]
+pub struct Shortcut {
+    /// The word in `ACTIVE` under which it holds, or [`Shortcut::CLAIMED`] beside that while it is written.
+    pub owner: MapCell<u64>,
+    /// The interface that packets come in by.
     pub arrival: MapCell<u32>,
-    /// The interface that it left by.
+    /// The interface that they leave by.
     pub departure: MapCell<u32>,
-    /// What [`Cached::pack`] packs.
+    /// What [`Shortcut::pack`] packs.
     pub facts: MapCell<u32>,
-    /// The counters that it was counted on.
-    pub slots: [MapCell<u32>; CACHED_SLOTS],
-    /// Original direction: the flow's mark ([`Flow::mark`]). Zero in the other.
-    pub more: MapCell<u32>,
+    /// The counters that they are counted on.
+    pub slots: [MapCell<u32>; SHORTCUT_SLOTS],
 }
 
-/// Counters that a cached way through the chains may have.
-pub const CACHED_SLOTS: usize = 3;
+/// Counters that a shortcut through the chains may have.
+pub const SHORTCUT_SLOTS: usize = 3;
 
-impl Cached {
+impl Shortcut {
+    /// In [`Shortcut::owner`]: somebody is writing it.
+    pub const CLAIMED: u64 = 1 << 32;
+
     /// Packs the number of counters, the TCP flags that rules asked about, and their values.
     #[inline(always)]
     pub fn pack(count: u32, asked: u32, flags: u8) -> u32 {
@@ -307,6 +308,8 @@ impl Flow {
     /// In one of the few places of the confirmed tier that are for outsiders' first flows
     /// ([`Hint::PLACE`]); [`Flow::EMBRYO`] goes with it.
     pub const EARLY: u32 = 1 << 13;
+    /// Where two bits hold [`Flow::transit`].
+    const TRANSIT_SHIFT: u32 = 20;
     /// Either end is translated, so that there is an alias.
     pub const TRANSLATED: u32 = Self::SNAT | Self::DNAT;
 
@@ -331,10 +334,29 @@ impl Flow {
         }
     }
 
-    /// The mark that rules give the flow and ask for. (It is where there was room.)
+    /// Which of the names of [`FlowKey::TRANSIT`] its packets bear, if both ends are translated.
     #[inline(always)]
-    pub fn mark(&self) -> &MapCell<u32> {
-        &self.cached[0].more
+    pub fn transit(&self) -> u8 {
+        (self.status.get() >> Self::TRANSIT_SHIFT) as u8 & (FlowKey::TRANSITS - 1)
+    }
+
+    /// [`Flow::transit`] in a status.
+    #[inline(always)]
+    pub fn transit_status(transit: u8) -> u32 {
+        (transit as u32) << Self::TRANSIT_SHIFT
+    }
+
+    /// When a flow of UDP was opened, nanoseconds.
+    #[inline(always)]
+    pub fn opened_at(&self) -> u64 {
+        (self.last_end.get() as u64) << 32 | self.last_seq.get() as u64
+    }
+
+    /// Sets [`Flow::opened_at`].
+    #[inline(always)]
+    pub fn set_opened_at(&self, time: u64) {
+        self.last_seq.set(time as u32);
+        self.last_end.set((time >> 32) as u32);
     }
 
     /// Whether the flow found under a name is another one's alias.
@@ -362,6 +384,9 @@ impl Hint {
     pub const PLACE: u64 = 1 << 63;
     /// There may be a flow of the second name ([`FlowKey::SECOND`]). It stays: there are few of them.
     pub const SECOND: u64 = 1 << 62;
+
+    /// The word of what is known to be in the confirmed tier, if it is anywhere.
+    pub const CONFIRMED: u64 = 1;
 
     /// The time of a word.
     #[inline(always)]
@@ -506,14 +531,20 @@ pod! {
 pod_words! {
     Flow {
         words: FLOW_WORDS,
-        fields: [u64, u32, u32, u16, u16, u32, FlowKey, [u32; 8], [u32; 8], u64, u32, u32, u32, u32, [u32; 5], [u32; 5]],
+        fields: [u64, u32, u32, u32, [u16; 2], FlowKey, u32, u32, u32, u32, u32, u32, [u32; 5], [u32; 5]],
     }
 }
 
+pod_words! {
+    Shortcut { words: SHORTCUT_WORDS, fields: [u64, u32, u32, u32, [u32; SHORTCUT_SLOTS]] }
+}
+
 const _: () = assert!(
-    offset_of!(Flow, cached) == 64 && offset_of!(Flow, created) == 128,
-    "each of a flow's three parts is a line of a cache"
+    offset_of!(Flow, tcp) == 64 && size_of::<Flow>() == 128,
+    "each of a flow's two parts is a line of a cache"
 );
 
 /// [`Flow`] as plain words: what user space reads from the flow maps.
-pub const FLOW_WORDS: usize = 24;
+pub const FLOW_WORDS: usize = 16;
+/// [`Shortcut`] as plain words.
+pub const SHORTCUT_WORDS: usize = 4;

@@ -32,6 +32,8 @@ pub const EMBRYOS6: &str = "EMBRYOS6";
 /// find anything. Missing in tables of gigabytes costs more than everything else that is done
 /// about a packet of a flood.
 pub const HINTS: &str = "HINTS";
+/// ARRAY of [`super::flow::Shortcut`]: ways through the chains, by the numbers that flows hold.
+pub const SHORTCUTS: &str = "SHORTCUTS";
 /// LRU_HASH of [`super::flow::FragmentKey`] -> [`super::flow::Fragment`].
 pub const FRAGMENTS: &str = "FRAGMENTS";
 /// DEVMAP_HASH: interfaces that XDP may send frames out of.
@@ -92,6 +94,9 @@ pub const FLOWS6_MAX: u32 = 131_072;
 pub const EMBRYOS_MAX: u32 = 65_536;
 /// Elements of [`HINTS`].
 pub const HINTS_MAX: u32 = 65_536;
+/// Elements of [`SHORTCUTS`]. There are as many as pairs of interfaces, times the ways through FORWARD that
+/// established connections take; without a free one, packets take the slow way.
+pub const SHORTCUTS_MAX: u32 = 16_384;
 /// Places in [`SETS`]: those of the running and of the next policy together.
 pub const SETS_MAX: u32 = 512;
 /// Sets that a policy may have; as many as ipset makes by default (CONFIG_IP_SET_MAX).

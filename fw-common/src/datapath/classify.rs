@@ -14,7 +14,7 @@ use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
 use crate::abi::Family;
 use crate::abi::blob::{BaseChain, Chain, DIRECTORY, Rule, chain_kind, place, target};
-use crate::abi::flow::CACHED_SLOTS;
+use crate::abi::flow::SHORTCUT_SLOTS;
 use crate::abi::stat::Stat;
 
 /// What a chain is asked about a packet, besides its headers.
@@ -71,7 +71,7 @@ pub struct Walk {
     /// How many rules and policies were counted, and the first of them.
     pub hits: u32,
     /// See `hits`; the last word is never read.
-    pub slots: [u32; CACHED_SLOTS + 1],
+    pub slots: [u32; SHORTCUT_SLOTS + 1],
     /// The result depends on more than the packet's flow, interfaces and TCP flags.
     pub uncacheable: bool,
 }
@@ -468,8 +468,8 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
         let hit = walk.hits;
         // Without a comparison, whose outcome older verifiers forget where LLVM has copied the number
         // (a 32-bit copy is another number to them).
-        const { assert!((CACHED_SLOTS + 1).is_power_of_two()) };
-        walk.slots[hit as usize % (CACHED_SLOTS + 1)] = slot;
+        const { assert!((SHORTCUT_SLOTS + 1).is_power_of_two()) };
+        walk.slots[hit as usize % (SHORTCUT_SLOTS + 1)] = slot;
         walk.hits = hit.wrapping_add(1);
         let packets = self.scratch.query.packets as u32;
         self.tables.hit(slot, packets, self.scratch.headers.bytes);

@@ -410,7 +410,10 @@ pub fn advance_untimed(headers: &Headers, flow: &Flow, now: u64) -> u32 {
     }
     let stream = match protocol {
         // Only an exchange that goes on for two seconds is a stream (`nf_conntrack_udp_packet`).
-        protocol::UDP if now <= flow.created.wrapping_add(UDP_STREAM_AFTER) => {
+        protocol::UDP
+            if status & Flow::ASSURED == 0
+                && now <= flow.opened_at().wrapping_add(UDP_STREAM_AFTER) =>
+        {
             return Timeout::Udp as u32;
         }
         // One of UDP-Lite is as soon as both ends have spoken (`nf_conntrack_udplite_packet`).
@@ -541,7 +544,9 @@ pub fn draft_flow<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mu
         packet.call::<ReadChunks, T>(tables, scratch, 0);
         timeout = tables.advance_sctp(&scratch.draft.flow, &scratch.chunks, sctp::OPENS);
     }
-    scratch.draft.flow.created = now;
+    if scratch.headers.key.protocol as u8 == protocol::UDP {
+        scratch.draft.flow.set_opened_at(now);
+    }
     scratch.mark.draft(&scratch.draft.flow);
     refresh(tables, scratch.place(), &scratch.draft.flow, timeout, now);
 }

@@ -11,6 +11,7 @@ use super::conntrack::{NO_FLOW, NOTE_SEEN, is_about_transit, mirror};
 use super::fragment::mark_key;
 use super::header::{Icmp, Part};
 use super::packet::Packet;
+use super::reject::NOTE_ANSWER;
 use super::scratch::Scratch;
 use super::stage::{Name, Stage};
 use super::tables::Tables;
@@ -55,7 +56,7 @@ impl FlowMark {
     #[inline(always)]
     pub fn draft(&mut self, flow: &Flow) {
         if self.place != NOWHERE {
-            flow.mark().set(self.value);
+            flow.mark.set(self.value);
             self.place = DRAFT;
         }
     }
@@ -160,6 +161,9 @@ impl Stage for FindMark {
             }
         } else if scratch.tracked.opens {
             scratch.mark.place = NOTE;
+        } else if has_label && note & NOTE_ANSWER != 0 {
+            // The flow that what it answers would have opened is not stored: whatever bears its names is another.
+            scratch.mark.value = scratch.mark.before;
         } else if has_label || !scratch.tracked.stored {
             recall(packet, tables, scratch, argument);
         }
@@ -175,7 +179,9 @@ impl Stage for FindMark {
         scratch.mark.value = value;
         scratch.mark.changed = changed;
         scratch.facts.set(fact::FLOW_MARK, value);
-        connection::find(tables, scratch);
+        if !(has_label && note & NOTE_ANSWER != 0) {
+            connection::find(tables, scratch);
+        }
         0
     }
 }
@@ -218,7 +224,7 @@ fn recall<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratc
     };
     if let Some(flow) = by_label(tables, &mut scratch.lookup, direction, alias) {
         scratch.tracked.stored = true;
-        scratch.tracked.mark = flow.mark().get();
+        scratch.tracked.mark = flow.mark.get();
     }
 }
 
@@ -294,7 +300,7 @@ impl Stage for KeepMark {
 fn store<T: Tables>(tables: &T, scratch: &Scratch) {
     let named = tables.flow(&scratch.mark.key);
     if let Some(flow) = named.and_then(|flow| own(tables, flow)) {
-        flow.mark().set(scratch.mark.value);
+        flow.mark.set(scratch.mark.value);
     }
 }
 

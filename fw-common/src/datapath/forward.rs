@@ -10,11 +10,12 @@ use super::frame::{HOPS_V4, HOPS_V6, rewrite};
 use super::header::{Headers, L4_V4, L4_V6, Part, protocol};
 use super::packet::{Packet, Route, Way};
 use super::scratch::Scratch;
+use super::shortcut::{Course, note};
 use super::tables::Tables;
 use super::tcp::{self, flag};
 use crate::abi::blob::HeaderFields;
 use crate::abi::device::Device;
-use crate::abi::flow::{CACHED_SLOTS, Cached, Flow, FlowKey};
+use crate::abi::flow::{Flow, FlowKey, SHORTCUT_SLOTS, Shortcut};
 use crate::abi::stat::Stat;
 use crate::abi::{Addr, ct};
 
@@ -47,16 +48,12 @@ pub fn send<P: Packet, T: Tables>(
     flow: &Flow,
     reply: bool,
 ) -> bool {
-    let cached = if reply {
-        &flow.cached[1]
-    } else {
-        &flow.cached[0]
+    let Some(course) = Course::of_flow(tables, flow, reply, scratch.active) else {
+        return false;
     };
     let headers = &scratch.headers;
-    let facts = cached.facts.get();
-    if cached.active.get() != scratch.active
-        || cached.arrival.get() != packet.device()
-        || Cached::differs(facts, headers.tcp_flags)
+    if course.arrival != packet.device()
+        || Shortcut::differs(course.facts, headers.tcp_flags)
         || !is_usual(headers)
         || !packet.is_plain(&scratch.device.link)
         || !lasts(flow, headers)
@@ -76,7 +73,7 @@ pub fn send<P: Packet, T: Tables>(
         bytes: headers.bytes,
     };
     if !packet.route(&way, &mut scratch.sending.route)
-        || scratch.sending.route.device != cached.departure.get()
+        || scratch.sending.route.device != course.departure
     {
         return false;
     }
@@ -97,15 +94,15 @@ pub fn send<P: Packet, T: Tables>(
         return false;
     }
     refresh(tables, scratch.place(), flow, timeout, now);
-    let (count, bytes) = (Cached::count(facts), scratch.headers.bytes);
+    let (count, bytes) = (Shortcut::count(course.facts), scratch.headers.bytes);
     if count > 0 {
-        tables.hit(cached.slots[0].get(), 1, bytes);
+        tables.hit(course.slots[0], 1, bytes);
     }
     if count > 1 {
-        tables.hit(cached.slots[1].get(), 1, bytes);
+        tables.hit(course.slots[1], 1, bytes);
     }
     if count > 2 {
-        tables.hit(cached.slots[2].get(), 1, bytes);
+        tables.hit(course.slots[2], 1, bytes);
     }
     tables.count(Stat::FastPath);
     true
@@ -123,7 +120,7 @@ pub fn remember<T: Tables>(tables: &T, scratch: &Scratch, arrival: u32, departur
         || flags & (Device::FAST | Device::FAST_XDP) == 0
         || walk.uncacheable
         || scratch.features & HeaderFields::PORTS != 0
-        || walk.hits as usize > CACHED_SLOTS
+        || walk.hits as usize > SHORTCUT_SLOTS
         || tracked.ct & ct::ESTABLISHED == 0
         || !is_usual(headers)
     {
@@ -138,25 +135,23 @@ pub fn remember<T: Tables>(tables: &T, scratch: &Scratch, arrival: u32, departur
             None => return,
         };
     }
-    let cached = if tracked.direction == 0 {
-        &flow.cached[0]
+    let reply = tracked.direction != 0;
+    let known = if reply {
+        flow.shortcuts[1].get()
     } else {
-        &flow.cached[1]
+        flow.shortcuts[0].get()
     };
-    if cached.active.get() == scratch.active {
+    if flow.active.get() == scratch.active && known != 0 {
         return;
     }
-    cached.active.set(0);
-    cached.arrival.set(arrival);
-    cached.departure.set(departure);
     let asked = scratch.flags_asked.get();
-    cached
-        .facts
-        .set(Cached::pack(walk.hits, asked, headers.tcp_flags));
-    cached.slots[0].set(walk.slots[0]);
-    cached.slots[1].set(walk.slots[1]);
-    cached.slots[2].set(walk.slots[2]);
-    cached.active.set(scratch.active);
+    let course = Course {
+        arrival,
+        departure,
+        facts: Shortcut::pack(walk.hits, asked, headers.tcp_flags),
+        slots: [walk.slots[0], walk.slots[1], walk.slots[2]],
+    };
+    note(tables, flow, reply, scratch.active, &course);
 }
 
 /// How a packet is sent on.

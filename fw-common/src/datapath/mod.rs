@@ -35,6 +35,7 @@ pub mod sctp;
 pub mod search;
 pub mod segment_size;
 pub mod sets;
+pub mod shortcut;
 pub mod sources;
 pub mod stage;
 pub mod tables;

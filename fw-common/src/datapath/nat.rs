@@ -313,9 +313,9 @@ fn store<T: Tables>(tables: &T, scratch: &mut Scratch) -> u32 {
         status |= Flow::EMBRYO;
         tier = Tier::Embryo;
     }
+    status |= Flow::transit_status(scratch.tracked.transit);
     draft.flow.status.set(status);
     draft.flow.nat_device = draft.wish.device;
-    draft.flow.transit = scratch.tracked.transit as u16;
     match insert(tables, draft, tier) {
         Ok(()) => {
             if draft.flow.status.get() & Flow::LISTED != 0 {

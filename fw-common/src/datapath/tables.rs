@@ -5,6 +5,7 @@ use core::ops::ControlFlow;
 use super::conntrack;
 use super::scratch::Scratch;
 use super::sctp::{self, Chunks};
+use super::shortcut::Shortcuts;
 use super::sources::{self, Sources};
 use super::tcp::{self, Segment};
 use super::translation;
@@ -20,7 +21,7 @@ use crate::abi::stat::Stat;
 use crate::abi::{Addr, Family};
 
 /// The datapath's state: BPF maps in the kernel, collections in the simulator.
-pub trait Tables: Sized {
+pub trait Tables: Shortcuts + Sized {
     /// A handle of one policy, held for a whole packet so that it is judged by one generation.
     type Generation: Copy;
 

@@ -56,7 +56,7 @@ impl Stage for TakeName {
             .set(Flow::ALIAS | Flow::TENTATIVE | opened);
         draft.flow.other.set(&draft.key);
         draft.flow.expires.set(tables.now().wrapping_add(GRACE));
-        draft.flow.identifier = tracked.identifier;
+        draft.flow.mark.set(tracked.identifier as u32);
         lookup.tuple.set(headers);
         lookup.write_key_to(FlowKey::TRANSIT, &mut draft.alias);
         for number in 0..FlowKey::TRANSITS {
@@ -177,7 +177,7 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
         };
         tracked.original.address = address;
         tracked.original.port = port;
-        tracked.identifier = record.identifier;
+        tracked.identifier = record.mark.get() as u16;
         tracked.opens = tracked.ct & ct::NEW != 0;
         if reply {
             // An answer in the stead of the packet that would have opened the flow.
@@ -191,7 +191,7 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
     };
     let label = tracked.ct;
     tracked.stored = true;
-    tracked.mark = flow.mark().get();
+    tracked.mark = flow.mark.get();
     if reply && flow.status.get() & Flow::FOREIGN != 0 {
         // It came out as it came in: netfilter translates no more.
         flow.status.set(flow.status.get() & !Flow::FOREIGN);
@@ -246,7 +246,7 @@ fn take_foreign<T: Tables>(tables: &T, tracked: &mut Tracked, key: &FlowKey, ope
         return false;
     }
     tracked.stored = true;
-    tracked.mark = flow.mark().get();
+    tracked.mark = flow.mark.get();
     tracked.translates = Tracked::FOREIGN;
     true
 }
@@ -358,7 +358,7 @@ pub fn remove<T: Tables>(tables: &T, key: &FlowKey, flow: &Flow, room: &mut Sour
     let (address, port) = flow.translated_destination();
     tuple.destination = address;
     tuple.ports = tuple.ports & 0xffff_0000 | port as u32;
-    tuple.fill_key(FlowKey::TRANSIT.wrapping_add(flow.transit as u8), name);
+    tuple.fill_key(FlowKey::TRANSIT.wrapping_add(flow.transit()), name);
     // A flow that has ended, and waited for its last packet to leave, may have lost its name to another.
     if let Some(record) = tables.flow(name)
         && record.other.is_between_those_of(key)

@@ -125,6 +125,8 @@ pub struct Lookup {
     /// [`Lookup::BACK`]; or one that the tuple does not belong to: [`Lookup::OTHERS`]. Whoever asks for
     /// it makes it 0 before.
     pub met: u32,
+    /// How many packets in a row had a flow, up to [`Lookup::MANY`].
+    found: MapCell<u32>,
     /// See [`Lookup::write_key`].
     cell: MapCell<u32>,
 }
@@ -138,6 +140,27 @@ impl Lookup {
     pub const OTHERS: u32 = 3;
     /// So it is, and netfilter does not translate that flow any more ([`super::conntrack::stands_in`]).
     pub const STANDS_IN: u32 = 4;
+
+    /// See [`Lookup::expects_flow`].
+    const MANY: u32 = 8;
+
+    /// Whether so many packets in a row had a flow that this one will, too: then there is no use in asking first
+    /// whether there may be one ([`crate::abi::flow::Hint`]), which is a line of a cache more.
+    #[inline(always)]
+    pub(super) fn expects_flow(&self) -> bool {
+        self.found.get() >= Self::MANY
+    }
+
+    /// Notes whether a packet has a flow.
+    #[inline(always)]
+    pub(super) fn note_found(&self, found: bool) {
+        let before = self.found.get();
+        if !found {
+            self.found.set(0);
+        } else if before < Self::MANY {
+            self.found.set(before + 1);
+        }
+    }
 
     /// Whether the flow that was met is cut.
     #[inline(always)]

@@ -16,6 +16,7 @@ use crate::explain::{Judge, Opinion, Question};
 use crate::host::{Host, routes};
 use crate::kernel::flows::{FlowTable, FlowView, Slices, monotonic_now};
 use crate::kernel::sets::LiveSet;
+use crate::kernel::shortcuts::Shortcuts;
 use crate::kernel::state::StateDir;
 use crate::kernel::sweep::Sweeper;
 use crate::policy::names::{ICMP, ICMPV6};
@@ -77,30 +78,23 @@ pub fn cut_revoked(state: &StateDir, host: &Host) -> Result<Revoked> {
 
 fn known(state: &StateDir) -> Result<Vec<Known>> {
     let now = monotonic_now();
+    let shortcuts = Shortcuts::open(state)?;
     let mut all = Vec::new();
     for table in FlowTable::ALL {
         let mut slices = Slices::open(state, table)?;
         while let Some(slice) = slices.read_next()? {
-            all.extend(slice.iter().filter_map(|(key, flow)| {
-                Some(Known {
-                    key: *key,
-                    view: FlowView::new(key, flow, now)?,
-                    by: way_of(flow),
-                })
-            }));
+            for (key, flow) in &slice {
+                if let Some(view) = FlowView::new(key, flow, now) {
+                    all.push(Known {
+                        key: *key,
+                        view,
+                        by: shortcuts.interfaces(flow)?,
+                    });
+                }
+            }
         }
     }
     Ok(all)
-}
-
-/// What the fast path has noted of a flow's way, in either direction.
-fn way_of(flow: &Flow) -> (u32, u32) {
-    let [forth, back] = &flow.cached;
-    let known = |one: u32, other: u32| if one != 0 { one } else { other };
-    (
-        known(forth.arrival.get(), back.departure.get()),
-        known(forth.departure.get(), back.arrival.get()),
-    )
 }
 
 /// The packet that opened a flow, on the way that it would take now; nothing if there is none.

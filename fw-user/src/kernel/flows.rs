@@ -251,7 +251,7 @@ impl FlowView {
             masqueraded: has(Flow::SNAT),
             redirected: has(Flow::DNAT),
             embryo: has(Flow::EMBRYO),
-            mark: flow.mark().get(),
+            mark: flow.mark.get(),
             zone: key.zone,
         })
     }

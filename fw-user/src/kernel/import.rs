@@ -115,16 +115,16 @@ impl Taken {
         }
         let has = |bit| entry.status & bit != 0;
         let flag = |bit, flag| if has(bit) { flag } else { 0 };
-        let mut flow = Flow {
-            // Old enough for a stream of UDP, which ASSURED says.
-            created: now.saturating_sub(3_000_000_000),
-            ..Flow::default()
-        };
+        let mut flow = Flow::default();
         flow.expires
             .set(now + u64::from(entry.timeout) * 1_000_000_000);
-        flow.mark().set(entry.mark);
+        flow.mark.set(entry.mark);
         let mut bits =
             flag(status::SEEN_REPLY, Flow::SEEN_REPLY) | flag(status::ASSURED, Flow::ASSURED);
+        if number == protocol::UDP {
+            // Old enough for a stream, which ASSURED says.
+            flow.set_opened_at(now.saturating_sub(3_000_000_000));
+        }
         if number == protocol::TCP {
             tcp::adopt(&flow, entry.tcp_state);
         }
@@ -245,7 +245,9 @@ impl Store {
             if name.kind() >= FlowKey::TRANSIT + FlowKey::TRANSITS {
                 return Ok(false);
             }
-            flow.transit = u16::from(name.kind() - FlowKey::TRANSIT);
+            let number = name.kind() - FlowKey::TRANSIT;
+            flow.status
+                .set(flow.status.get() | Flow::transit_status(number));
             let mut way = flow.clone();
             way.status
                 .set(Flow::ALIAS | flow.status.get() & Flow::LOW_OPENED);

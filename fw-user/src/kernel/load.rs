@@ -41,11 +41,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 /// Its SHA-256.
 const OBJECT_HASH: &str = env!("FWBPF_OBJECT_HASH");
 
-const MAPS: [&str; 20] = [
+const MAPS: [&str; 21] = [
     maps::LISTS,
     maps::SETS,
     maps::SET_INFO,
     maps::HINTS,
+    maps::SHORTCUTS,
     maps::NEAR_PAGES,
     maps::ACTIVE,
     maps::XDP_DEVICES,
@@ -440,7 +441,7 @@ fn program<'a>(object: &'a mut Ebpf, name: &str) -> Result<&'a mut Program> {
 }
 
 /// A pinned map as its type. The one place where names, key sizes and value sizes are checked.
-fn typed<T: TryFrom<Map, Error = MapError>>(state: &StateDir, name: &str) -> Result<T> {
+pub(super) fn typed<T: TryFrom<Map, Error = MapError>>(state: &StateDir, name: &str) -> Result<T> {
     let path = state.map(name);
     if !path.exists() {
         bail!(

@@ -19,6 +19,7 @@ pub mod probe;
 pub mod read;
 pub mod reverse_path;
 pub mod sets;
+pub mod shortcuts;
 pub mod state;
 pub mod sweep;
 pub mod sync;

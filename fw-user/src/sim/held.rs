@@ -12,6 +12,7 @@ use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::Recorder;
+use fw_common::datapath::shortcut::Shortcuts;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 
 /// Tables whose hits are held back.
@@ -31,6 +32,8 @@ impl<'t, T> Held<'t, T> {
         }
     }
 }
+
+impl<T: Tables> Shortcuts for Held<'_, T> {}
 
 impl<T: Tables> Recorder for Held<'_, T> {
     fn begin(&self) {

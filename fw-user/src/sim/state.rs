@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use fw_common::MapCell;
 use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::datapath::header::protocol;
 
 /// Everything that packets changed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,9 +32,11 @@ impl State {
     /// The same with every time set to zero: two runs are equal but for the clock.
     #[must_use]
     pub fn timeless(mut self) -> Self {
-        for state in self.flows.values_mut() {
+        for (key, state) in &mut self.flows {
             state.flow.expires = MapCell::new(0);
-            state.flow.created = 0;
+            if key.protocol == protocol::UDP {
+                state.flow.set_opened_at(0);
+            }
         }
         for (_, fragment) in &mut self.fragments {
             fragment.expires = 0;

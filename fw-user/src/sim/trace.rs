@@ -13,6 +13,7 @@ use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::scratch::Scratch;
+use fw_common::datapath::shortcut::Shortcuts;
 use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 
 use crate::addr;
@@ -100,6 +101,8 @@ impl<'t, T> Traced<'t, T> {
         self.events.borrow_mut().push(event);
     }
 }
+
+impl<T: Tables> Shortcuts for Traced<'_, T> {}
 
 impl<T: Tables> Tables for Traced<'_, T> {
     type Generation = T::Generation;

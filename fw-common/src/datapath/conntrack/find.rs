@@ -50,8 +50,19 @@ pub fn find<'t, T: Tables>(
     now: u64,
 ) -> Option<Found<'t>> {
     let opened = lookup.write_key(FlowKey::FIRST);
-    let hint = tables.hint(&lookup.key);
-    if let Some(flow) = tables.hinted_flow(&lookup.key, hint) {
+    let expected = lookup.expects_flow();
+    let mut hint = if expected {
+        Hint::CONFIRMED
+    } else {
+        tables.hint(&lookup.key)
+    };
+    let mut first = tables.hinted_flow(&lookup.key, hint);
+    if expected && first.is_none() {
+        hint = tables.hint(&lookup.key);
+        first = tables.hinted_flow(&lookup.key, hint);
+    }
+    lookup.note_found(first.is_some());
+    if let Some(flow) = first {
         if !flow.is_alias() {
             let direction = direction(tables, lookup, flow, opened, now);
             // Replies to a translated flow bear its alias. Under the opener's own address they are
@@ -79,6 +90,9 @@ pub fn find<'t, T: Tables>(
         }
     }
     // The second may outlive the first. It is rare.
+    if expected {
+        hint = tables.hint(&lookup.key);
+    }
     if !Hint::may_have_kind(hint, FlowKey::SECOND) {
         return None;
     }

@@ -156,11 +156,11 @@ impl Tracked {
         self.set_without_flow(state);
         self.direction = found.direction;
         self.stored = true;
-        self.mark = flow.mark().get();
+        self.mark = flow.mark.get();
         if status & Flow::TRANSLATED == 0 {
             return;
         }
-        self.transit = flow.transit as u8;
+        self.transit = flow.transit();
         if found.is_under_alias() {
             self.set_reply(status, key);
             if status & Flow::FOREIGN != 0 {

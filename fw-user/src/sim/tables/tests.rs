@@ -85,7 +85,7 @@ fn the_least_recently_used_embryo_leaves() {
 fn a_removed_flow_stays_readable_to_who_found_it() {
     let tables = small();
     let flow = Flow {
-        created: 7,
+        nat_device: 7,
         ..Flow::default()
     };
     assert_eq!(tables.insert_flow(&key(1), &flow, Tier::Confirmed), Ok(()));
@@ -94,7 +94,7 @@ fn a_removed_flow_stays_readable_to_who_found_it() {
     assert_eq!(tables.flow(&key(1)).map(|flow| flow.expires.get()), Some(9));
     tables.remove_flow(&key(1));
     assert_eq!(tables.flow(&key(1)), None);
-    assert_eq!((found.created, found.expires.get()), (7, 9));
+    assert_eq!((found.nat_device, found.expires.get()), (7, 9));
 }
 
 #[test]
