@@ -4,7 +4,7 @@
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{
-    LookUp, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, Tracked, about, attach, end_flow, follow,
+    LookUp, NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, Tracked, about, attach, end_flow, follow,
     recall_ended, track,
 };
 use super::facts::{LEAVING, gather, gather_anew};
@@ -90,7 +90,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
     zone::settle(scratch);
     flow_mark::find(packet, tables, scratch, flow_mark::EGRESS);
     if scratch.device.flags & Device::LOOPBACK != 0 {
-        zone::leave_note(packet, scratch, scratch.tracked.note());
+        zone::leave_note(packet, scratch, looped_note(scratch));
     }
     let in_patterns = patterns_of_arrival(tables, scratch.came_by, scratch);
     scratch.ask(in_patterns, scratch.patterns(&scratch.device));
@@ -517,6 +517,18 @@ fn place_noted<P: Packet, T: Tables>(
 #[inline(always)]
 fn is_about_a_first_one(scratch: &Scratch, note: u16) -> bool {
     scratch.answer.in_hand && scratch.answer.on_the_spot && note & NOTE_OPENS != 0
+}
+
+/// What a packet on loopback tells ingress. An answer still says that it is about a first packet.
+#[inline(always)]
+fn looped_note(scratch: &Scratch) -> u16 {
+    const FIRST: u16 = NOTE_ANSWER | NOTE_OPENS;
+    let note = scratch.tracked.note();
+    if scratch.note as u16 & FIRST == FIRST && scratch.tracked.direction != NO_FLOW {
+        note | FIRST
+    } else {
+        note
+    }
 }
 
 /// An answer about a packet whose flow is not stored, or has ended with it, and whose destination was

@@ -154,7 +154,7 @@ fn judge<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch
         return Verdict::Drop(Stat::Rewrite);
     }
     if scratch.tracked.translates_destination() {
-        if zone::is_martian(scratch) {
+        if zone::is_lost(tables, scratch) {
             return Verdict::Drop(Stat::Rewrite);
         }
         scratch.note_outside();

@@ -16,8 +16,8 @@ use super::reject::{NOTE_ANSWER, NOTE_ONWARD};
 use super::scratch::Scratch;
 use super::tables::Tables;
 use crate::abi::blob::{HeaderFields, ZONES};
-use crate::abi::ct;
 use crate::abi::device::Device;
+use crate::abi::{Family, ct};
 
 /// The bits by which a packed note is known: [`NOTE_ONWARD`] without [`NOTE_ANSWER`], and a place.
 const PACKED: u16 = NOTE_ONWARD;
@@ -193,16 +193,23 @@ pub fn is_tracked_anew(note: u16, scratch: &Scratch) -> bool {
     scratch.features & HeaderFields::ZONES != 0 && note as u8 & ct::INVALID != 0
 }
 
-/// Whether the kernel drops a packet on loopback that was tracked anew: its destination becomes another address,
-/// by which it is routed once more, as if it came from elsewhere; and from elsewhere nothing of this host's own
-/// comes (`__fib_validate_source`, net/ipv4/fib_frontend.c). IPv6 does not ask.
+/// Whether there is no way for a packet on loopback that was tracked anew, and whose destination becomes another
+/// address. netfilter has it routed once more, as if it came from elsewhere; over IPv4, the kernel drops it then, as
+/// from elsewhere nothing of this host's own comes (`__fib_validate_source`, net/ipv4/fib_frontend.c). Over IPv6 it
+/// goes on; but no program can have a packet routed that has been, and on loopback all have, to this host.
 #[inline(always)]
-pub fn is_martian(scratch: &Scratch) -> bool {
+pub fn is_lost<T: Tables>(tables: &T, scratch: &Scratch) -> bool {
     scratch.features & HeaderFields::ZONES != 0
         && scratch.device.flags & Device::LOOPBACK != 0
         && scratch.note == 0
-        && !scratch.headers.is_v6()
-        && scratch.tracked.destination.address[0] != scratch.headers.key.destination[0]
+        && leads_away(tables, scratch)
+}
+
+#[inline(never)]
+fn leads_away<T: Tables>(tables: &T, scratch: &Scratch) -> bool {
+    let address = &scratch.tracked.destination.address;
+    *address != scratch.headers.key.destination
+        && !(scratch.headers.is_v6() && tables.is_local(Family::V6, address))
 }
 
 #[cfg(test)]

@@ -107,6 +107,17 @@ impl Machine {
         packet
     }
 
+    /// What went out on loopback comes in.
+    fn come_back(&mut self, packet: SlicePacket) {
+        let mut packet = SlicePacket {
+            device: LO,
+            arrival_device: LO,
+            ..packet
+        };
+        let verdict = ingress(&mut packet, &self.tables, &mut self.scratch);
+        assert_eq!(verdict, Verdict::Pass);
+    }
+
     fn forward(&mut self, from: u32, to: u32, frame: Vec<u8>) -> SlicePacket {
         let packet = self.arrive(from, frame);
         assert_ne!(packet.note, 0, "it is for this host");
@@ -588,6 +599,32 @@ fn an_error_carries_the_connection_that_it_is_about_to_its_end() {
     error.write(&mut bytes, &other).expect("a packet");
     let hits = machine.hits(|machine| drop(machine.forward(DOCKER0, ETH0, bytes)));
     assert_eq!(hits, ["other"]);
+}
+
+/// On loopback, an error about what would have opened a connection has that one's status, and not that of one which
+/// has just ended between the same ends.
+#[test]
+fn an_error_about_a_first_packet_is_of_no_ended_connection() {
+    const RULES: &str = "-A OUTPUT -p tcp -m tcp --tcp-flags RST,ACK ACK -j REJECT\n\
+        -A INPUT -p icmp -m conntrack --ctstatus CONFIRMED -m comment --comment confirmed\n\
+        -A INPUT -p icmp -m conntrack ! --ctstatus CONFIRMED -m comment --comment first\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{RULES}COMMIT\n"));
+    let (one, other) = ((SERVER, 4000), (SERVER, 80));
+    let open = machine.leave(LO, tcp(one, other, flag::SYN, [100, 0]));
+    machine.come_back(open);
+    let reset = tcp(other, one, flag::RST | flag::ACK, [0, 101]);
+    let reset = machine.leave(LO, reset);
+    machine.come_back(reset);
+    let data = SlicePacket::ethernet(tcp(one, other, flag::ACK, [900, 900]), LO);
+    let mut packet = data.at_egress_of(LO).made_here();
+    let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Answer);
+    let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Pass);
+    let hits = machine.hits(|machine| {
+        machine.come_back(packet);
+    });
+    assert_eq!(hits, ["first"]);
 }
 
 fn sorted(mut names: Vec<String>) -> Vec<String> {

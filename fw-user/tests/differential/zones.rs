@@ -333,3 +333,25 @@ fn a_zone_does_not_stay() {
         [(0, 3, 3), (0, 5, 5), (0, 7, 7), (0, 9, 9), (1, 1, 1)]
     );
 }
+
+/// What loopback tracks anew in another zone cannot leave it any more: it is not delivered under another host's
+/// address, either.
+#[test]
+fn what_is_translated_to_another_host_on_loopback_is_lost() {
+    let raw = "-A PREROUTING -i lo -j CT --zone 7";
+    let nat = "-A PREROUTING -p tcp --dport 80 -j DNAT --to-destination [2001:db8:9::9]:443\n\
+               -A PREROUTING -p tcp --dport 81 -j DNAT --to-destination [::1]:443";
+    for (port, verdict) in [(80, Verdict::Drop(Stat::Rewrite)), (81, Verdict::Pass)] {
+        let mut machine = machine(Family::Ipv6, raw, nat);
+        let way = [SERVER6, SERVER6];
+        machine.loop_back(tcp(way, [5000, port], flag::SYN, [100, 0], 0));
+        // No SYN was answered: it is INVALID, and carries no connection.
+        let (sent, packet) = machine.leave(
+            LO,
+            frame(tcp(way, [5000, port], flag::ACK, [101, 7], 0)).made_here(),
+        );
+        assert_eq!(sent, Verdict::Pass);
+        assert_eq!(machine.label().0, ct::INVALID);
+        assert_eq!(machine.arrive(LO, packet).0, verdict);
+    }
+}

@@ -36,7 +36,10 @@
 //!     chains' rules name other ports.
 //! 11. **Answers that OUTPUT refuses.** The reset about a forwarded segment bears its receiver's
 //!     address. When OUTPUT refuses that reset, the error goes to that receiver, by the way to it; in
-//!     fwbpf it is judged as one to this host, on loopback. Where FORWARD resets, OUTPUT drops.
+//!     fwbpf it is judged as one to this host, on loopback. Of a segment to this host that would have opened a
+//!     connection, that error has netfilter store the connection after all, once INPUT lets the error in
+//!     (`nf_confirm`, net/netfilter/nf_conntrack_proto.c): to it, the error goes the way of the segment. In fwbpf
+//!     there is none, as the segment was refused. Where anything resets, OUTPUT drops.
 //! 12. **Answers about drawn ports.** What answers quote on loopback of a connection that was never
 //!     stored bears a port that was drawn. Where a policy refuses, nothing is masqueraded to drawn ports;
 //!     one that was drawn since two connections had one name is known by the packet that was answered
@@ -95,6 +98,15 @@
 //! 23. **Templates.** Behind CT, rules of raw see a template in netfilter, which has no ends and no protocol, and
 //!     whose mark CONNMARK changes for all packets that come after; in fwbpf they see its state, NEW, and nothing
 //!     else. Zones come behind all other rules of raw, but for some that ask for a state.
+//! 24. **Translating what loopback tracks anew.** A packet that OUTPUT called INVALID comes back in on loopback
+//!     without a connection, and may be put in a zone there and translated. netfilter has it routed once more, over
+//!     IPv6 to other hosts, too; no program can, and fwbpf drops it (`zone::is_lost`). Where rules translate to
+//!     other hosts' addresses, no packet on loopback is put in a zone.
+//! 25. **Errors about what a bridge has routed.** Where a bridge hands over what it switches, br_netfilter itself
+//!     routes an IPv6 packet whose destination is translated (`br_nf_pre_routing_finish_ipv6`,
+//!     net/bridge/br_netfilter_ipv6.c). If its time is over, the kernel's error bears the address of the interface
+//!     that the packet would have left by when it comes to OUTPUT, else that of the bridge. What its receiver sees
+//!     is the same. Where rules translate destinations, nothing that is switched over IPv6 is past its time.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

@@ -70,6 +70,9 @@ impl Rules {
         if writer.chance(0.25) {
             tables.push(writer.raw());
         }
+        if family == Family::Ipv6 {
+            tables::spare_loopback(&mut tables);
+        }
         Self { tables, sets }
     }
 

@@ -61,7 +61,7 @@ pub(super) fn tame(tables: &mut [TableText]) {
     let rules = || tables.iter().flat_map(|table| &table.rules);
     let refuses = rules().any(|rule| rule.contains("-j REJECT"));
     let redirects = rules().any(|rule| rule.contains("-j REDIRECT"));
-    let resets = rules().any(|rule| rule.contains("tcp-reset") && !rule.starts_with("-A INPUT "));
+    let resets = rules().any(|rule| rule.contains("tcp-reset"));
     let translates = rules().any(|rule| {
         rule.contains("PREROUTING") && (rule.contains("-j DNAT") || rule.contains("-j NETMAP"))
     });

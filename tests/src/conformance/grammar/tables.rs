@@ -9,6 +9,26 @@ use super::{Spot, TableText, Writer, marks};
 /// The rule of mangle that has the reference track connections, as fwbpf always does (difference 9).
 pub(super) const TRACKS: &str = "-A PREROUTING -m conntrack --ctstate NEW";
 
+/// Difference 24: where destinations become other hosts', no packet on loopback is put in a zone.
+pub(super) fn spare_loopback(tables: &mut [TableText]) {
+    let mut rules = tables.iter().flat_map(|table| &table.rules);
+    let moves = |rule: &String| rule.contains("-j DNAT") || rule.contains("-j NETMAP");
+    if !rules.any(moves) {
+        return;
+    }
+    const CHAIN: &str = "-A PREROUTING";
+    for table in tables.iter_mut().filter(|table| table.name == "raw") {
+        table.rules.retain(|rule| {
+            !(rule.starts_with(CHAIN) && rule.contains(" -i lo") && rule.contains("-j CT --zone"))
+        });
+        for rule in &mut table.rules {
+            if rule.contains("-j CT --zone") && !rule.contains(" -i ") {
+                *rule = rule.replacen(CHAIN, &format!("{CHAIN} ! -i lo"), 1);
+            }
+        }
+    }
+}
+
 impl<R: Rng> Writer<'_, R> {
     pub(super) fn raw(&mut self) -> TableText {
         let mut rules = Vec::new();
