@@ -1,0 +1,169 @@
+//! Of which connection this host's answers and ICMP errors are, and how they are translated.
+
+use etherparse::PacketBuilder;
+use fw_common::datapath::tcp::flag;
+use fw_common::datapath::{Verdict, egress, ingress};
+use fw_user::sim::SlicePacket;
+
+use super::{
+    BRIDGE, CLIENT, DOCKER0, ETH0, INNER, LO, Machine, NAT, OPEN, SERVER, sorted, tcp, udp,
+};
+
+/// On loopback both ends of a packet are translated before INPUT sees it, and of one that an error quotes.
+#[test]
+fn an_error_about_what_is_redirected_on_loopback_has_its_connection() {
+    let text = format!(
+        "*filter\n{OPEN}-A INPUT -m conntrack --ctorigdst 198.51.100.10 -m comment --comment redirected\n\
+         -A INPUT -m conntrack --ctreplsrc 127.0.0.1 -m comment --comment answers\nCOMMIT\n{NAT}\
+         -A OUTPUT -p udp -o lo -m comment --comment dnat -j DNAT --to-destination 127.0.0.1:80\n\
+         COMMIT\n"
+    );
+    let mut machine = Machine::new(&text);
+    let mut send = |frame| {
+        machine.hits(|machine| {
+            let mut packet = machine.leave(LO, frame);
+            packet.device = LO;
+            packet.arrival_device = LO;
+            let verdict = ingress(&mut packet, &machine.tables, &mut machine.scratch);
+            assert_eq!(verdict, Verdict::Pass);
+        })
+    };
+    let (own, other) = ((BRIDGE, 4000), (SERVER, 53));
+    let hits = send(udp(own, other));
+    assert_eq!(hits, ["redirected", "answers", "dnat"]);
+    // About an answer, to whence the sender takes it to come.
+    let mut error = Vec::new();
+    PacketBuilder::ethernet2([2; 6], [4; 6])
+        .ipv4(own.0, other.0, 64)
+        .icmpv4_raw(3, 1, [0; 4])
+        .write(&mut error, &udp(other, own)[14..])
+        .expect("a frame");
+    assert_eq!(send(error), ["redirected", "answers"]);
+}
+
+/// What answers a packet that belongs to no connection carries none; its own is that which the packet
+/// resembles, and not that of the packet before.
+#[test]
+fn the_answer_to_a_packet_without_a_connection_has_the_one_that_it_is_about() {
+    const RULES: &str = "\
+        -A FORWARD -m conntrack --ctstate INVALID -m comment --comment refused -j REJECT\n\
+        -A OUTPUT -m conntrack --ctrepldst 172.17.0.2 -m comment --comment before\n\
+        -A OUTPUT -m conntrack --ctrepldst 172.17.0.3 -m comment --comment about\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{RULES}COMMIT\n"));
+    let (inner, server) = (([172, 17, 0, 3], 5000), (CLIENT, 80));
+    machine.forward(DOCKER0, ETH0, tcp(inner, server, flag::SYN, [1, 0]));
+    machine.forward(DOCKER0, ETH0, udp((INNER, 4000), (CLIENT, 53)));
+    let hits = machine.hits(|machine| {
+        let packet = machine.arrive(ETH0, tcp(server, inner, 0, [1, 0]));
+        let mut packet = packet.at_egress_of(DOCKER0);
+        let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+        assert_eq!(verdict, Verdict::Answer);
+        let mut answer = packet.at_egress_of(ETH0);
+        let verdict = egress(&mut answer, &machine.tables, &mut machine.scratch);
+        assert_eq!(verdict, Verdict::Pass);
+    });
+    assert_eq!(sorted(hits), ["about", "refused"]);
+}
+
+/// Of two connections of one source that are redirected to one place, the second has another source there. An
+/// answer to its packet is about the second, though the packet bears a name of the first.
+#[test]
+fn an_answer_is_translated_as_the_connection_that_it_is_about() {
+    const OTHER: [u8; 4] = [192, 0, 2, 2];
+    const REFUSES: &str = "-A INPUT -m conntrack --ctstate ESTABLISHED -j REJECT\n";
+    let redirects = "-A PREROUTING -p udp -j REDIRECT\nCOMMIT\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{REFUSES}COMMIT\n{NAT}{redirects}"));
+    let inner = (INNER, 4000);
+    machine.arrive(DOCKER0, udp(inner, (CLIENT, 53)));
+    let second = machine.arrive(DOCKER0, udp(inner, (OTHER, 53)));
+    let drawn = u16::from_be_bytes([second.bytes[34], second.bytes[35]]);
+    assert_ne!(drawn, 4000);
+    machine.leave(DOCKER0, udp((BRIDGE, 53), (INNER, drawn)));
+
+    let mut packet = SlicePacket::ethernet(udp(inner, (OTHER, 53)), DOCKER0);
+    packet.arrival_device = DOCKER0;
+    let verdict = ingress(&mut packet, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Answer);
+    let mut answer = packet.at_egress_of(DOCKER0);
+    let verdict = egress(&mut answer, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Pass);
+    assert_eq!(answer.bytes[26..30], OTHER);
+    assert_eq!(answer.bytes[30..34], INNER);
+    let quoted = &answer.bytes[42..];
+    assert_eq!(quoted[12..20], [INNER, OTHER].concat());
+    assert_eq!(quoted[20..22], 4000u16.to_be_bytes());
+}
+
+/// The answer to what would have opened a connection of this host's, and bears the names of another whose
+/// destination became the same, is about what was refused.
+#[test]
+fn an_answer_to_a_first_packet_is_about_no_other_connection() {
+    const REFUSES: &str = "-A OUTPUT -p udp -m conntrack --ctorigdstport 443 -j REJECT\n";
+    let redirects = "-A OUTPUT -p udp -j DNAT --to-destination :8080\nCOMMIT\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{REFUSES}COMMIT\n{NAT}{redirects}"));
+    let own = (SERVER, 4000);
+    machine.leave(ETH0, udp(own, (CLIENT, 80)));
+    let refused = SlicePacket::ethernet(udp(own, (CLIENT, 443)), ETH0);
+    let mut answer = refused.made_here();
+    for (device, verdict) in [
+        (ETH0, Verdict::Answer),
+        (ETH0, Verdict::Redirect),
+        (LO, Verdict::Pass),
+    ] {
+        answer = answer.at_egress_of(device);
+        let result = egress(&mut answer, &machine.tables, &mut machine.scratch);
+        assert_eq!(result, verdict);
+    }
+    let quoted = &answer.bytes[42..];
+    assert_eq!(quoted[12..20], [SERVER, CLIENT].concat());
+    assert_eq!(
+        quoted[20..24],
+        [4000u16.to_be_bytes(), 443u16.to_be_bytes()].concat()
+    );
+}
+
+/// Of two connections between the same ends, an error about the one that goes the other way is the other's, at
+/// every hook.
+#[test]
+fn an_error_carries_the_connection_that_it_is_about_to_its_end() {
+    const RULES: &str =
+        "-A FORWARD -m conntrack --ctorigsrc 203.0.113.7 -m comment --comment other\n";
+    const MASQUERADE: &str = "-A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{RULES}COMMIT\n{NAT}{MASQUERADE}"));
+    let (inner, server) = ((INNER, 4000), (CLIENT, 80));
+    machine.forward(DOCKER0, ETH0, tcp(inner, server, flag::SYN, [1, 0]));
+    let other = tcp(server, inner, flag::SYN, [7, 0]);
+    let other = machine.forward(ETH0, DOCKER0, other).bytes[14..].to_vec();
+    let frame = PacketBuilder::ethernet2([2; 6], [2; 6]);
+    let error = frame.ipv4(INNER, CLIENT, 64).icmpv4_raw(3, 1, [0; 4]);
+    let mut bytes = Vec::new();
+    error.write(&mut bytes, &other).expect("a packet");
+    let hits = machine.hits(|machine| drop(machine.forward(DOCKER0, ETH0, bytes)));
+    assert_eq!(hits, ["other"]);
+}
+
+/// On loopback, an error about what would have opened a connection has that one's status, and not that of one which
+/// has just ended between the same ends.
+#[test]
+fn an_error_about_a_first_packet_is_of_no_ended_connection() {
+    const RULES: &str = "-A OUTPUT -p tcp -m tcp --tcp-flags RST,ACK ACK -j REJECT\n\
+        -A INPUT -p icmp -m conntrack --ctstatus CONFIRMED -m comment --comment confirmed\n\
+        -A INPUT -p icmp -m conntrack ! --ctstatus CONFIRMED -m comment --comment first\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{RULES}COMMIT\n"));
+    let (one, other) = ((SERVER, 4000), (SERVER, 80));
+    let open = machine.leave(LO, tcp(one, other, flag::SYN, [100, 0]));
+    machine.come_back(open);
+    let reset = tcp(other, one, flag::RST | flag::ACK, [0, 101]);
+    let reset = machine.leave(LO, reset);
+    machine.come_back(reset);
+    let data = SlicePacket::ethernet(tcp(one, other, flag::ACK, [900, 900]), LO);
+    let mut packet = data.at_egress_of(LO).made_here();
+    let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Answer);
+    let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Pass);
+    let hits = machine.hits(|machine| {
+        machine.come_back(packet);
+    });
+    assert_eq!(hits, ["first"]);
+}
