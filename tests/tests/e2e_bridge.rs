@@ -11,7 +11,7 @@ use fwbpf_tests::lab::saved::count;
 use fwbpf_tests::lab::sockets::{datagram as received, ip, send, udp, wait_up_to};
 use fwbpf_tests::lab::{
     Daemon, Firewall, FrameSocket, Fwbpf, Iptables, Namespace, Peers, ServerLab, fwbpf_binary, mac,
-    ready,
+    no_hand_over, ready,
 };
 use fwbpf_tests::packet::flags::{ACK, SYN};
 use fwbpf_tests::packet::{Dressing, Packet, Payload, describe, frame};
@@ -85,10 +85,7 @@ const SECOND: usize = 1;
 impl Side {
     fn new(test: &str, make: impl FnOnce(&ServerLab) -> Result<Box<dyn Firewall>>) -> Result<Self> {
         let lab = ServerLab::new(test, Peers::Emulated)?;
-        lab.server.sysctl(&[
-            ("bridge/bridge-nf-call-iptables", "1"),
-            ("bridge/bridge-nf-call-ip6tables", "1"),
-        ])?;
+        lab.hand_over(true)?;
         let open = |namespace: &Namespace, name| FrameSocket::open(namespace, name);
         Ok(Self {
             firewall: make(&lab)?,
@@ -446,11 +443,11 @@ fn what_is_not_exact_is_refused() {
 
 /// Whether bridges can be told to hand over what they switch.
 fn hand_over(test: &str) -> bool {
-    let can = std::path::Path::new("/proc/sys/net/bridge").exists();
-    if !can {
-        eprintln!("{test}: skipped, this kernel has no br_netfilter");
+    let lack = no_hand_over();
+    if let Some(lack) = &lack {
+        eprintln!("SKIPPED {test}: {lack}");
     }
-    can
+    lack.is_none()
 }
 
 /// The hooks of an interface that status lists.

@@ -29,8 +29,12 @@ fn the_smoke_set_holds_over_clsact() {
             let filters = filters(guide, "eth0", direction)?;
             ensure!(filters.contains("fwbpf_"), "{direction}: {filters}");
         }
-        for (name, statement) in CLAIMS {
-            statement(guide).context(name)?;
+        for claim in CLAIMS {
+            if let Some(lack) = (claim.lack)() {
+                eprintln!("SKIPPED {}: {lack}", claim.name);
+                continue;
+            }
+            (claim.statement)(guide).context(claim.name)?;
         }
         // Reloads replaced the filters and added none.
         for direction in ["ingress", "egress"] {

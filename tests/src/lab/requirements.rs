@@ -58,6 +58,12 @@ pub fn ready(test: &str, programs: &[&'static str], fwbpf: bool) -> bool {
     false
 }
 
+/// Why bridges cannot be told to hand over what they switch, if they cannot.
+pub fn no_hand_over() -> Option<String> {
+    let can = Path::new("/proc/sys/net/bridge").exists();
+    (!can).then(|| "the kernel has no br_netfilter, or has not loaded it".to_owned())
+}
+
 fn in_path(program: &str) -> bool {
     std::env::var_os("PATH")
         .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))

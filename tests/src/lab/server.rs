@@ -146,7 +146,16 @@ impl ServerLab {
         self.server.ip(&batch)
     }
 
-    /// Stops all that would speak unasked, so that counters hold nothing but the test's packets.
+    /// Has the server's bridge hand over what it only switches, or not: both IP versions.
+    pub fn hand_over(&self, on: bool) -> Result<()> {
+        let value = if on { "1" } else { "0" };
+        self.server.sysctl(&[
+            ("bridge/bridge-nf-call-iptables", value),
+            ("bridge/bridge-nf-call-ip6tables", value),
+        ])
+    }
+
+    /// No host speaks unasked, and the server routes.
     fn quiet(&self, peers: Peers) -> Result<()> {
         for namespace in [
             &self.outside,
@@ -155,30 +164,7 @@ impl ServerLab {
             &self.container1,
             &self.container2,
         ] {
-            namespace.sysctl(&[
-                ("ipv6/conf/default/accept_dad", "0"),
-                ("ipv6/conf/all/accept_dad", "0"),
-                ("ipv6/conf/default/accept_ra", "0"),
-                ("ipv6/conf/default/router_solicitations", "0"),
-                // No link-local addresses: static neighbours make them needless.
-                ("ipv6/conf/default/addr_gen_mode", "1"),
-                ("ipv6/conf/default/mldv2_unsolicited_report_interval", "1"),
-                ("ipv4/conf/all/rp_filter", "0"),
-                ("ipv4/conf/default/rp_filter", "0"),
-                // Which redirects the kernel sends depends on the time between packets.
-                ("ipv4/conf/all/send_redirects", "0"),
-                ("ipv4/conf/default/send_redirects", "0"),
-                // ICMP answers are part of what is tested; the kernel must not ration them.
-                ("ipv4/icmp_ratelimit", "0"),
-                ("ipv6/icmp/ratelimit", "0"),
-            ])?;
-            namespace.enter(|| set_if_present("ipv4/icmp_msgs_per_sec", "1000000"))?;
-            namespace.enter(|| set_if_present("ipv4/icmp_msgs_burst", "1000000"))?;
-            namespace.enter(|| set_if_present("ipv6/mld_qrv", "1"))?;
-            // Bridged frames are layer 2: neither firewall looks at them (docs/conformance.md).
-            for key in ["iptables", "ip6tables", "arptables"] {
-                namespace.enter(|| set_if_present(&format!("bridge/bridge-nf-call-{key}"), "0"))?;
-            }
+            quiet(namespace)?;
         }
         self.server
             .sysctl(&[("ipv4/ip_forward", "1"), ("ipv6/conf/all/forwarding", "1")])?;
@@ -231,6 +217,35 @@ impl ServerLab {
         }
         super::namespace::run_with_input(self.server.command("bridge").args(["-batch", "-"]), &fdb)
     }
+}
+
+/// Stops all that would speak unasked, so that counters hold nothing but the test's packets.
+pub fn quiet(namespace: &Namespace) -> Result<()> {
+    namespace.sysctl(&[
+        ("ipv6/conf/default/accept_dad", "0"),
+        ("ipv6/conf/all/accept_dad", "0"),
+        ("ipv6/conf/default/accept_ra", "0"),
+        ("ipv6/conf/default/router_solicitations", "0"),
+        // No link-local addresses: static neighbours make them needless.
+        ("ipv6/conf/default/addr_gen_mode", "1"),
+        ("ipv6/conf/default/mldv2_unsolicited_report_interval", "1"),
+        ("ipv4/conf/all/rp_filter", "0"),
+        ("ipv4/conf/default/rp_filter", "0"),
+        // Which redirects the kernel sends depends on the time between packets.
+        ("ipv4/conf/all/send_redirects", "0"),
+        ("ipv4/conf/default/send_redirects", "0"),
+        // ICMP answers are part of what is tested; the kernel must not ration them.
+        ("ipv4/icmp_ratelimit", "0"),
+        ("ipv6/icmp/ratelimit", "0"),
+    ])?;
+    namespace.enter(|| set_if_present("ipv4/icmp_msgs_per_sec", "1000000"))?;
+    namespace.enter(|| set_if_present("ipv4/icmp_msgs_burst", "1000000"))?;
+    namespace.enter(|| set_if_present("ipv6/mld_qrv", "1"))?;
+    // Bridged frames are layer 2, unless a test has the bridge hand them over.
+    for key in ["iptables", "ip6tables", "arptables"] {
+        namespace.enter(|| set_if_present(&format!("bridge/bridge-nf-call-{key}"), "0"))?;
+    }
+    Ok(())
 }
 
 fn server_config() -> String {

@@ -13,11 +13,12 @@ use anyhow::{Context, Result, ensure};
 
 use crate::cargo::outside;
 
-/// What the lab's networks and clsact filters are made of, and SCTP, whose checksum is a module of its own
-/// before Linux 6.15; not every kernel has them as modules.
-const WANTED: [&str; 7] = [
+/// What the lab's networks and clsact filters are made of, what has bridges hand over what they switch, and SCTP,
+/// whose checksum is a module of its own before Linux 6.15; not every kernel has them as modules.
+const WANTED: [&str; 8] = [
     "veth",
     "bridge",
+    "br_netfilter",
     "sch_ingress",
     "cls_bpf",
     "tun",

@@ -56,11 +56,12 @@ pub struct Feature {
     without: String,
 }
 
-/// Something that was found to be so, or not.
+/// Something that was found to be so, or not; or could not be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Claim {
     name: String,
     error: Option<String>,
+    lack: Option<String>,
     milliseconds: u64,
 }
 
@@ -81,9 +82,10 @@ impl Line {
             Self::Status(status) => Some(format!("attached by {}", status.hook)),
             Self::Claim(claim) => {
                 let took = elapsed(Duration::from_millis(claim.milliseconds));
-                Some(match &claim.error {
-                    None => format!("ok      {} ({took})", claim.name),
-                    Some(error) => format!("FAILED  {} ({took}): {error}", claim.name),
+                Some(match (&claim.error, &claim.lack) {
+                    (None, None) => format!("ok      {} ({took})", claim.name),
+                    (None, Some(lack)) => format!("SKIPPED {}: {lack}", claim.name),
+                    (Some(error), _) => format!("FAILED  {} ({took}): {error}", claim.name),
                 })
             }
             Self::End => None,
@@ -152,6 +154,15 @@ impl Report {
                 console.display()
             ));
         }
+    }
+
+    /// What the kernel lacks for claims that were therefore not made.
+    pub fn lacks(&self) -> Vec<String> {
+        let lacks = self.claims.iter().filter_map(|claim| {
+            let (kernel, lack) = (self.kernel.name(), claim.lack.as_ref()?);
+            Some(format!("for {} on kernel {kernel}: {lack}", claim.name))
+        });
+        lacks.collect()
     }
 
     /// What went wrong, if anything.
@@ -231,9 +242,13 @@ impl Matrix {
                 match report.claims.iter().find(|claim| claim.name == name) {
                     None => "not run".into(),
                     Some(claim) if claim.error.is_some() => "FAILED".into(),
+                    Some(claim) if claim.lack.is_some() => "skipped".into(),
                     Some(_) => "ok".into(),
                 }
             });
+        }
+        for lack in reports.iter().flat_map(Report::lacks) {
+            matrix.notes.push(format!("Missing {lack}."));
         }
         matrix
     }
@@ -365,7 +380,7 @@ mod tests {
                 r#"@fwbpf {"kernel":{"release":"6.1.0-1"}}"#,
                 r#"@fwbpf {"program":{"name":"a","verified":1234567,"error":null}}"#,
                 r#"@fwbpf {"program":{"name":"b","verified":null,"error":"too large"}}"#,
-                r#"@fwbpf {"claim":{"name":"filter","error":null,"milliseconds":5}}"#,
+                r#"@fwbpf {"claim":{"name":"filter","error":null,"lack":null,"milliseconds":5}}"#,
             ],
         );
         let failures = report.failures();
@@ -379,6 +394,23 @@ mod tests {
         );
         assert!(text.contains("| verifier: b | refused |"), "{text}");
         assert!(text.contains("| smoke: filter | ok |"), "{text}");
+    }
+
+    #[test]
+    fn what_could_not_be_asked_is_said() {
+        let report = report(
+            Kernel::Trixie,
+            &[
+                r#"@fwbpf {"claim":{"name":"bridge","error":null,"lack":"no br_netfilter","milliseconds":0}}"#,
+                r#"@fwbpf "end""#,
+            ],
+        );
+        assert!(report.failures().is_empty());
+        let lack = "for bridge on kernel 6.12: no br_netfilter";
+        assert_eq!(report.lacks(), [lack]);
+        let text = Matrix::new(&[report]).markdown();
+        assert!(text.contains("| smoke: bridge | skipped |"), "{text}");
+        assert!(text.contains(&format!("Missing {lack}.")), "{text}");
     }
 
     #[test]

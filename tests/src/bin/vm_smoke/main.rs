@@ -33,10 +33,11 @@ enum Line {
     },
     /// What `fwbpf status` says after a load.
     Status(serde_json::Value),
-    /// A claim.
+    /// A claim: that it holds, why it does not, or what this kernel lacks for it.
     Claim {
         name: String,
         error: Option<String>,
+        lack: Option<String>,
         milliseconds: u128,
     },
     /// Nothing more will come.
@@ -78,8 +79,16 @@ fn examine() {
         say(&Line::Status(serde_json::from_str(&guide.status()?)?));
         Ok(())
     });
-    for (name, statement) in CLAIMS {
-        claim(name, || statement(&guide));
+    for one in CLAIMS {
+        match (one.lack)() {
+            None => claim(one.name, || (one.statement)(&guide)),
+            lack => say(&Line::Claim {
+                name: one.name.to_owned(),
+                error: None,
+                lack,
+                milliseconds: 0,
+            }),
+        }
     }
     claim("unload", || guide.firewall.clear());
 }
@@ -114,6 +123,7 @@ fn claim(name: &str, statement: impl FnOnce() -> Result<()>) {
     say(&Line::Claim {
         name: name.to_owned(),
         error,
+        lack: None,
         milliseconds: started.elapsed().as_millis(),
     });
 }
