@@ -4,12 +4,13 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
-/// Twice as fast as glibc's for large policies: it takes memory from the kernel in larger pieces.
+/// Twice as fast as glibc's for large policies: it takes memory from the kernel in larger pieces. Version 2 of it
+/// puts large vectors side by side, so that they share huge pages; version 3 has one for each size of vector.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// The allocator asks for huge pages, each of which the kernel fills with zeros: a fifth of the time
-/// that a load of up to some ten thousand rules takes. Larger ones have them (`command::load`): there, a
+/// that a load of up to some thousand rules takes. Larger ones have them (`command::load`): there, a
 /// huge page takes less time than all the small ones in its stead.
 extern "C" fn disable_huge_pages() {
     let _ = rustix::thread::disable_transparent_huge_pages(true);

@@ -305,9 +305,12 @@ pub fn enforce_over(
     draft.answer_as(answers);
     let had_sets = old.as_ref().is_some_and(|old| !old.known.sets.is_empty());
     let had_lists = old.as_ref().is_some_and(|old| !old.known.lists.is_empty());
+    let first = old.is_none();
+    let running = old.as_ref().map(|old| old.generation);
     let plan = plan?;
     let generation = plan.generation;
-    let (mut maps, mut programs) = prepare(state, lock, plan.places)?;
+    let open = old.map(|old| old.maps);
+    let (mut maps, mut programs) = prepare(state, lock, plan.places, open)?;
     let via = Via::choose(state, options.hook)?;
     let settled = state.settled(lock)?;
     sets::fill(&mut maps, &policy.sets)?;
@@ -337,7 +340,6 @@ pub fn enforce_over(
         patterns: &tables.patterns,
     };
     let on_trial = state.fact(Fact::Trial);
-    let running = old.as_ref().map(|old| old.generation);
     if let Some(period) = options.trial {
         Trial::begin(state, lock, running, generation, period)?;
     }
@@ -349,7 +351,7 @@ pub fn enforce_over(
     }
     let mut problems = Vec::new();
     let mut import = None;
-    let interfaces = if old.is_none() {
+    let interfaces = if first {
         // The programs let everything pass while there is no policy, so that they can be on every
         // interface before the first one takes effect, on all of them at once.
         let interfaces = attach_all(state, &host, &mut programs, via, options.xdp)?;

@@ -4,11 +4,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Result;
 use aya::util::nr_cpus;
-use rustc_hash::FxHashSet;
 
 use super::load::Starts;
 use super::running::Predecessor;
-use crate::compile::{Meta, Slots};
+use crate::compile::{Meta, Slots, Taken};
 use crate::policy::model::Policy;
 
 /// The next generation's number and counters.
@@ -43,10 +42,10 @@ impl Plan {
             |old| old.slots,
         );
         slots.check(places)?;
-        let in_use: FxHashSet<u32> = in_use.collect();
+        let in_use = Taken::of(in_use);
         let fresh = |(place, slot): (usize, &u32)| {
             let start = starts.map_or([0; 2], |starts| starts[place]);
-            (!in_use.contains(slot)).then_some((*slot, start))
+            (!in_use.has(*slot)).then_some((*slot, start))
         };
         let fresh_slots = slots.of.iter().enumerate().filter_map(fresh).collect();
         Ok(Self {

@@ -63,6 +63,8 @@ impl Running {
 
 /// What a policy's replacement takes to know of it.
 pub struct Predecessor {
+    /// The maps.
+    pub maps: Maps,
     /// The kernel's number of its map, which no other map has.
     pub id: u32,
     /// The number of its generation.
@@ -93,6 +95,7 @@ impl Predecessor {
             generation: header.generation,
             known: Known::decode(meta_bytes(pages.bytes(), &header)?)?,
             slots: maps.counters.len(),
+            maps,
         }))
     }
 }

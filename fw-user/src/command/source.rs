@@ -28,7 +28,7 @@ pub enum Size {
     Usual,
     /// So many rules, some 1,000, that it is worth the while to do several things at a time.
     Large,
-    /// So many, some 30,000, that huge pages are mostly filled.
+    /// So many, some 3,000, that huge pages are mostly filled.
     Huge,
 }
 
@@ -36,7 +36,7 @@ impl Size {
     /// Looks at the files.
     pub fn of(files: &Files) -> Self {
         const LARGE: u64 = 32 << 10;
-        const HUGE: u64 = 1 << 20;
+        const HUGE: u64 = 128 << 10;
         let length = |path: &PathBuf| std::fs::metadata(path).map_or(0, |file| file.len());
         match files.files.iter().map(length).sum() {
             0..LARGE => Self::Usual,

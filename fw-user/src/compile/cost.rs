@@ -27,9 +27,9 @@ impl Draft {
                 continue;
             };
             let (title, name) = (family.title(), &chain.name);
-            let (length, first) = groups.longest();
+            let length = groups.longest();
             if length > LIST
-                && let Some(rule) = chain.rules.get(first as usize)
+                && let Some(rule) = chain.rules.get(groups.first_of_longest() as usize)
             {
                 let place = Place::of(policy, rule.origin);
                 warnings.push(Warning {

@@ -93,12 +93,17 @@ impl Groups {
         self.tables.len()
     }
 
-    /// The length of the longest list, with each of whose rules a packet may have to be compared,
-    /// and the index of its first rule.
-    pub fn longest(&self) -> (u32, u32) {
+    /// The length of the longest list, with each of whose rules a packet may have to be compared.
+    pub fn longest(&self) -> u32 {
+        let tables = self.tables.iter();
+        tables.map(|table| table.longest).max().unwrap_or(0)
+    }
+
+    /// The index of the longest list's first rule; this looks at all lists.
+    pub fn first_of_longest(&self) -> u32 {
         let lists = self.tables.iter().flat_map(|table| table.lists.values());
         let longest = lists.max_by_key(|list| list.length);
-        longest.map_or((0, 0), |list| (list.length, list.first))
+        longest.map_or(0, |list| list.first)
     }
 
     fn put(&mut self, rule: &RuleFields, family: Family) {
@@ -206,6 +211,8 @@ struct MaskedTable {
     fields: TableFields,
     /// Lists of rules by masked key, in the order of their first rule.
     lists: IndexMap<HashKey, List, FxBuildHasher>,
+    /// The length of the longest list.
+    longest: u32,
 }
 
 /// The rules of a list ascend, as they come in order; each leads to the next ([`Groups::next`]).
@@ -221,6 +228,7 @@ impl MaskedTable {
             tuple,
             fields: tuple.fields(family),
             lists: IndexMap::with_capacity_and_hasher(expected, FxBuildHasher),
+            longest: 0,
         }
     }
 
@@ -234,6 +242,7 @@ impl MaskedTable {
                     last: index,
                     length: 1,
                 });
+                self.longest = self.longest.max(1);
                 return true;
             }
             Entry::Occupied(entry) => entry.into_mut(),
@@ -244,6 +253,7 @@ impl MaskedTable {
         next[list.last as usize] = index;
         list.last = index;
         list.length += 1;
+        self.longest = self.longest.max(list.length);
         true
     }
 

@@ -28,7 +28,7 @@ pub use limits::{Limits, Place};
 pub use meta::{Known, Meta, MetaError};
 pub use sets::{contents, set_entry, set_lengths};
 pub use settings::Settings;
-pub use slots::Slots;
+pub use slots::{Slots, Taken};
 pub use table_set::{BlobError, TableSet, decode_meta, meta_bytes};
 
 use fw_common::abi::Family as AbiFamily;

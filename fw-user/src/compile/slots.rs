@@ -87,15 +87,31 @@ impl Slots {
 
     /// The slots that are not taken, ascending.
     fn free(taken: impl Iterator<Item = u32>) -> impl Iterator<Item = u32> {
+        let taken = Taken::of(taken);
+        (0..).filter(move |slot| !taken.has(*slot))
+    }
+}
+
+/// The slots that a policy counts in.
+pub struct Taken(Vec<bool>);
+
+impl Taken {
+    /// Notes these.
+    pub fn of(slots: impl Iterator<Item = u32>) -> Self {
         let mut is_taken = Vec::new();
-        for slot in taken {
+        for slot in slots {
             let slot = slot as usize;
             if slot >= is_taken.len() {
                 is_taken.resize(slot + 1, false);
             }
             is_taken[slot] = true;
         }
-        (0..).filter(move |slot| is_taken.get(*slot as usize) != Some(&true))
+        Self(is_taken)
+    }
+
+    /// Whether a slot is one of them.
+    pub fn has(&self, slot: u32) -> bool {
+        self.0.get(slot as usize) == Some(&true)
     }
 }
 

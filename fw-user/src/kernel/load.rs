@@ -284,8 +284,13 @@ impl Programs {
 }
 
 /// Makes sure that the maps and this binary's programs are in the kernel and pinned.
-/// `counters` is how many counter slots to make if there are none yet.
-pub fn prepare(state: &StateDir, _lock: &Lock, counters: u32) -> Result<(Maps, Programs)> {
+/// `counters` is how many counter slots to make if there are none yet; `open` is the maps, if they are open.
+pub fn prepare(
+    state: &StateDir,
+    _lock: &Lock,
+    counters: u32,
+    open: Option<Maps>,
+) -> Result<(Maps, Programs)> {
     if OBJECT.is_empty() {
         bail!(
             "this fwbpf was built without its BPF programs, so it can check and explain policies \
@@ -295,7 +300,10 @@ pub fn prepare(state: &StateDir, _lock: &Lock, counters: u32) -> Result<(Maps, P
     state.create()?;
     check_owner(state)?;
     // What is pinned already must have the layout that this binary expects.
-    let mut open = Maps::open(state)?;
+    let mut open = match open {
+        Some(open) => Some(open),
+        None => Maps::open(state)?,
+    };
 
     let pinned = PROGRAMS.iter().all(|name| state.program(name).exists());
     if !pinned || state.fact(Fact::Object).as_deref() != Some(OBJECT_HASH) {

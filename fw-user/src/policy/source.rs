@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use super::model::Family;
 
@@ -59,16 +60,20 @@ impl From<Range<usize>> for Span {
 /// Where the lines of a file begin, to tell places quickly in long files.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LineIndex {
-    starts: Vec<usize>,
+    /// Pieces of a file that are read side by side share them.
+    starts: Arc<Vec<usize>>,
     /// The line of the last question: the next is most often about the same or the one after.
     last: Cell<usize>,
 }
 
 impl LineIndex {
     pub fn new(text: &str) -> Self {
-        let after = text.match_indices('\n').map(|(newline, _)| newline + 1);
+        let newlines = || memchr::memchr_iter(b'\n', text.as_bytes());
+        let mut starts = Vec::with_capacity(newlines().count() + 1);
+        starts.push(0);
+        starts.extend(newlines().map(|newline| newline + 1));
         Self {
-            starts: std::iter::once(0).chain(after).collect(),
+            starts: Arc::new(starts),
             last: Cell::new(0),
         }
     }

@@ -27,10 +27,13 @@ impl FileReader<'_, '_> {
         let appends = |start: &&usize| file.text[**start..].starts_with(APPEND);
         let count = starts.iter().take_while(appends).count();
         let at = |line: usize| starts.get(line).copied().unwrap_or(file.text.len());
-        let threads = available_parallelism().map_or(1, usize::from);
-        let pieces = threads.min(count / PIECE);
         let Open::Known(table, _) = &self.open else {
             return Row::Short(at(count));
+        };
+        // How many CPUs there are is asked last: the answer takes a dozen system calls.
+        let pieces = match count / PIECE {
+            few @ (0 | 1) => few,
+            most => available_parallelism().map_or(1, usize::from).min(most),
         };
         if pieces < 2 {
             return Row::Short(at(count));
