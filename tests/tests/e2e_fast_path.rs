@@ -1,8 +1,10 @@
 //! The fast path: the same packets, counters and verdicts as the slow way, sooner; and off where it
 //! would bypass anything.
 
-use std::net::{SocketAddr, UdpSocket};
+use std::io::Read as _;
+use std::net::{Shutdown, SocketAddr, UdpSocket};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use fw_user::policy::model::Family;
@@ -130,6 +132,40 @@ fn bulk_data_arrives_whole() {
                 let after = event(&fwbpf.json(&["status"])?, "fast_path")?;
                 // At 64 KiB a packet at most, each way.
                 ensure!(after - before >= 20, "{} packets took it", after - before);
+            }
+        }
+        Ok(())
+    });
+}
+
+/// Both ends' FINs take it, and only the last acknowledgement does not; what has become of the connection is the same.
+#[test]
+fn connections_close_on_it() {
+    with_fwbpf("fast_path_closing", &[], |lab, fwbpf| {
+        tcp_echo(&lab.outside, 8080)?;
+        for (mode, most) in [("on", u64::MAX), ("off", 0)] {
+            load(fwbpf, &["--fast-path", mode])?;
+            for internet in INTERNET {
+                fwbpf.text(&["flows", "--flush"])?;
+                let to = SocketAddr::new(ip(internet), 8080);
+                let mut stream = connect(&lab.container1, None, to, PATIENCE)?;
+                for _ in 0..3 {
+                    round_trip(&mut stream, b"hello")?;
+                }
+                // Acknowledgements may be put off.
+                std::thread::sleep(Duration::from_millis(100));
+                let before = event(&fwbpf.json(&["status"])?, "fast_path")?;
+                stream.shutdown(Shutdown::Write)?;
+                let end = stream.read(&mut [0])?;
+                ensure!(end == 0, "the other end closes, too");
+                std::thread::sleep(Duration::from_millis(100));
+                let took = event(&fwbpf.json(&["status"])?, "fast_path")? - before;
+                ensure!(
+                    (2.min(most)..=most).contains(&took),
+                    "{mode}: {took} packets took it"
+                );
+                let flows = fwbpf.text(&["flows"])?;
+                ensure!(flows.contains("TIME_WAIT"), "{mode}: {flows}");
             }
         }
         Ok(())

@@ -56,7 +56,7 @@ pub fn send<P: Packet, T: Tables>(
         || Shortcut::differs(course.facts, headers.tcp_flags)
         || !is_usual(headers)
         || !packet.is_plain(&scratch.device.link)
-        || !lasts(flow, headers)
+        || !goes_on(flow, headers)
         || !has_hops(packet, headers)
     {
         return false;
@@ -201,18 +201,24 @@ fn has_hops<P: Packet>(packet: &P, headers: &Headers) -> bool {
     hops.is_some_and(|hops| hops > 1)
 }
 
-/// Whether the packet leaves the flow in the state that it is in.
+/// Whether the flow goes on, and whatever the packet makes of it the slow way would make of it, too: also if it
+/// takes the slow way after all, as it is out of the window. So flows open and end the slow way, as far as answers to
+/// what was ignored could be among it ([`tcp::advance`]).
 #[inline(always)]
-fn lasts(flow: &Flow, headers: &Headers) -> bool {
+fn goes_on(flow: &Flow, headers: &Headers) -> bool {
     let status = flow.status.get();
     const KEPT_BACK: u32 = Flow::EMBRYO | Flow::DYING | Flow::FOREIGN;
     if status & (Flow::SEEN_REPLY | KEPT_BACK) != Flow::SEEN_REPLY {
         return false;
     }
     headers.key.protocol as u8 != protocol::TCP
-        || headers.tcp_flags & (flag::SYN | flag::FIN | flag::RST | flag::ACK) == flag::ACK
-            && tcp::state_of(flow) == tcp::state::ESTABLISHED
+        || headers.tcp_flags & (flag::SYN | flag::RST | flag::ACK) == flag::ACK
+            && tcp::state_of(flow).wrapping_sub(tcp::state::ESTABLISHED) <= CLOSING
 }
+
+/// How many states come between [`tcp::state::ESTABLISHED`] and the last one in which [`goes_on`] holds.
+const CLOSING: u8 = tcp::state::CLOSE_WAIT - tcp::state::ESTABLISHED;
+const _: () = assert!(CLOSING == 2 && tcp::state::FIN_WAIT - tcp::state::ESTABLISHED == 1);
 
 /// What both ends are after all translation.
 #[inline(never)]

@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use fw_user::policy::model::Family;
 
 use super::Settings;
 use super::contender::Contender;
@@ -24,7 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Measures the case.
 pub fn run(settings: &Settings) -> Result<CaseReport> {
-    let mut arenas = real::arenas(settings, "cps", &real::CONTENDERS)?;
+    let mut contenders = real::CONTENDERS.to_vec();
+    contenders.push(Contender::FloorTrack);
+    let mut arenas = real::arenas(settings, "cps", &contenders)?;
     for (_, arena) in &mut arenas {
         if let Ok(arena) = arena {
             for namespace in [&arena.lab.wan, &arena.lab.lan] {
@@ -39,7 +40,7 @@ pub fn run(settings: &Settings) -> Result<CaseReport> {
         ("connections through the masquerade", true),
     ] {
         let [mut rows] = alternate(settings, title, &mut arenas, |arena| {
-            let before = arena.loaded.established(Family::Ipv4)?;
+            let before = arena.seen()?;
             let rate = if masqueraded {
                 let server = SocketAddr::new(SERVER, PORT);
                 rate(settings, &arena.lab.lan, &arena.lab.wan, server)?
@@ -51,7 +52,8 @@ pub fn run(settings: &Settings) -> Result<CaseReport> {
             Ok([rate])
         })?;
         for row in &mut rows {
-            if row.contender == Contender::NoFirewall && masqueraded {
+            let plain = matches!(row.contender, Contender::NoFirewall | Contender::FloorTrack);
+            if plain && masqueraded {
                 row.remark = Some("no masquerade".into());
             }
         }
@@ -72,6 +74,9 @@ pub fn run(settings: &Settings) -> Result<CaseReport> {
         notes: vec![
             "each connection: handshake, one byte and its answer, end; client, server and path \
              share one CPU"
+                .into(),
+            "the floor's program looks each packet's connection up at both hooks, stores what is new, and does \
+             nothing else"
                 .into(),
         ],
     })

@@ -34,6 +34,8 @@ pub enum Contender {
     FloorDrop,
     /// An XDP program that looks up one flow, asks for the route, rewrites and redirects.
     FloorForward,
+    /// A tcx program at both hooks that looks each packet's connection up.
+    FloorTrack,
 }
 
 impl Contender {
@@ -48,6 +50,7 @@ impl Contender {
             Self::FwbpfTcx => "fwbpf, tcx only",
             Self::FloorDrop => "floor: XDP_DROP",
             Self::FloorForward => "floor: XDP forward",
+            Self::FloorTrack => "floor: tcx look-up",
         }
     }
 
@@ -55,7 +58,7 @@ impl Contender {
     pub fn has_rules(self) -> bool {
         !matches!(
             self,
-            Self::NoFirewall | Self::FloorDrop | Self::FloorForward
+            Self::NoFirewall | Self::FloorDrop | Self::FloorForward | Self::FloorTrack
         )
     }
 }
@@ -109,7 +112,10 @@ impl Loaded {
     pub fn load(&self, policy: &Policy) -> Result<Duration> {
         let mut commands = Vec::new();
         match self.contender {
-            Contender::NoFirewall | Contender::FloorDrop | Contender::FloorForward => {}
+            Contender::NoFirewall
+            | Contender::FloorDrop
+            | Contender::FloorForward
+            | Contender::FloorTrack => {}
             Contender::IptablesLegacy | Contender::IptablesNft => {
                 for (family, text) in &policy.save {
                     let mut command = self.namespace.command(self.restore(*family));
@@ -151,7 +157,10 @@ impl Loaded {
     /// Takes the firewall away.
     pub fn clear(&self) -> Result<()> {
         match self.contender {
-            Contender::NoFirewall | Contender::FloorDrop | Contender::FloorForward => Ok(()),
+            Contender::NoFirewall
+            | Contender::FloorDrop
+            | Contender::FloorForward
+            | Contender::FloorTrack => Ok(()),
             Contender::IptablesLegacy | Contender::IptablesNft => {
                 const OPEN: &str = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
                      COMMIT\n*nat\n:PREROUTING ACCEPT\n:INPUT ACCEPT\n:OUTPUT ACCEPT\n\
@@ -201,6 +210,7 @@ impl Loaded {
             Contender::NoFirewall
             | Contender::FloorDrop
             | Contender::FloorForward
+            | Contender::FloorTrack
             | Contender::Nft => return Ok(None),
             Contender::IptablesLegacy | Contender::IptablesNft => {
                 run(self.namespace.command(self.save(family)).arg("-c"))?

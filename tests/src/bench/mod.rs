@@ -5,6 +5,7 @@ pub mod connections;
 pub mod contender;
 pub mod features;
 pub mod flood;
+pub mod floor;
 pub mod forward;
 pub mod lab;
 pub mod latency;

@@ -8,6 +8,7 @@ use fw_user::policy::model::Family;
 
 use super::Settings;
 use super::contender::{Contender, Loaded};
+use super::floor::Tracking;
 use super::lab::{Ends, HOST, PathLab};
 use super::policies;
 use super::report::{Outcome, Row, Spread};
@@ -31,26 +32,39 @@ pub struct RealArena {
     pub contender: Contender,
     /// The firewall.
     pub loaded: Loaded,
+    floor: Option<Tracking>,
     /// The hosts. Last, so that they go last.
     pub lab: PathLab,
 }
 
 impl RealArena {
     /// Makes the hosts and loads the guide.
-    pub fn new(case: &str, contender: Contender) -> Result<Self> {
+    pub fn new(case: &str, contender: Contender, object: &[u8]) -> Result<Self> {
         let lab = PathLab::new(&format!("{case}-{}", contender.name()), Ends::Real)?;
         let loaded = Loaded::new(contender, Arc::clone(&lab.host))?.with_exact_fast_path();
         loaded.load(&policies::guide())?;
+        let floor = (contender == Contender::FloorTrack)
+            .then(|| Tracking::attach(&lab.host, object))
+            .transpose()?;
         Ok(Self {
             contender,
             loaded,
+            floor,
             lab,
         })
     }
 
+    /// How many packets of established connections the firewall has counted, if it counts any.
+    pub fn seen(&self) -> Result<Option<u64>> {
+        match &self.floor {
+            Some(floor) => floor.count().map(Some),
+            None => self.loaded.established(Family::Ipv4),
+        }
+    }
+
     /// Makes sure that the firewall has seen what went on since `before`.
     pub fn ensure_seen(&self, before: Option<u64>) -> Result<()> {
-        let after = self.loaded.established(Family::Ipv4)?;
+        let after = self.seen()?;
         if let (Some(before), Some(after)) = (before, after) {
             anyhow::ensure!(
                 after > before,
@@ -78,7 +92,7 @@ pub fn arenas(
         settings.step(&format!("setting up {}", contender.name()));
         let arena = settings
             .ask_for(*contender)
-            .and_then(|()| RealArena::new(case, *contender));
+            .and_then(|()| RealArena::new(case, *contender, &settings.object));
         arenas.push((*contender, arena));
     }
     Ok(arenas)
