@@ -19,7 +19,7 @@ use super::traffic::{
 };
 use super::write::{packet, sender};
 use crate::lab::{
-    Firewall, FrameSocket, LocalReceiver, LocalSender, Namespace, Peers, ServerLab, mac,
+    Firewall, FrameSocket, LocalReceiver, LocalSender, Namespace, Peers, ServerLab, mac, run,
 };
 use crate::packet::{Layers, Packet, checksum_is_sound, frame, protocol, reassemble};
 
@@ -208,6 +208,11 @@ impl Side {
         self.arrived.clear();
         self.errors_at.clear();
         self.random_ports = RandomPorts::default();
+        for version in ["-4", "-6"] {
+            // MTUs of paths, and better ways, which live for minutes.
+            let mut command = self.server.command("ip");
+            run(command.args([version, "route", "flush", "cache"]))?;
+        }
         for family in [Family::Ipv4, Family::Ipv6] {
             self.collect(family, Duration::ZERO)?;
         }
