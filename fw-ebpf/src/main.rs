@@ -40,8 +40,9 @@ use crate::recording::RecordingTables;
 use crate::skb::SkbPacket;
 use crate::tables::BpfTables;
 
-/// tcx or clsact ingress of every layer-3 interface, and of ports of bridges that have iptables see what they switch. Attached first, so that nothing acts on what
-/// the firewall drops; what it accepts goes on to other programs (TCX_NEXT is TC_ACT_UNSPEC).
+/// tcx or clsact ingress of every layer-3 interface, and of ports of bridges that have iptables see what they
+/// switch. Attached first, so that nothing acts on what the firewall drops; what it accepts goes on to other
+/// programs (TCX_NEXT is TC_ACT_UNSPEC).
 #[classifier]
 pub fn fwbpf_ingress(context: TcContext) -> i32 {
     let Some(scratch) = maps::scratch() else {

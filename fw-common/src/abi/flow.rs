@@ -182,10 +182,8 @@ pub struct Flow {
     /// The mark that rules give the flow and ask for. Of a [`Flow::TENTATIVE`] alias: what the identifier of an
     /// echo was before.
     pub mark: MapCell<u32>,
-    /// The word in `ACTIVE` under which [`Flow::shortcuts`] were noted; 0 if none were. Written last.
-    pub active: MapCell<u32>,
-    /// Numbers of the [`Shortcut`]s that packets of each direction take, original direction first; or 0.
-    pub shortcuts: [MapCell<u16>; 2],
+    /// [`Numbers`] of the [`Shortcut`]s that its packets take.
+    pub shortcuts: MapCell<u64>,
     /// A primary's alias, an alias's primary; unused in a flow that is not translated. The
     /// alias's endpoints are those of the reply: the translated source and destination.
     pub other: FlowKey,
@@ -206,6 +204,43 @@ pub struct Flow {
     /// What each side has sent: original direction, then reply. In an alias, and in the record of a
     /// source: links of the source's list (`datapath::sources`).
     pub sent: [Sent; 2],
+}
+
+/// Which shortcuts a flow's packets take: from the lowest bit, the word in `ACTIVE` under which they were noted, and
+/// the number of each direction's, original direction first; or 0. One word, so that numbers noted under different
+/// words in `ACTIVE` are never taken for each other's, whoever writes at once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers(pub u64);
+
+impl Numbers {
+    /// The word in `ACTIVE`.
+    #[inline(always)]
+    pub const fn active(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// The number of a direction's shortcut, or 0.
+    #[inline(always)]
+    pub const fn of(self, reply: bool) -> u32 {
+        (self.0 >> Self::shift(reply)) as u32 & 0xffff
+    }
+
+    /// The same under this word in `ACTIVE`, and with this number; the other direction's is forgotten if it was
+    /// noted under another one.
+    #[inline(always)]
+    pub const fn with(self, active: u32, reply: bool, number: u32) -> Self {
+        let kept = if self.active() == active {
+            self.0 & !(0xffff << Self::shift(reply))
+        } else {
+            active as u64
+        };
+        Self(kept | (number as u64) << Self::shift(reply))
+    }
+
+    #[inline(always)]
+    const fn shift(reply: bool) -> u32 {
+        if reply { 48 } else { 32 }
+    }
 }
 
 /// How packets in one direction of established flows come through FORWARD: what the next one needs to be sent
@@ -332,6 +367,12 @@ impl Flow {
         } else {
             (self.other.low, self.other.low_port)
         }
+    }
+
+    /// See [`Flow::shortcuts`].
+    #[inline(always)]
+    pub fn numbers(&self) -> Numbers {
+        Numbers(self.shortcuts.get())
     }
 
     /// Which of the names of [`FlowKey::TRANSIT`] its packets bear, if both ends are translated.
@@ -531,7 +572,7 @@ pod! {
 pod_words! {
     Flow {
         words: FLOW_WORDS,
-        fields: [u64, u32, u32, u32, [u16; 2], FlowKey, u32, u32, u32, u32, u32, u32, [u32; 5], [u32; 5]],
+        fields: [u64, u32, u32, u64, FlowKey, u32, u32, u32, u32, u32, u32, [u32; 5], [u32; 5]],
     }
 }
 

@@ -136,12 +136,8 @@ pub fn remember<T: Tables>(tables: &T, scratch: &Scratch, arrival: u32, departur
         };
     }
     let reply = tracked.direction != 0;
-    let known = if reply {
-        flow.shortcuts[1].get()
-    } else {
-        flow.shortcuts[0].get()
-    };
-    if flow.active.get() == scratch.active && known != 0 {
+    let numbers = flow.numbers();
+    if numbers.active() == scratch.active && numbers.of(reply) != 0 {
         return;
     }
     let asked = scratch.flags_asked.get();

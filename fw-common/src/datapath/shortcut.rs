@@ -45,15 +45,11 @@ impl Course {
         reply: bool,
         active: u32,
     ) -> Option<Self> {
-        if flow.active.get() != active {
+        let numbers = flow.numbers();
+        if numbers.active() != active {
             return None;
         }
-        let number = if reply {
-            flow.shortcuts[1].get()
-        } else {
-            flow.shortcuts[0].get()
-        };
-        let shortcut = tables.shortcut(number as u32)?;
+        let shortcut = tables.shortcut(numbers.of(reply))?;
         let course = Self::read(shortcut);
         // Asked last: whoever writes it anew says so first.
         (shortcut.owner.get() == active as u64).then_some(course)
@@ -113,20 +109,9 @@ pub fn note<T: Shortcuts>(tables: &T, flow: &Flow, reply: bool, active: u32, cou
     if number == 0 {
         return;
     }
-    let [forth, back] = &flow.shortcuts;
-    // Two CPUs that see a flow's two directions at once both take back the other's number before either says
-    // which word in `ACTIVE` they are of: what is left is of that word.
-    if flow.active.get() != active {
-        flow.active.set(0);
-        forth.set(0);
-        back.set(0);
-    }
-    if reply {
-        back.set(number as u16);
-    } else {
-        forth.set(number as u16);
-    }
-    flow.active.set(active);
+    // Two CPUs that note a flow's two directions at once may lose one of them, which is noted again.
+    let numbers = flow.numbers().with(active, reply, number);
+    flow.shortcuts.set(numbers.0);
 }
 
 /// How many places a course may have.
@@ -142,8 +127,13 @@ fn holds<T: Shortcuts>(tables: &T, place: u32, active: u32, course: &Course) -> 
     if owner == active {
         return Course::read(shortcut) == *course;
     }
+    // A packet that began under the word before must not take a place from those that hold.
+    let is_newer = (owner as u32).wrapping_sub(active as u32) as i32 > 0;
     let claimed = Shortcut::CLAIMED | active;
-    if owner & Shortcut::CLAIMED != 0 || !tables.swap_owner(shortcut, owner, claimed) {
+    if owner & Shortcut::CLAIMED != 0
+        || owner != 0 && is_newer
+        || !tables.swap_owner(shortcut, owner, claimed)
+    {
         return false;
     }
     course.write(shortcut);
@@ -203,7 +193,7 @@ mod tests {
         assert_eq!(Course::of_flow(&places, &one, false, 5), Some(course(7)));
         assert_eq!(Course::of_flow(&places, &one, true, 5), Some(course(8)));
         assert_eq!(Course::of_flow(&places, &other, false, 5), Some(course(8)));
-        assert_eq!(one.shortcuts[1], other.shortcuts[0]);
+        assert_eq!(one.numbers().of(true), other.numbers().of(false));
         let used = places.0.iter().filter(|place| place.owner.get() != 0);
         assert_eq!(used.count(), 2);
     }
@@ -217,12 +207,28 @@ mod tests {
         assert_eq!(Course::of_flow(&places, &old, false, 9), None);
         // The places are written anew, and the old flow does not take what is there for its own.
         note(&places, &new, false, 9, &course(7));
-        assert_eq!(old.shortcuts[0], new.shortcuts[0]);
+        assert_eq!(old.numbers().of(false), new.numbers().of(false));
         assert_eq!(Course::of_flow(&places, &old, false, 5), None);
         assert_eq!(Course::of_flow(&places, &old, false, 9), None);
         note(&places, &old, true, 9, &course(8));
         assert_eq!(Course::of_flow(&places, &old, false, 9), None);
         assert_eq!(Course::of_flow(&places, &old, true, 9), Some(course(8)));
+    }
+
+    /// A packet that began before the policy was replaced may note its course after others have noted theirs.
+    #[test]
+    fn a_late_packet_takes_nothing_from_those_of_the_new_policy() {
+        let places = Places::new();
+        let (late, new) = (Flow::default(), Flow::default());
+        note(&places, &new, false, 9, &course(7));
+        note(&places, &late, false, 5, &course(7));
+        assert_eq!(Course::of_flow(&places, &new, false, 9), Some(course(7)));
+        // Nor do two words in `ACTIVE` mix in one flow.
+        note(&places, &new, true, 5, &course(8));
+        assert_eq!(Course::of_flow(&places, &new, false, 9), None);
+        assert_eq!(Course::of_flow(&places, &new, true, 9), None);
+        note(&places, &new, false, 9, &course(7));
+        assert_eq!(new.numbers().of(true), 0);
     }
 
     #[test]

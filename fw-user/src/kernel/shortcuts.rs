@@ -14,7 +14,7 @@ use super::state::StateDir;
 /// The shortcuts that flows hold the numbers of, each read once.
 pub struct Shortcuts {
     map: Array<MapData, [u64; SHORTCUT_WORDS]>,
-    known: RefCell<HashMap<u16, Shortcut>>,
+    known: RefCell<HashMap<u32, Shortcut>>,
 }
 
 impl Shortcuts {
@@ -29,9 +29,9 @@ impl Shortcuts {
     /// By which interfaces packets of the flow's original direction came and went, by their indexes; 0 where
     /// neither direction tells.
     pub fn interfaces(&self, flow: &Flow) -> Result<(u32, u32)> {
-        let active = flow.active.get();
-        let [forth, back] = &flow.shortcuts;
-        let (forth, back) = (self.read(forth.get())?, self.read(back.get())?);
+        let numbers = flow.numbers();
+        let active = numbers.active();
+        let (forth, back) = (self.read(numbers.of(false))?, self.read(numbers.of(true))?);
         let holds = |shortcut: &Shortcut| active != 0 && shortcut.owner.get() == u64::from(active);
         let of = |shortcut: &Shortcut, index: u32| if holds(shortcut) { index } else { 0 };
         let either = |one: u32, other: u32| if one != 0 { one } else { other };
@@ -47,13 +47,13 @@ impl Shortcuts {
         ))
     }
 
-    fn read(&self, number: u16) -> Result<Shortcut> {
+    fn read(&self, number: u32) -> Result<Shortcut> {
         if let Some(shortcut) = self.known.borrow().get(&number) {
             return Ok(shortcut.clone());
         }
         let words = self
             .map
-            .get(&u32::from(number), 0)
+            .get(&number, 0)
             .with_context(|| format!("cannot read the map {}", maps::SHORTCUTS))?;
         let shortcut = Shortcut::from(words);
         self.known.borrow_mut().insert(number, shortcut.clone());
