@@ -168,7 +168,8 @@ fn error_about(
 ) -> Result<()> {
     let mut others = Vec::new();
     let found = wait_for("the ICMP error", || {
-        while let Some((from, packet)) = receiver.receive()? {
+        while let Some(received) = receiver.receive()? {
+            let (from, packet) = (received.source, received.bytes);
             let body = match from {
                 // IPv4's raw sockets give the header, too.
                 IpAddr::V4(_) => {

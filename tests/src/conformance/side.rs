@@ -1,7 +1,7 @@
 //! One of the two labs: sends a step, collects everything that comes out of it.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,7 +19,8 @@ use super::traffic::{
 };
 use super::write::{packet, sender};
 use crate::lab::{
-    Firewall, FrameSocket, LocalReceiver, LocalSender, Namespace, Peers, ServerLab, mac, run,
+    Firewall, FrameSocket, LocalReceiver, LocalSender, Namespace, Peers, Received, ServerLab, mac,
+    run,
 };
 use crate::packet::{Layers, Packet, checksum_is_sound, frame, protocol, reassemble};
 
@@ -388,8 +389,8 @@ impl Side {
                 }
             }
             for (protocol, receiver) in receivers {
-                while let Some((from, bytes)) = receiver.receive()? {
-                    packets.push((Place::Server, with_header(from, *protocol, bytes)));
+                while let Some(received) = receiver.receive()? {
+                    packets.push((Place::Server, with_header(received, *protocol)));
                 }
             }
         }
@@ -479,7 +480,7 @@ impl Side {
             if end == there {
                 // One before may have come out elsewhere, untranslated.
                 self.arrived.remove(&step.flow);
-            } else if !layers.destination.is_unspecified() {
+            } else {
                 self.arrived.insert(step.flow, end);
             }
             return;
@@ -510,30 +511,23 @@ fn ip_of(frame: &[u8], family: Family) -> Option<Vec<u8>> {
     Some(packet[..end].to_vec())
 }
 
-/// IPv6's raw sockets leave the header out: a stand-in takes its place. The destination is the one
-/// of the server's addresses for which the checksum is right, or none.
-fn with_header(from: IpAddr, protocol: u8, bytes: Vec<u8>) -> Vec<u8> {
-    let IpAddr::V6(from) = from else {
+/// IPv6's raw sockets leave the header out: a stand-in takes its place.
+fn with_header(received: Received, protocol: u8) -> Vec<u8> {
+    let Received {
+        source,
+        destination,
+        bytes,
+    } = received;
+    let (IpAddr::V6(source), Some(destination)) = (source, destination) else {
         return bytes;
     };
-    let packet_to = |destination: Ipv6Addr| {
-        let mut packet = vec![0x60, 0, 0, 0];
-        packet.extend((bytes.len() as u16).to_be_bytes());
-        packet.extend([protocol, 0]);
-        packet.extend(from.octets());
-        packet.extend(destination.octets());
-        packet.extend(&bytes);
-        packet
-    };
-    addresses(Place::Server, Family::Ipv6)
-        .into_iter()
-        .chain([IpAddr::V6(Ipv6Addr::LOCALHOST)])
-        .filter_map(|address| match address {
-            IpAddr::V6(address) => Some(packet_to(address)),
-            IpAddr::V4(_) => None,
-        })
-        .find(|packet| checksum_is_sound(packet))
-        .unwrap_or_else(|| packet_to(Ipv6Addr::UNSPECIFIED))
+    let mut packet = vec![0x60, 0, 0, 0];
+    packet.extend((bytes.len() as u16).to_be_bytes());
+    packet.extend([protocol, 0]);
+    packet.extend(source.octets());
+    packet.extend(destination.octets());
+    packet.extend(bytes);
+    packet
 }
 
 fn whole(packets: Vec<(Place, Vec<u8>)>) -> Vec<(Place, Vec<u8>)> {

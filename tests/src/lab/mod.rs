@@ -12,6 +12,6 @@ pub mod sockets;
 pub use daemon::{Daemon, scrape};
 pub use firewall::{Firewall, Fwbpf, Iptables, fwbpf_binary};
 pub use namespace::{Namespace, run};
-pub use raw_socket::{FrameSocket, LocalReceiver, LocalSender, UnfinishedSender};
+pub use raw_socket::{FrameSocket, LocalReceiver, LocalSender, Received, UnfinishedSender};
 pub use requirements::{Missing, no_hand_over, ready};
 pub use server::{Peers, ServerLab, address, mac, quiet};

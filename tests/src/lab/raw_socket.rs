@@ -5,13 +5,17 @@
     reason = "AF_PACKET addresses and options have no safe wrapper in the crates we use"
 )]
 
-use std::io::{self, Read};
-use std::mem::MaybeUninit;
-use std::net::{IpAddr, SocketAddr};
+use std::io::{self, IoSliceMut, Read};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use anyhow::{Context, Result};
+use nix::cmsg_space;
+use nix::errno::Errno;
 use nix::net::if_::if_nametoindex;
+use nix::sys::socket::{
+    ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg, setsockopt, sockopt,
+};
 use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
 
 use super::Namespace;
@@ -128,6 +132,9 @@ impl LocalReceiver {
         let socket = namespace.enter(|| -> io::Result<Socket> {
             let socket = Socket::new(domain, Type::RAW, Some(Protocol::from(i32::from(protocol))))?;
             socket.set_nonblocking(true)?;
+            if v6 {
+                setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
+            }
             Ok(socket)
         })?;
         Ok(Self {
@@ -135,22 +142,51 @@ impl LocalReceiver {
         })
     }
 
-    /// The next packet and its sender, or nothing if none is waiting.
-    pub fn receive(&self) -> io::Result<Option<(IpAddr, Vec<u8>)>> {
-        let mut buffer = [MaybeUninit::uninit(); BUFFER];
-        match self.socket.recv_from(&mut buffer) {
-            Ok((length, from)) => {
-                let from = from
-                    .as_socket()
-                    .map_or(IpAddr::from([0, 0, 0, 0]), |address| address.ip());
-                // SAFETY: recv_from has written the first `length` bytes of `buffer`.
-                let bytes = buffer[..length].iter().map(|b| unsafe { b.assume_init() });
-                Ok(Some((from, bytes.collect())))
+    /// The next packet, or nothing if none is waiting.
+    pub fn receive(&self) -> io::Result<Option<Received>> {
+        let mut bytes = vec![0; BUFFER];
+        let mut said = cmsg_space!(libc::in6_pktinfo);
+        let mut room = [IoSliceMut::new(&mut bytes)];
+        let flags = MsgFlags::empty();
+        let message = match recvmsg::<SockaddrStorage>(
+            self.socket.as_raw_fd(),
+            &mut room,
+            Some(&mut said),
+            flags,
+        ) {
+            Ok(message) => message,
+            Err(Errno::EAGAIN) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
+        let source = message.address.and_then(|address| {
+            let v4 = address.as_sockaddr_in().map(|it| IpAddr::from(it.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|it| IpAddr::from(it.ip())))
+        });
+        let destination = message.cmsgs()?.find_map(|said| match said {
+            ControlMessageOwned::Ipv6PacketInfo(info) => {
+                Some(Ipv6Addr::from(info.ipi6_addr.s6_addr))
             }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
-            Err(error) => Err(error),
-        }
+            _ => None,
+        });
+        let length = message.bytes;
+        bytes.truncate(length);
+        Ok(Some(Received {
+            source: source.unwrap_or(IpAddr::from([0, 0, 0, 0])),
+            destination,
+            bytes,
+        }))
     }
+}
+
+/// What [`LocalReceiver`] received.
+#[derive(Debug)]
+pub struct Received {
+    /// Who sent it.
+    pub source: IpAddr,
+    /// To which address, if that is not in the bytes, as it is not with IPv6.
+    pub destination: Option<Ipv6Addr>,
+    /// The packet, or with IPv6 what is behind its header.
+    pub bytes: Vec<u8>,
 }
 
 impl AsFd for LocalReceiver {
