@@ -5,7 +5,7 @@
 )]
 
 use core::ffi::c_void;
-use core::mem::MaybeUninit;
+use core::mem::{MaybeUninit, offset_of};
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
@@ -89,9 +89,29 @@ pub fn next_hop(context: *mut c_void, way: &Way, bytes: u32, route: &mut Route) 
     let result =
         unsafe { bpf_fib_lookup(context, &raw mut *params, size_of::<FibParams>() as i32, 0) };
     route.device = params.ifindex;
-    route.source = params.smac;
-    route.destination = params.dmac;
+    route.set_links(halves(&params.dmac), halves(&params.smac));
     result
+}
+
+/// A link-layer address of a [`Question`] as it lies in memory. LLVM must not read more at once: the kernel takes no
+/// word of the stack that is not aligned.
+#[inline(always)]
+fn halves(link: &[u8; 6]) -> [u16; 3] {
+    const {
+        assert!(
+            offset_of!(FibParams, dmac).is_multiple_of(2)
+                && offset_of!(FibParams, smac).is_multiple_of(2)
+        )
+    };
+    let first = link.as_ptr().cast::<u16>();
+    // SAFETY: three halves of words are six bytes, and both addresses of the record are aligned so, as it is.
+    unsafe {
+        [
+            first.read_volatile(),
+            first.add(1).read_volatile(),
+            first.add(2).read_volatile(),
+        ]
+    }
 }
 
 /// `BPF_FIB_LOOKUP_SKIP_NEIGH` and `BPF_FIB_LOOKUP_SRC`. Kernels before 6.7 do not know the latter.

@@ -164,6 +164,16 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
+    fn has(&self, bytes: u32) -> bool {
+        // SAFETY: as in `window`. What can be read in place is the whole of most frames, and there is no call.
+        let here = unsafe {
+            let data = (&raw const (*self.0).data).read_volatile();
+            (&raw const (*self.0).data_end).read_volatile() - data
+        };
+        here >= bytes || self.len() >= bytes
+    }
+
+    #[inline(always)]
     fn ethertype(&self) -> u16 {
         match self.window::<14>() {
             Some(frame) => u16::from_be_bytes([frame[12], frame[13]]),

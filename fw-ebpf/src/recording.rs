@@ -97,6 +97,11 @@ impl Tables for RecordingTables {
         BpfTables.generation(place)
     }
     #[inline(always)]
+    fn front(&self, place: u32) -> Option<&Page> {
+        const MAPS: &BpfTables = &BpfTables;
+        MAPS.front(place)
+    }
+    #[inline(always)]
     fn page(&self, generation: Generation, number: u32) -> Option<&Page> {
         const MAPS: &BpfTables = &BpfTables;
         MAPS.page(generation, number)

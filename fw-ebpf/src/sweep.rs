@@ -107,15 +107,10 @@ fn change_asked<P: Packet>(packet: &P) -> Option<Change> {
 #[inline(always)]
 fn key<P: Packet>(packet: &P) -> Option<FlowKey> {
     let word = |offset: u32| packet.load::<4>(offset).map(u32::from_ne_bytes);
-    let half = |offset: u32| packet.load::<2>(offset).map(u16::from_ne_bytes);
-    let [protocol, form, zone @ ..] = packet.load::<4>(36)?;
     Some(FlowKey {
         low: [word(0)?, word(4)?, word(8)?, word(12)?],
         high: [word(16)?, word(20)?, word(24)?, word(28)?],
-        low_port: half(32)?,
-        high_port: half(34)?,
-        protocol,
-        form,
-        zone: u16::from_ne_bytes(zone),
+        ports: word(32)?,
+        rest: word(36)?,
     })
 }

@@ -150,6 +150,12 @@ impl Tables for BpfTables {
     }
 
     #[inline(always)]
+    fn front(&self, place: u32) -> Option<&Page> {
+        let [front, ..] = NEAR_PAGES.get(place)?;
+        (front[0].w[0] == MAGIC).then_some(front)
+    }
+
+    #[inline(always)]
     fn page(&self, generation: Generation, number: u32) -> Option<&Page> {
         if number < NEAR_PAGES_LEN as u32 {
             let near = NEAR_PAGES.get(generation.0)?;

@@ -1,169 +1,14 @@
 //! Connection tracking's records.
 
+mod key;
+
+pub use key::{FlowKey, FlowKey4};
+
 use core::mem::offset_of;
 
+use super::Addr;
 use super::pod::{pod, pod_words};
-use super::{Addr, Family};
 use crate::MapCell;
-
-/// Names a flow: its two endpoints, the lower one first, so that both directions have one key.
-///
-/// ICMP queries are tracked as if from port `identifier` to port `type << 8 | code` of the
-/// request (netfilter's tuple holds the same three, net/netfilter/nf_conntrack_proto_icmp.c).
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FlowKey {
-    /// Address of the lower endpoint.
-    pub low: Addr,
-    /// Address of the higher endpoint.
-    pub high: Addr,
-    /// Port of the lower endpoint.
-    pub low_port: u16,
-    /// Port of the higher endpoint.
-    pub high_port: u16,
-    /// Protocol number.
-    pub protocol: u8,
-    /// [`FlowKey::kind`], and [`FlowKey::V6`].
-    pub form: u8,
-    /// The zone that the flow is in: flows of two zones have nothing in common, whatever their endpoints
-    /// (`nf_conntrack_zone`, include/net/netfilter/nf_conntrack_zones.h).
-    pub zone: u16,
-}
-
-impl FlowKey {
-    /// In [`FlowKey::form`]: the addresses are IPv6's.
-    pub const V6: u8 = 1 << 7;
-    /// The name that is looked up first.
-    pub const FIRST: u8 = 0;
-    /// A second name of the same two endpoints. A translated flow bears different names in its two
-    /// directions, so that another flow may bear the same endpoints in the other direction.
-    pub const SECOND: u8 = 1;
-    /// Not a flow's, but a source's name: its endpoint is the lower one, the higher one is zero
-    /// (`datapath::sources`).
-    pub const SOURCE: u8 = 2;
-    /// The first of [`FlowKey::TRANSITS`] names for the endpoints of a packet whose destination is
-    /// translated, and whose source is still to be: what it bears while the stack forwards it
-    /// (`datapath::transit`).
-    pub const TRANSIT: u8 = 4;
-    /// See [`FlowKey::TRANSIT`].
-    pub const TRANSITS: u8 = 4;
-
-    /// Becomes another key. Word by word: for more at once, the compiler calls a function, whose
-    /// stack may be the one too many.
-    #[inline(always)]
-    pub fn set(&mut self, other: &Self) {
-        let ([a, b, c, d], [e, f, g, h]) = (other.low, other.high);
-        self.low = [a, b, c, d];
-        self.high = [e, f, g, h];
-        self.low_port = other.low_port;
-        self.high_port = other.high_port;
-        self.protocol = other.protocol;
-        self.form = other.form;
-        self.zone = other.zone;
-    }
-
-    /// Becomes another key of the same family, protocol and zone, as a flow's and its alias's are.
-    #[inline(always)]
-    pub fn set_alike(&mut self, other: &Self) {
-        (self.low[0], self.high[0]) = (other.low[0], other.high[0]);
-        if !self.is_v4() {
-            let ([_, a, b, c], [_, d, e, f]) = (other.low, other.high);
-            self.low = [self.low[0], a, b, c];
-            self.high = [self.high[0], d, e, f];
-        }
-        self.low_port = other.low_port;
-        self.high_port = other.high_port;
-        self.form = other.form;
-    }
-
-    /// Whether both endpoints are the same.
-    #[inline(always)]
-    pub fn is_to_itself(&self) -> bool {
-        self.low[0] == self.high[0] && self.low_port == self.high_port && self.low == self.high
-    }
-
-    /// Whether the other key's endpoints are the same.
-    #[inline(always)]
-    pub fn is_between_those_of(&self, other: &Self) -> bool {
-        self.low_port == other.low_port
-            && self.high_port == other.high_port
-            && self.protocol == other.protocol
-            && self.low == other.low
-            && self.high == other.high
-    }
-
-    /// Whether this is an IPv4 flow.
-    pub const fn is_v4(&self) -> bool {
-        self.form & Self::V6 == 0
-    }
-
-    /// [`FlowKey::FIRST`] or one of its siblings.
-    #[inline(always)]
-    pub const fn kind(&self) -> u8 {
-        self.form & !Self::V6
-    }
-
-    /// Becomes a name of another kind.
-    #[inline(always)]
-    pub const fn set_kind(&mut self, kind: u8) {
-        self.form = self.form & Self::V6 | kind;
-    }
-
-    /// [`FlowKey::form`] of a kind and a family.
-    #[inline(always)]
-    pub const fn form_of(kind: u8, family: Family) -> u8 {
-        (family as u8) << 7 | kind
-    }
-}
-
-/// [`FlowKey`] without the words that IPv4 leaves zero: the key of the IPv4 maps.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct FlowKey4 {
-    /// First word of [`FlowKey::low`].
-    pub low: u32,
-    /// First word of [`FlowKey::high`].
-    pub high: u32,
-    /// As in [`FlowKey`].
-    pub low_port: u16,
-    /// As in [`FlowKey`].
-    pub high_port: u16,
-    /// As in [`FlowKey`].
-    pub protocol: u8,
-    /// As in [`FlowKey`].
-    pub form: u8,
-    /// As in [`FlowKey`].
-    pub zone: u16,
-}
-
-impl From<&FlowKey> for FlowKey4 {
-    #[inline(always)]
-    fn from(key: &FlowKey) -> Self {
-        Self {
-            low: key.low[0],
-            high: key.high[0],
-            low_port: key.low_port,
-            high_port: key.high_port,
-            protocol: key.protocol,
-            form: key.form,
-            zone: key.zone,
-        }
-    }
-}
-
-impl From<&FlowKey4> for FlowKey {
-    fn from(key: &FlowKey4) -> Self {
-        Self {
-            low: [key.low, 0, 0, 0],
-            high: [key.high, 0, 0, 0],
-            low_port: key.low_port,
-            high_port: key.high_port,
-            protocol: key.protocol,
-            form: key.form,
-            zone: key.zone,
-        }
-    }
-}
 
 /// A tracked flow, or ([`Flow::ALIAS`]) the name that replies to a translated flow bear.
 ///
@@ -353,9 +198,9 @@ impl Flow {
     #[inline(always)]
     pub fn translated_source(&self) -> (&Addr, u16) {
         if self.status.get() & Self::OTHER_LOW != 0 {
-            (&self.other.low, self.other.low_port)
+            (&self.other.low, self.other.low_port())
         } else {
-            (&self.other.high, self.other.high_port)
+            (&self.other.high, self.other.high_port())
         }
     }
 
@@ -363,9 +208,9 @@ impl Flow {
     #[inline(always)]
     pub fn translated_destination(&self) -> (Addr, u16) {
         if self.status.get() & Self::OTHER_LOW != 0 {
-            (self.other.high, self.other.high_port)
+            (self.other.high, self.other.high_port())
         } else {
-            (self.other.low, self.other.low_port)
+            (self.other.low, self.other.low_port())
         }
     }
 
@@ -477,34 +322,6 @@ impl Hint {
 /// About a second.
 const UNIT: u32 = 30;
 
-impl FlowKey {
-    /// A hash of the key. It needs no secret: keys that collide only make a look-up necessary. Both
-    /// names of the same endpoints have one, so that what says no to the first says so to both.
-    #[inline(always)]
-    pub fn hint(&self) -> u32 {
-        const A: u64 = 0x9e37_79b9_7f4a_7c15;
-        const B: u64 = 0xbf58_476d_1ce4_e5b9;
-        let ports = (self.low_port as u64) << 16 | self.high_port as u64;
-        let rest = ports << 32 | (self.zone as u64) << 16 | (self.protocol as u64) << 8;
-        let mut hash = ((self.low[0] as u64) << 32 | self.high[0] as u64).wrapping_mul(A) ^ rest;
-        if !self.is_v4() {
-            for word in 1..4 {
-                let pair = (self.low[word] as u64) << 32 | self.high[word] as u64;
-                hash = (hash ^ hash >> 29 ^ pair).wrapping_mul(A);
-            }
-        }
-        hash = (hash ^ hash >> 32).wrapping_mul(B);
-        (hash >> 48) as u32
-    }
-
-    /// The number of the hint that says whether the key's place is taken ([`Hint::PLACE`]). It is in the
-    /// same line of a cache as the key's own.
-    #[inline(always)]
-    pub fn place(&self) -> u32 {
-        self.hint() & !3
-    }
-}
-
 /// Names an IP datagram under reassembly as one hook sees it (RFC 791 3.2, RFC 8200 4.5).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -563,8 +380,6 @@ pub struct Fragment {
 }
 
 pod! {
-    FlowKey { size: 40, fields: [Addr, Addr, u16, u16, u8, u8, u16] }
-    FlowKey4 { size: 16, fields: [u32, u32, u16, u16, u8, u8, u16] }
     FragmentKey { size: 40, fields: [Addr, Addr, u32, u8, u8, u8, u8] }
     Fragment { size: 48, fields: [u64, u32, u32, u8, u8, u8, u8, u32, Addr, u16, [u8; 6]] }
 }

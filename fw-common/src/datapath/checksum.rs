@@ -1,11 +1,12 @@
 //! Internet checksum updates (RFC 1624): `new = !(!old + !from + to)`, in one's complement.
 //!
-//! Differences are sums of 16-bit words as they lie in memory, kept in 32 bits; the byte order of
-//! the machine does not matter as long as every term uses the same (RFC 1071 2.B).
+//! Differences are sums of words as they lie in memory, kept in 64 bits; the byte order of the machine
+//! does not matter as long as every term uses the same (RFC 1071 2.B). Carries are added at the end only:
+//! to add each at once takes a branch for each, which no processor foretells.
 
-/// An accumulated change of the words under a checksum.
+/// An accumulated change of the words under a checksum: up to 2^32 of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Difference(u32);
+pub struct Difference(u64);
 
 impl Difference {
     /// A 32-bit word changed. The values are in host byte order, the words in network order.
@@ -36,13 +37,13 @@ impl Difference {
     #[inline(always)]
     #[must_use]
     pub fn and(self, other: Self) -> Self {
-        self.plus(other.0)
+        Self(self.0.wrapping_add(other.0))
     }
 
     /// The change that [`Difference::sum`] told.
     #[inline(always)]
     pub fn of_sum(sum: u32) -> Self {
-        Self(sum)
+        Self(sum as u64)
     }
 
     /// Another word is in the sum.
@@ -72,7 +73,11 @@ impl Difference {
     /// The sum in 16 bits.
     #[inline(always)]
     pub fn folded(self) -> u16 {
-        let sum = (self.0 & 0xffff) + (self.0 >> 16);
+        let sum = self.0;
+        let sum = (sum & 0xffff_ffff) + (sum >> 32);
+        // 33 bits, then 18, 17 and 16.
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = (sum & 0xffff) + (sum >> 16);
         ((sum & 0xffff) + (sum >> 16)) as u16
     }
 
@@ -85,23 +90,20 @@ impl Difference {
     /// The sum, as `bpf_csum_diff` would return it.
     #[inline(always)]
     pub fn sum(self) -> u32 {
-        self.0
+        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
+        ((sum & 0xffff_ffff) + (sum >> 32)) as u32
     }
 
     /// A checksum field, as it lies in memory, after the change.
     #[inline(always)]
     pub fn apply(self, checksum: [u8; 2]) -> [u8; 2] {
         let old = !u16::from_ne_bytes(checksum) as u32;
-        let sum = self.plus(old).0;
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        (!(sum as u16)).to_ne_bytes()
+        self.plus(old).complement()
     }
 
     #[inline(always)]
     fn plus(self, term: u32) -> Self {
-        let (sum, carry) = self.0.overflowing_add(term);
-        Self(sum.wrapping_add(carry as u32))
+        Self(self.0.wrapping_add(term as u64))
     }
 }
 
@@ -131,5 +133,19 @@ mod tests {
             .word(0xc0a8_0001, 0x0a00_fffe)
             .half(0x00c7, 0xffff);
         assert_eq!(difference.apply(before), checksum(&words));
+    }
+
+    #[test]
+    fn carries_are_added_at_the_end() {
+        let mut most = Difference::default();
+        for _ in 0..100_000 {
+            most = most.add_word(u32::MAX);
+        }
+        // In one's complement 0xffff is zero.
+        assert_eq!((most.folded(), most.sum()), (0xffff, u32::MAX));
+        let one = most.add_word(1);
+        assert_eq!(one.folded().to_be(), 1);
+        assert_eq!(Difference::of_sum(one.sum()).folded(), one.folded());
+        assert_eq!(one.and(most).folded(), one.folded());
     }
 }

@@ -13,7 +13,9 @@ use super::search::Find;
 use super::stage::{Name, Stage};
 use super::tables::{Step, Tables};
 use crate::abi::Family;
-use crate::abi::blob::{BaseChain, Chain, DIRECTORY, Rule, chain_kind, place, target};
+use crate::abi::blob::{
+    BaseChain, Chain, DIRECTORY, HEADER, Header, Rule, chain_kind, place, target,
+};
 use crate::abi::flow::SHORTCUT_SLOTS;
 use crate::abi::stat::Stat;
 
@@ -134,11 +136,17 @@ pub fn traverse_nat<P: Packet, T: Tables>(
     base: BaseChain,
     scratch: &mut Scratch,
 ) -> Decision {
-    // Both places are constants: the verifier would ask for the bound of a number.
-    let counter = if scratch.headers.is_v6() {
-        scratch.empty_nat[base.nat_place(Family::V6)]
-    } else {
-        scratch.empty_nat[base.nat_place(Family::V4)]
+    let counter = match tables.front(scratch.place()) {
+        Some(front) => {
+            let header = Header(&front[HEADER as usize]);
+            // Both places are constants: the verifier would ask for the bound of a number.
+            if scratch.headers.is_v6() {
+                header.empty_nat(base.nat_place(Family::V6))
+            } else {
+                header.empty_nat(base.nat_place(Family::V4))
+            }
+        }
+        None => 0,
     };
     if counter == 0 {
         return traverse(packet, tables, base.id(scratch.headers.family), scratch);

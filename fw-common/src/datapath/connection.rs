@@ -77,7 +77,7 @@ fn read_record<T: Tables>(tables: &T, scratch: &mut Scratch) -> bool {
 fn copy(connection: &mut Connection, key: &FlowKey, flow: &Flow) {
     let bits = flow.status.get();
     let from_low = bits & Flow::LOW_OPENED != 0;
-    connection.set_protocol(key.protocol);
+    connection.set_protocol(key.protocol());
     let (source, destination, ports) = ends(key, from_low);
     connection.set_original(source, destination, ports);
     if bits & Flow::TRANSLATED == 0 {
@@ -100,7 +100,7 @@ fn copy(connection: &mut Connection, key: &FlowKey, flow: &Flow) {
 /// Source, destination and ports of what goes from one end of a key to the other.
 #[inline(always)]
 fn ends(key: &FlowKey, from_low: bool) -> (&Addr, &Addr, u32) {
-    let (low, high) = (key.low_port as u32, key.high_port as u32);
+    let (low, high) = (key.low_port() as u32, key.high_port() as u32);
     if from_low {
         (&key.low, &key.high, low << 16 | high)
     } else {

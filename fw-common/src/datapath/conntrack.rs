@@ -364,7 +364,7 @@ fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     scratch.lookup.tuple.set(&scratch.headers);
     scratch.tracked.opens = label & ct::NEW != 0;
     if let Some(found) = find(tables, &mut scratch.lookup, aliases, 0) {
-        if found.direction == direction {
+        if found.direction() == direction {
             scratch
                 .tracked
                 .set_in_flow(&found, &scratch.lookup.key, label);
@@ -386,7 +386,7 @@ fn look_up<T: Tables>(tables: &T, scratch: &mut Scratch, aliases: Aliases) {
     let opened = lookup.write_key(FlowKey::SECOND);
     let place = tables.find_second(lookup, aliases, opened, 0);
     if let Some(found) = find::found_second(tables, lookup, place)
-        && found.direction == direction
+        && found.direction() == direction
     {
         scratch.tracked.set_in_flow(&found, &lookup.key, label);
         scratch.tracked.ct = label | scratch.tracked.ct & (ct::DNAT | ct::RENAMED);
@@ -445,12 +445,8 @@ fn untimed(headers: &Headers) -> u32 {
 /// [`tcp::lifetime`] takes.
 #[inline(never)]
 pub fn refresh<T: Tables>(tables: &T, place: u32, flow: &Flow, timeout: u32, now: u64) {
-    let cell = match tables.generation(place) {
-        Some(generation) => tables.cell(generation, tcp::timeout_cell(timeout)),
-        None => None,
-    };
-    let seconds = match cell {
-        Some(cell) => tcp::lifetime(&cell.w, timeout),
+    let seconds = match tables.front(place) {
+        Some(front) => tcp::lifetime(&front[tcp::timeout_cell(timeout)].w, timeout),
         None => 0,
     };
     flow.expires

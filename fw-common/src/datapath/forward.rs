@@ -65,8 +65,8 @@ pub fn send<P: Packet, T: Tables>(
     let way = Way {
         device: packet.device(),
         family: headers.family,
-        source: headers.key.source,
-        destination: scratch.sending.destination,
+        source: &headers.key.source,
+        destination: &scratch.sending.destination,
         protocol: headers.key.protocol as u8,
         ports: headers.flow_ports & 0xffff_0000 | scratch.sending.ports & 0xffff,
         tos: headers.tos,
@@ -158,12 +158,26 @@ pub struct Sending {
     pub now: u64,
     /// Where to.
     pub route: Route,
-    /// Its source and destination from now on.
+    /// Its source and destination from now on; of an IPv4 packet, what is behind the first word is not written,
+    /// nor read.
     pub source: Addr,
     /// See `source`.
     pub destination: Addr,
     /// Its ports, source in the high half.
     pub ports: u32,
+}
+
+impl Sending {
+    #[inline(always)]
+    fn set(&mut self, (source, destination): (&Addr, &Addr), ports: u32, v6: bool) {
+        self.ports = ports;
+        self.source[0] = source[0];
+        self.destination[0] = destination[0];
+        if v6 {
+            self.source = *source;
+            self.destination = *destination;
+        }
+    }
 }
 
 /// TCP or UDP in one piece, on Ethernet, without options or extension headers; and for the best
@@ -219,35 +233,36 @@ const _: () = assert!(CLOSING == 2 && tcp::state::FIN_WAIT - tcp::state::ESTABLI
 /// What both ends are after all translation.
 #[inline(never)]
 fn set_ends(headers: &Headers, found: &Found<'_>, key: &FlowKey, sending: &mut Sending) {
-    sending.source = headers.key.source;
-    sending.destination = headers.key.destination;
-    sending.ports = headers.flow_ports;
     let flow = found.flow;
     let status = flow.status.get();
+    let v6 = headers.is_v6();
     if status & Flow::TRANSLATED == 0 {
-        return;
-    }
-    if found.is_under_alias() {
+        sending.set(
+            (&headers.key.source, &headers.key.destination),
+            headers.flow_ports,
+            v6,
+        );
+    } else if found.is_under_alias() {
         // A reply: both ends are those of the flow's own key.
         let low = status & Flow::LOW_OPENED != 0;
-        set_to_key(sending, key, !low);
+        set_to_key(sending, key, !low, v6);
     } else if status & Flow::DNAT == 0 {
         let (address, port) = flow.translated_source();
-        sending.source = *address;
-        sending.ports = headers.flow_ports & 0xffff | (port as u32) << 16;
+        let ports = headers.flow_ports & 0xffff | (port as u32) << 16;
+        sending.set((address, &headers.key.destination), ports, v6);
     } else {
         let low = status & Flow::OTHER_LOW != 0;
-        set_to_key(sending, &flow.other, low);
+        set_to_key(sending, &flow.other, low, v6);
     }
 }
 
 #[inline(always)]
-fn set_to_key(sending: &mut Sending, key: &FlowKey, from_low: bool) {
+fn set_to_key(sending: &mut Sending, key: &FlowKey, from_low: bool, v6: bool) {
     if from_low {
-        (sending.source, sending.destination) = (key.low, key.high);
-        sending.ports = (key.low_port as u32) << 16 | key.high_port as u32;
+        let ports = (key.low_port() as u32) << 16 | key.high_port() as u32;
+        sending.set((&key.low, &key.high), ports, v6);
     } else {
-        (sending.source, sending.destination) = (key.high, key.low);
-        sending.ports = (key.high_port as u32) << 16 | key.low_port as u32;
+        let ports = (key.high_port() as u32) << 16 | key.low_port() as u32;
+        sending.set((&key.high, &key.low), ports, v6);
     }
 }

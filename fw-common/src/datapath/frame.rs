@@ -4,6 +4,7 @@ use super::checksum::Difference;
 use super::forward::Sending;
 use super::header::{Headers, L4_V4, L4_V6, protocol};
 use super::packet::{Packet, Route};
+use crate::abi::Addr;
 
 /// Where an Ethernet frame with an IPv4 header has the hop count.
 pub const HOPS_V4: usize = 22;
@@ -14,15 +15,17 @@ pub const HOPS_V6: usize = 21;
 /// left; false if nothing was changed. (A function of its own for the sake of the BPF stack.)
 #[inline(never)]
 pub fn rewrite<P: Packet>(packet: &mut P, headers: &Headers, sending: &Sending) -> bool {
-    let key = &headers.key;
+    let (key, v6) = (&headers.key, headers.is_v6());
     let changes = Changes {
-        addresses: Difference::default()
-            .address(&key.source, &sending.source)
-            .address(&key.destination, &sending.destination),
+        addresses: change(&key.source, &sending.source, v6).and(change(
+            &key.destination,
+            &sending.destination,
+            v6,
+        )),
         ports: Difference::default().word(headers.flow_ports, sending.ports),
         udp: key.protocol as u8 == protocol::UDP,
     };
-    let (l4, v6) = (headers.l4 as u32, headers.is_v6());
+    let l4 = headers.l4 as u32;
     let written = match (v6, changes.udp) {
         (false, true) => write::<P, { L4_V4 + 8 }, L4_V4, { L4_V4 + 6 }>(packet, sending, &changes),
         (false, false) => {
@@ -40,7 +43,9 @@ pub fn rewrite<P: Packet>(packet: &mut P, headers: &Headers, sending: &Sending) 
         return true;
     }
     let sum_at = if changes.udp { l4 + 6 } else { l4 + 16 };
-    if changes.addresses.sum() != 0 {
+    if differ(&key.source, &sending.source, v6)
+        || differ(&key.destination, &sending.destination, v6)
+    {
         let sum = changes.addresses.sum();
         let _ = packet.replace_l4_sum(sum_at, sum, true, changes.udp, v6);
     }
@@ -49,6 +54,21 @@ pub fn rewrite<P: Packet>(packet: &mut P, headers: &Headers, sending: &Sending) 
         let _ = packet.replace_l4_sum(sum_at, sum, false, changes.udp, v6);
     }
     true
+}
+
+/// What an address makes of a sum. Of IPv4's, three words are zero before and after.
+#[inline(always)]
+fn change(old: &Addr, new: &Addr, v6: bool) -> Difference {
+    if v6 {
+        Difference::default().address(old, new)
+    } else {
+        Difference::default().word(old[0], new[0])
+    }
+}
+
+#[inline(always)]
+fn differ(old: &Addr, new: &Addr, v6: bool) -> bool {
+    old[0] != new[0] || v6 && old != new
 }
 
 /// What the transport checksum has to make up for.
@@ -108,8 +128,9 @@ fn write<P: Packet, const N: usize, const L4: usize, const SUM: usize>(
 
 #[inline(always)]
 fn set_link<const N: usize>(frame: &mut [u8; N], route: &Route) {
-    frame[..6].copy_from_slice(&route.destination);
-    frame[6..12].copy_from_slice(&route.source);
+    put(frame, 0, u32::from_be(route.links[0]));
+    put(frame, 4, u32::from_be(route.links[1]));
+    put(frame, 8, u32::from_be(route.links[2]));
 }
 
 #[inline(always)]

@@ -26,15 +26,15 @@ pub struct Destination {
 
 /// What the routing table is asked about a packet on its way through.
 #[derive(Clone, Copy, Debug)]
-pub struct Way {
+pub struct Way<'a> {
     /// Index of the interface that it came in by.
     pub device: u32,
     /// IP version.
     pub family: Family,
     /// Source address, before translation.
-    pub source: Addr,
+    pub source: &'a Addr,
     /// Destination address, after translation.
-    pub destination: Addr,
+    pub destination: &'a Addr,
     /// Protocol number.
     pub protocol: u8,
     /// Ports, source in the high half.
@@ -51,10 +51,32 @@ pub struct Way {
 pub struct Route {
     /// Index of the interface.
     pub device: u32,
-    /// The interface's link-layer address.
-    pub source: [u8; 6],
-    /// The neighbour's.
-    pub destination: [u8; 6],
+    /// What an Ethernet frame to there begins with, as it lies in memory: the neighbour's link-layer address and
+    /// the interface's.
+    pub links: [u32; 3],
+}
+
+impl Route {
+    /// Sets [`Route::links`], from halves of words as they lie in memory.
+    #[inline(always)]
+    pub fn set_links(&mut self, destination: [u16; 3], source: [u16; 3]) {
+        let word = |first: u16, second: u16| {
+            let ([a, b], [c, d]) = (first.to_ne_bytes(), second.to_ne_bytes());
+            u32::from_ne_bytes([a, b, c, d])
+        };
+        self.links = [
+            word(destination[0], destination[1]),
+            word(destination[2], source[0]),
+            word(source[1], source[2]),
+        ];
+    }
+
+    /// The neighbour's link-layer address.
+    #[inline(always)]
+    pub fn destination(&self) -> [u8; 6] {
+        let ([a, b, c, d], [e, f, ..]) = (self.links[0].to_ne_bytes(), self.links[1].to_ne_bytes());
+        [a, b, c, d, e, f]
+    }
 }
 
 /// A result of [`Packet::finish_sum`]: nothing was left to the card, or it is too much for a program.
@@ -137,6 +159,12 @@ pub trait Packet {
 
     /// Bytes in the frame, link layer included.
     fn len(&self) -> u32;
+
+    /// Whether there are at least so many.
+    #[inline(always)]
+    fn has(&self, bytes: u32) -> bool {
+        self.len() >= bytes
+    }
 
     /// The EtherType, host byte order.
     fn ethertype(&self) -> u16;

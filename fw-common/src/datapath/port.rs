@@ -93,8 +93,8 @@ pub fn send_elsewhere<P: Packet>(packet: &mut P, scratch: &mut Scratch) -> bool 
     let way = Way {
         device: bridge,
         family: headers.family,
-        source: headers.key.source,
-        destination: headers.key.destination,
+        source: &headers.key.source,
+        destination: &headers.key.destination,
         protocol: headers.key.protocol as u8,
         ports: headers.flow_ports,
         tos: headers.tos,
@@ -103,7 +103,7 @@ pub fn send_elsewhere<P: Packet>(packet: &mut P, scratch: &mut Scratch) -> bool 
     let route = &mut scratch.sending.route;
     let switched = packet.route(&way, route) && route.device == bridge;
     let to = if switched {
-        route.destination
+        route.destination()
     } else {
         scratch.device.link
     };

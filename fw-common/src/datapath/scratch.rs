@@ -24,7 +24,7 @@ use super::sources::Sources;
 use super::tcp::Segment;
 use super::tuple::{Lookup, Tuple};
 use crate::MapCell;
-use crate::abi::blob::{EMPTY_NAT, Filter, Header, HeaderFields};
+use crate::abi::blob::{Filter, Header, HeaderFields};
 use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::event::Event;
@@ -49,8 +49,6 @@ pub struct Scratch {
     pub features: u32,
     /// The word in `ACTIVE` that says which policy judges the packet.
     pub active: u32,
-    /// [`HeaderFields::empty_nat`] of that policy.
-    pub empty_nat: [u32; EMPTY_NAT],
     /// Its generation's number is odd.
     pub odd: bool,
     /// Why a stage had the packet dropped.
@@ -161,7 +159,6 @@ impl Scratch {
     #[inline(always)]
     pub fn begin(&mut self, header: Header<'_>) {
         self.features = header.features();
-        self.empty_nat = header.empty_nat();
         self.odd = header.generation() & 1 != 0;
     }
 

@@ -112,11 +112,12 @@ impl Place {
         self.key = FlowKey {
             low: self.tuple.source,
             high: zeroes(),
-            low_port: (self.tuple.ports >> 16) as u16,
-            high_port: 0,
-            protocol: self.tuple.protocol,
-            form: FlowKey::form_of(FlowKey::SOURCE, self.tuple.family),
-            zone: self.tuple.zone,
+            ports: FlowKey::ports_of((self.tuple.ports >> 16) as u16, 0),
+            rest: FlowKey::rest_of(
+                self.tuple.protocol,
+                FlowKey::form_of(FlowKey::SOURCE, self.tuple.family),
+                self.tuple.zone,
+            ),
         };
     }
 }

@@ -47,13 +47,10 @@ impl Stage for Begin {
     #[inline(always)]
     fn run<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, _: u32) -> u32 {
         scratch.active = tables.active();
-        let Some(generation) = tables.generation(scratch.place()) else {
+        let Some(front) = tables.front(scratch.place()) else {
             return NO_POLICY;
         };
-        let Some(header) = tables.cell(generation, HEADER) else {
-            return NO_POLICY;
-        };
-        scratch.begin(Header(header));
+        scratch.begin(Header(&front[HEADER as usize]));
         scratch.untracked = false;
         scratch.headers.zone = 0;
         scratch.outcomes.forget();

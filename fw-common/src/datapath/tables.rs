@@ -35,6 +35,12 @@ pub trait Tables: Shortcuts + Sized {
     /// A page of the policy.
     fn page(&self, generation: Self::Generation, number: u32) -> Option<&Page>;
 
+    /// The first page of the policy in a place: its header and its timeouts; nothing before the first load.
+    #[inline(always)]
+    fn front(&self, place: u32) -> Option<&Page> {
+        self.page(self.generation(place)?, 0)
+    }
+
     /// A cell of the policy.
     #[inline(always)]
     fn cell(&self, generation: Self::Generation, index: u32) -> Option<&Cell> {

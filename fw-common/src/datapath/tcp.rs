@@ -216,8 +216,8 @@ const ONE_SIDED: Outcome = 1 << 9;
 
 /// In which cell of timeouts the timeout of a life is.
 #[inline(always)]
-pub fn timeout_cell(outcome: Outcome) -> u32 {
-    TIMEOUTS + (outcome >> 4 & 1)
+pub fn timeout_cell(outcome: Outcome) -> usize {
+    (TIMEOUTS + (outcome >> 4 & 1)) as usize
 }
 
 /// For how many seconds a flow lives, from the policy's timeouts: the cell of its own one, which is

@@ -171,9 +171,9 @@ fn find<T: Tables>(tables: &T, scratch: &mut Scratch, note: u16) -> bool {
     let key = &record.other;
     if status & Flow::TENTATIVE != 0 {
         let (address, port) = if status & Flow::LOW_OPENED != 0 {
-            (key.high, key.high_port)
+            (key.high, key.high_port())
         } else {
-            (key.low, key.low_port)
+            (key.low, key.low_port())
         };
         tracked.original.address = address;
         tracked.original.port = port;

@@ -5,8 +5,9 @@ use crate::MapCell;
 use crate::abi::flow::{Flow, FlowKey};
 use crate::abi::{Addr, Family};
 
-/// One direction of a flow, as a packet shows it.
+/// One direction of a flow, as a packet shows it. Aligned as [`FlowKey`] is.
 #[derive(Clone, Copy, Debug)]
+#[repr(C, align(8))]
 pub struct Tuple {
     /// Source address.
     pub source: Addr,
@@ -49,8 +50,12 @@ impl Tuple {
     /// The packet's own.
     #[inline(always)]
     pub fn set(&mut self, headers: &Headers) {
-        self.source = headers.key.source;
-        self.destination = headers.key.destination;
+        copy_address(&mut self.source, &headers.key.source, headers.family);
+        copy_address(
+            &mut self.destination,
+            &headers.key.destination,
+            headers.family,
+        );
         self.ports = headers.flow_ports;
         self.protocol = headers.key.protocol as u8;
         self.family = headers.family;
@@ -62,14 +67,14 @@ impl Tuple {
     pub fn set_key(&mut self, key: &FlowKey, from_low: bool) {
         if from_low {
             (self.source, self.destination) = (key.low, key.high);
-            self.ports = (key.low_port as u32) << 16 | key.high_port as u32;
+            self.ports = (key.low_port() as u32) << 16 | key.high_port() as u32;
         } else {
             (self.source, self.destination) = (key.high, key.low);
-            self.ports = (key.high_port as u32) << 16 | key.low_port as u32;
+            self.ports = (key.high_port() as u32) << 16 | key.low_port() as u32;
         }
-        self.protocol = key.protocol;
+        self.protocol = key.protocol();
         self.family = if key.is_v4() { Family::V4 } else { Family::V6 };
-        self.zone = key.zone;
+        self.zone = key.zone();
     }
 
     /// Whether it is of a protocol without ports and from an address to itself, so that both
@@ -96,20 +101,17 @@ impl Tuple {
             &self.destination,
             destination_port,
         );
-        key.protocol = self.protocol;
-        key.form = FlowKey::form_of(kind, self.family);
-        key.zone = self.zone;
-        if from_low {
-            key.low = self.source;
-            key.high = self.destination;
-            key.low_port = source_port;
-            key.high_port = destination_port;
+        let form = FlowKey::form_of(kind, self.family);
+        key.rest = FlowKey::rest_of(self.protocol, form, self.zone);
+        let (low, high) = if from_low {
+            key.ports = FlowKey::ports_of(source_port, destination_port);
+            (&self.source, &self.destination)
         } else {
-            key.low = self.destination;
-            key.high = self.source;
-            key.low_port = destination_port;
-            key.high_port = source_port;
-        }
+            key.ports = FlowKey::ports_of(destination_port, source_port);
+            (&self.destination, &self.source)
+        };
+        copy_address(&mut key.low, low, self.family);
+        copy_address(&mut key.high, high, self.family);
         from_low
     }
 }
@@ -188,6 +190,17 @@ impl Lookup {
     fn opened(&self, from_low: bool) -> u32 {
         self.cell.set(from_low as u32 * Flow::LOW_OPENED);
         self.cell.get()
+    }
+}
+
+/// Copies an address. Of IPv4's only what says something: words that were written one by one, and are read by two
+/// at once a moment later, have to leave the processor's store buffer first.
+#[inline(always)]
+fn copy_address(to: &mut Addr, from: &Addr, family: Family) {
+    if family as u8 == Family::V4 as u8 {
+        *to = [from[0], 0, 0, 0];
+    } else {
+        *to = *from;
     }
 }
 

@@ -213,8 +213,8 @@ impl FlowView {
         }
         let has = |flag| status & flag != 0;
         let v4 = key.is_v4();
-        let low = (address(v4, key.low), key.low_port);
-        let high = (address(v4, key.high), key.high_port);
+        let low = (address(v4, key.low), key.low_port());
+        let high = (address(v4, key.high), key.high_port());
         let (opener, other) = if has(Flow::LOW_OPENED) {
             (low, high)
         } else {
@@ -240,9 +240,9 @@ impl FlowView {
         };
         Some(Self {
             family: if v4 { "ipv4" } else { "ipv6" },
-            protocol: key.protocol,
-            protocol_name: protocol_name(key.protocol),
-            state: state(key.protocol, flow),
+            protocol: key.protocol(),
+            protocol_name: protocol_name(key.protocol()),
+            state: state(key.protocol(), flow),
             timeout: (expires - now).div_ceil(1_000_000_000),
             original: tuple(opener, other),
             reply: tuple(destination, source),
@@ -252,7 +252,7 @@ impl FlowView {
             redirected: has(Flow::DNAT),
             embryo: has(Flow::EMBRYO),
             mark: flow.mark.get(),
-            zone: key.zone,
+            zone: key.zone(),
         })
     }
 }
@@ -389,17 +389,13 @@ mod tests {
         let key = FlowKey {
             low: [0xac11_0002, 0, 0, 0],
             high: [0xcb00_7105, 0, 0, 0],
-            low_port: 40000,
-            high_port: 443,
-            protocol: 6,
-            ..FlowKey::default()
+            ports: FlowKey::ports_of(40000, 443),
+            rest: FlowKey::rest_of(6, 0, 0),
         };
         let flow = Flow {
             other: FlowKey {
                 low: [0xc633_640a, 0, 0, 0],
-                low_port: 40001,
-                high: key.high,
-                high_port: 443,
+                ports: FlowKey::ports_of(40001, 443),
                 ..key
             },
             ..Flow::default()
@@ -434,8 +430,8 @@ mod tests {
     #[test]
     fn a_ping_is_answered_by_a_reply() {
         let (mut key, flow) = masqueraded();
-        key.protocol = 1;
-        key.high_port = 8 << 8;
+        key.rest = FlowKey::rest_of(1, 0, 0);
+        key.ports = FlowKey::ports_of(40000, 8 << 8);
         let text = FlowView::new(&key, &flow, 0).unwrap().to_string();
         assert!(
             text.contains("dst=203.0.113.5 type=8 code=0 id=40000"),
@@ -451,7 +447,7 @@ mod tests {
     fn the_opener_may_be_the_higher_endpoint() {
         let (mut key, flow) = masqueraded();
         flow.status.set(0);
-        key.protocol = 17;
+        key.rest = FlowKey::rest_of(17, 0, 0);
         let view = FlowView::new(&key, &flow, 0).unwrap();
         assert_eq!(view.original.source_port, 443);
         assert!(view.to_string().contains("[UNREPLIED]"));

@@ -88,14 +88,11 @@ impl Sweeper {
 /// padded to what the kernel takes for a frame.
 fn frame(key: &FlowKey, what: u8) -> [u8; 128] {
     let mut frame = [0; 128];
-    let words = key.low.iter().chain(&key.high).copied();
+    let words = key.low.iter().chain(&key.high);
+    let words = words.chain([&key.ports, &key.rest]);
     for (place, word) in frame.chunks_exact_mut(4).zip(words) {
         place.copy_from_slice(&word.to_ne_bytes());
     }
-    frame[32..34].copy_from_slice(&key.low_port.to_ne_bytes());
-    frame[34..36].copy_from_slice(&key.high_port.to_ne_bytes());
-    frame[36..38].copy_from_slice(&[key.protocol, key.form]);
-    frame[38..40].copy_from_slice(&key.zone.to_ne_bytes());
     frame[40] = what;
     frame
 }
@@ -138,11 +135,8 @@ mod tests {
         let key = FlowKey {
             low: [1, 2, 3, 4],
             high: [5, 6, 7, 0x0102_0304],
-            low_port: 0x1122,
-            high_port: 0x3344,
-            protocol: 6,
-            form: FlowKey::V6 | FlowKey::SECOND,
-            zone: 0x5566,
+            ports: FlowKey::ports_of(0x1122, 0x3344),
+            rest: FlowKey::rest_of(6, FlowKey::V6 | FlowKey::SECOND, 0x5566),
         };
         let frame = frame(&key, maps::SWEEP_ANY);
         assert_eq!(frame[28..32], 0x0102_0304_u32.to_ne_bytes());

@@ -34,7 +34,7 @@ impl State {
     pub fn timeless(mut self) -> Self {
         for (key, state) in &mut self.flows {
             state.flow.expires = MapCell::new(0);
-            if key.protocol == protocol::UDP {
+            if key.protocol() == protocol::UDP {
                 state.flow.set_opened_at(0);
             }
         }

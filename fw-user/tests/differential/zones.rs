@@ -264,7 +264,7 @@ fn destinations_are_translated_in_zones() {
         machine.forward(ETH0, ETH1, ack);
         assert_eq!(machine.label().0 & ct::ESTABLISHED, ct::ESTABLISHED);
         let state = machine.tables.state();
-        let zones = |key: &FlowKey| key.zone;
+        let zones = |key: &FlowKey| key.zone();
         assert!(state.flows.keys().all(|key| zones(key) == 5));
         let primary = |flow: &Flow| flow.status.get() & Flow::ALIAS == 0;
         assert_eq!(

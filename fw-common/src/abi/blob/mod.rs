@@ -72,7 +72,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 31;
+pub const ABI_VERSION: u32 = 32;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`], in two cells.
@@ -211,11 +211,10 @@ impl Header<'_> {
         self.0.w[2]
     }
 
-    /// See [`HeaderFields::empty_nat`].
+    /// See [`HeaderFields::empty_nat`]: that of a chain by its [`BaseChain::nat_place`].
     #[inline(always)]
-    pub fn empty_nat(&self) -> [u32; EMPTY_NAT] {
-        let w = &self.0.w;
-        [w[7], w[8], w[9], w[10], w[11], w[12], w[13], w[14]]
+    pub fn empty_nat(&self, place: usize) -> u32 {
+        self.0.w[7 + place]
     }
 
     /// Seconds that TAI is ahead of UTC, see [`HeaderFields::clock`].

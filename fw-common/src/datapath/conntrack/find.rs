@@ -15,22 +15,32 @@ use crate::datapath::tuple::Lookup;
 pub struct Found<'t> {
     /// The flow.
     pub flow: &'t Flow,
-    pub(super) direction: u8,
-    /// 1 if the packet bears its alias, else 0.
-    alias: u8,
+    /// [`Found::BACK`] and [`Found::ALIAS`]: one word, which is copied at once.
+    way: u64,
 }
 
 impl Found<'_> {
+    /// The packet goes against the direction of the one that opened the flow.
+    const BACK: u64 = 1;
+    /// It bears the flow's alias.
+    const ALIAS: u64 = 4;
+
     /// Whether the packet goes against the direction of the one that opened the flow.
     #[inline(always)]
     pub fn is_reply(&self) -> bool {
-        self.direction != 0
+        self.way & Self::BACK != 0
     }
 
     /// Whether the packet bears the flow's alias.
     #[inline(always)]
     pub fn is_under_alias(&self) -> bool {
-        self.alias != 0
+        self.way & Self::ALIAS != 0
+    }
+
+    /// The packet's direction, as [`super::Tracked::direction`] has it.
+    #[inline(always)]
+    pub(super) fn direction(&self) -> u8 {
+        (self.way & Self::BACK) as u8
     }
 }
 
@@ -72,8 +82,7 @@ pub fn find<'t, T: Tables>(
             if !other && direction != NO_FLOW {
                 return Some(Found {
                     flow,
-                    direction,
-                    alias: 0,
+                    way: direction as u64,
                 });
             }
             if other {
@@ -82,8 +91,7 @@ pub fn find<'t, T: Tables>(
         } else if aliases && goes_back(&lookup.key, flow, opened) {
             return Some(Found {
                 flow: replying(tables, lookup, flow, now)?,
-                direction: 1,
-                alias: 1,
+                way: Found::BACK | Found::ALIAS,
             });
         } else {
             lookup.met = Lookup::OTHERS;
@@ -112,8 +120,7 @@ pub(super) fn found_second<'t, T: Tables>(
     }
     Some(Found {
         flow: tables.flow(&lookup.key)?,
-        direction: place as u8 & 1,
-        alias: (place / UNDER_ALIAS) as u8,
+        way: place as u64 & (Found::BACK | Found::ALIAS),
     })
 }
 
@@ -164,11 +171,8 @@ fn goes_back(key: &FlowKey, alias: &Flow, opened: u32) -> bool {
     (alias.status.get() ^ opened) & Flow::LOW_OPENED != 0 || key.is_to_itself()
 }
 
-/// Beside a direction, in the result of [`second`]: the packet bears the flow's alias.
-const UNDER_ALIAS: u32 = 4;
-
 /// Looks for the flow of the second name: the first one's goes the other way, or is over. Its result is
-/// the packet's direction in that flow, or [`NO_FLOW`].
+/// [`Found::way`], or [`NO_FLOW`].
 ///
 /// To the verifier, a function of its own; so the flow is looked up once more, which is rare.
 #[inline(always)]
@@ -186,7 +190,7 @@ pub fn second<T: Tables>(
     if flow.is_alias() {
         let back = aliases && goes_back(&lookup.key, flow, opened);
         return if back && replying(tables, lookup, flow, now).is_some() {
-            UNDER_ALIAS | 1
+            (Found::BACK | Found::ALIAS) as u32
         } else {
             NO_FLOW as u32
         };

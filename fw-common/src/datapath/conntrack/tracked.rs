@@ -154,7 +154,7 @@ impl Tracked {
         let flow = found.flow;
         let status = flow.status.get();
         self.set_without_flow(state);
-        self.direction = found.direction;
+        self.direction = found.direction();
         self.stored = true;
         self.mark = flow.mark.get();
         if status & Flow::TRANSLATED == 0 {
@@ -183,17 +183,17 @@ impl Tracked {
         let low = status & Flow::LOW_OPENED != 0;
         if status & Flow::SNAT != 0 {
             let (address, port) = if low {
-                (&key.low, key.low_port)
+                (&key.low, key.low_port())
             } else {
-                (&key.high, key.high_port)
+                (&key.high, key.high_port())
             };
             self.set_destination(address, port);
         }
         if status & Flow::DNAT != 0 {
             let (address, port) = if low {
-                (&key.high, key.high_port)
+                (&key.high, key.high_port())
             } else {
-                (&key.low, key.low_port)
+                (&key.low, key.low_port())
             };
             self.set_source(address, port);
         }
@@ -209,9 +209,9 @@ impl Tracked {
         }
         if status & Flow::DNAT != 0 {
             if status & Flow::OTHER_LOW != 0 {
-                self.set_destination(&flow.other.high, flow.other.high_port);
+                self.set_destination(&flow.other.high, flow.other.high_port());
             } else {
-                self.set_destination(&flow.other.low, flow.other.low_port);
+                self.set_destination(&flow.other.low, flow.other.low_port());
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use super::{ETHERNET, Headers, Icmp, L4_V4, L4_V6, Part, be32, protocol};
 use crate::abi::Family;
+use crate::datapath::checksum::Difference;
 use crate::datapath::packet::Packet;
 
 /// The usual packet: on Ethernet, without IP options, extension headers and fragments, TCP or UDP,
@@ -22,14 +23,18 @@ fn parse_v4<P: Packet>(packet: &P, headers: &mut Headers) -> bool {
         return false;
     };
     let half = |at: usize| u16::from_be_bytes([w[at], w[at + 1]]) as u32;
+    let word = |at: usize| u32::from_be_bytes([w[at], w[at + 1], w[at + 2], w[at + 3]]);
     let total_len = half(16);
-    let sum = half(14) + half(16) + half(18) + half(20) + half(22) + half(24);
-    let sum = sum + half(26) + half(28) + half(30) + half(32);
-    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = Difference::default()
+        .add_word(word(14))
+        .add_word(word(18))
+        .add_word(word(22))
+        .add_word(word(26))
+        .add_word(word(30));
     if w[14] != 0x45
         || half(20) & 0x3fff != 0
-        || (sum & 0xffff) + (sum >> 16) != 0xffff
-        || packet.len().wrapping_sub(ETHERNET as u32) < total_len
+        || sum.folded() != 0xffff
+        || !packet.has(ETHERNET as u32 + total_len)
     {
         return false;
     }
@@ -52,7 +57,7 @@ fn parse_v6<P: Packet>(packet: &P, headers: &mut Headers) -> bool {
     let half = |at: usize| u16::from_be_bytes([w[at], w[at + 1]]) as u32;
     let word = |at: usize| be32(w[at], w[at + 1], w[at + 2], w[at + 3]);
     let payload_len = half(18);
-    if w[14] >> 4 != 6 || packet.len().wrapping_sub(L4_V6 as u32) < payload_len {
+    if w[14] >> 4 != 6 || !packet.has(L4_V6 as u32 + payload_len) {
         return false;
     }
     headers.family = Family::V6;

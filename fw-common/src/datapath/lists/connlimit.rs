@@ -164,10 +164,9 @@ impl<T: Tables> List<'_, T> {
             cell[connlimit::LOW + word].set(own.low[word]);
             cell[connlimit::HIGH + word].set(own.high[word]);
         }
-        cell[connlimit::PORTS].set((own.low_port as u32) << 16 | own.high_port as u32);
+        cell[connlimit::PORTS].set((own.low_port() as u32) << 16 | own.high_port() as u32);
         let from_low = self.asked.counting.from_low;
-        let form = own.form & FlowKey::V6;
-        let rest = (own.zone as u32) << 16 | (form as u32) << 8 | own.protocol as u32;
+        let rest = FlowKey::rest_of(own.protocol(), own.form() & FlowKey::V6, own.zone());
         cell[connlimit::REST].set(from_low | rest);
         cell[entry::STATE].set(0);
         cell[entry::NEXT].set(0);
@@ -221,18 +220,15 @@ impl<T: Tables> Step for Check<'_, T> {
         }
         let ports = cell[connlimit::PORTS].get();
         let rest = cell[connlimit::REST].get();
-        other.low_port = (ports >> 16) as u16;
-        other.high_port = ports as u16;
-        other.protocol = rest as u8;
-        other.form = (rest >> 8) as u8 & FlowKey::V6;
-        other.zone = (rest >> 16) as u16;
+        other.ports = FlowKey::ports_of((ports >> 16) as u16, ports as u16);
+        let form = (rest >> 8) as u8 & FlowKey::V6;
+        other.rest = FlowKey::rest_of(rest as u8, form, (rest >> 16) as u16);
         counting.other_from_low = rest & connlimit::FROM_LOW;
         let own = &counting.own;
         let same = other.low == own.low
             && other.high == own.high
-            && other.low_port == own.low_port
-            && other.high_port == own.high_port
-            && other.protocol == own.protocol
+            && other.ports == own.ports
+            && other.protocol() == own.protocol()
             && rest & connlimit::FROM_LOW == counting.from_low;
         look(list.tables, list.asked);
         let counting = &mut list.asked.counting;

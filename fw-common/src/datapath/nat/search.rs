@@ -253,7 +253,7 @@ fn pushes_out(draft: &Draft, alias: u32, flow: &Flow) -> bool {
     let new = &draft.flow;
     let same_way = (alias ^ new.status.get()) & Flow::LOW_OPENED == 0;
     draft.choice.pushes
-        && draft.key.protocol == protocol::TCP
+        && draft.key.protocol() == protocol::TCP
         && tcp::state_of(new) == state::SYN_SENT
         && same_way
         && tcp::makes_way(flow, new.sent[0].end.get())

@@ -7,7 +7,7 @@ use crate::sim::HostDevice;
 
 fn key(port: u16) -> FlowKey {
     FlowKey {
-        low_port: port,
+        ports: FlowKey::ports_of(port, 0),
         ..FlowKey::default()
     }
 }
