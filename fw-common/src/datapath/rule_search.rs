@@ -96,14 +96,21 @@ impl<T: Tables> Step for InList<'_, T> {
     fn step(&mut self, _turn: u32) -> ControlFlow<()> {
         let search = &mut self.0;
         let at = search.scratch.walk.at;
-        let Some(rule) = search.tables.cell(search.generation, at) else {
+        let (number, here) = place(at);
+        let Some(page) = search.tables.page(search.generation, number) else {
             return ControlFlow::Break(());
         };
-        let (index, next) = (Rule(rule).index(), Rule(rule).next());
+        let rule = Rule(&page[here]);
+        let (index, next) = (rule.index(), rule.next());
         if index >= search.scratch.walk.best {
             return ControlFlow::Break(());
         }
-        if index >= search.scratch.walk.cursor && search.matches(at) {
+        // Most of a list differ in an address, so that one branch is foretold.
+        if index >= search.scratch.walk.cursor
+            && addresses_match(rule, &search.scratch.headers)
+            && fields_match(page, here, search.scratch)
+            && search.predicates_hold(rule)
+        {
             search.scratch.walk.best = index;
             search.scratch.walk.found = at;
             return ControlFlow::Break(());
@@ -117,16 +124,6 @@ impl<T: Tables> Step for InList<'_, T> {
 }
 
 impl<T: Tables> Search<'_, T> {
-    /// Whether the rule at a cell matches.
-    #[inline(always)]
-    fn matches(&mut self, at: u32) -> bool {
-        let (number, at) = place(at);
-        let Some(page) = self.tables.page(self.generation, number) else {
-            return false;
-        };
-        fields_match(page, at, self.scratch) && self.predicates_hold(Rule(&page[at]))
-    }
-
     /// Whether all of a rule's predicates hold.
     #[inline(always)]
     pub(super) fn predicates_hold(&mut self, rule: Rule<'_>) -> bool {
@@ -147,6 +144,13 @@ impl<T: Tables> Search<'_, T> {
         );
         self.scratch.walk.hold != 0
     }
+}
+
+/// Whether the first words of a rule's addresses match the packet's.
+#[inline(always)]
+fn addresses_match(rule: Rule<'_>, headers: &Headers) -> bool {
+    let (w, key) = (&rule.0.w, &headers.key);
+    ((key.source[0] & w[1]) ^ w[0]) | ((key.destination[0] & w[3]) ^ w[2]) == 0
 }
 
 /// Whether a rule's fields match the packet. They are compared without branches: the verifier
