@@ -76,7 +76,7 @@ fn put_by(
     place: u32,
     policy: BorrowedFd<'_>,
 ) -> io::Result<()> {
-    let wanted = Some(sys::map_id(policy)?);
+    let wanted = Some(sys::id(policy)?);
     helper.begin(place, [places, policy])?;
     while sys::word(places, place)? != wanted {
         if let Some(ended) = helper.child.ended() {

@@ -59,7 +59,7 @@ fn make(maps: &Maps, place: u32, shape: &ListShape) -> Result<()> {
     // A number that nobody outside knows.
     let seed = RandomState::new().build_hasher().finish() as u32;
     page[..2].copy_from_slice(&shape.head(seed));
-    let id = sys::map_id(map.as_fd())?;
+    let id = sys::id(map.as_fd())?;
     let mut pages = Blob::try_from(Map::from_map_data(MapData::from_id(id)?)?)?;
     pages.set(0, page, 0).context("cannot write its head")?;
     sys::put(maps.lists.as_fd(), place, map.as_fd()).context("cannot put it in its place")

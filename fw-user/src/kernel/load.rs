@@ -16,7 +16,7 @@
 //! In the first two cases the next load removes what it finds, and begins from nothing.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -186,11 +186,51 @@ impl Targets {
 #[derive(Debug)]
 pub struct Programs {
     /// tcx or clsact ingress.
-    pub ingress: SchedClassifier,
+    pub ingress: Pinned<SchedClassifier>,
     /// tcx or clsact egress.
-    pub egress: SchedClassifier,
+    pub egress: Pinned<SchedClassifier>,
     /// XDP.
-    pub xdp: Xdp,
+    pub xdp: Pinned<Xdp>,
+}
+
+/// A program that is pinned. aya's type for it asks the kernel first what it can do, by loading small
+/// programs, and most often there is nothing to attach anew.
+#[derive(Debug)]
+pub struct Pinned<P> {
+    path: PathBuf,
+    id: u32,
+    from_pin: fn(&Path) -> Result<P, ProgramError>,
+    program: Option<P>,
+}
+
+impl<P> Pinned<P> {
+    fn find(path: PathBuf, from_pin: fn(&Path) -> Result<P, ProgramError>) -> Result<Self> {
+        let id = sys::open_pin(&path).and_then(|program| sys::id(program.as_fd()));
+        Ok(Self {
+            id: id.with_context(|| cannot_open(&path))?,
+            path,
+            from_pin,
+            program: None,
+        })
+    }
+
+    /// The kernel's number of it.
+    pub fn id(&self) -> u32 {
+        self.id
+    }
+
+    /// The program.
+    pub fn open(&mut self) -> Result<&mut P> {
+        let program = match self.program.take() {
+            Some(program) => program,
+            None => (self.from_pin)(&self.path).with_context(|| cannot_open(&self.path))?,
+        };
+        Ok(self.program.insert(program))
+    }
+}
+
+fn cannot_open(program: &Path) -> String {
+    format!("cannot open the program {}", program.display())
 }
 
 impl Maps {
@@ -264,21 +304,20 @@ pub fn running_id(state: &StateDir) -> Result<Option<u32>> {
 /// [`running_id`] of a policy that is open.
 pub fn blob_id(policy: &Blob) -> Result<u32> {
     let map = IterableMap::map(policy).fd();
-    sys::map_id(map.as_fd()).context("cannot ask for a map's number")
+    sys::id(map.as_fd()).context("cannot ask for a map's number")
 }
 
 impl Programs {
     /// Opens the pinned programs.
     pub fn open(state: &StateDir) -> Result<Self> {
-        let classifier = |name| {
-            SchedClassifier::from_pin(state.program(name))
-                .with_context(|| format!("cannot open the program {name}"))
-        };
+        let classifier =
+            |name| Pinned::find(state.program(name), |path| SchedClassifier::from_pin(path));
         Ok(Self {
             ingress: classifier(maps::PROGRAM_INGRESS)?,
             egress: classifier(maps::PROGRAM_EGRESS)?,
-            xdp: Xdp::from_pin(state.program(maps::PROGRAM_XDP), XdpAttachType::Interface)
-                .with_context(|| format!("cannot open the program {}", maps::PROGRAM_XDP))?,
+            xdp: Pinned::find(state.program(maps::PROGRAM_XDP), |path| {
+                Xdp::from_pin(path, XdpAttachType::Interface)
+            })?,
         })
     }
 }

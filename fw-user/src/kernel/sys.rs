@@ -550,18 +550,18 @@ pub fn first_key(map: BorrowedFd<'_>) -> io::Result<Option<u32>> {
     }
 }
 
-/// A map's id.
-pub fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+/// The id of a map or program.
+pub fn id(object: BorrowedFd<'_>) -> io::Result<u32> {
     #[repr(C)]
     struct Attributes {
         fd: u32,
         length: u32,
         info: u64,
     }
-    // The first two fields of struct bpf_map_info: the type and the id.
+    // The first two fields of struct bpf_map_info and of struct bpf_prog_info: the type and the id.
     let mut info = [0u32; 2];
     let mut attributes = Attributes {
-        fd: map.as_raw_fd() as u32,
+        fd: object.as_raw_fd() as u32,
         length: size_of_val(&info) as u32,
         info: info.as_mut_ptr() as u64,
     };

@@ -119,19 +119,19 @@ impl Via {
     /// What to attach to. A running firewall is not moved from one to the other: for a moment its
     /// programs would see each packet twice, or not at all.
     pub fn choose(state: &StateDir, asked: Hook) -> Result<Self> {
-        let has_tcx = probe::has_tcx();
-        let chosen = match (asked, Self::of(state)?) {
+        let present = Self::of(state)?;
+        let chosen = match (asked, present) {
             (Hook::Auto, Some(present)) => present,
-            (Hook::Auto, None) if has_tcx => Self::Tcx,
+            (Hook::Auto, None) if probe::has_tcx() => Self::Tcx,
             (Hook::Clsact | Hook::Auto, _) => Self::Clsact,
-            (Hook::Tcx, _) if !has_tcx => bail!(
+            (Hook::Tcx, _) if !probe::has_tcx() => bail!(
                 "this kernel ({}) has no tcx, which came with Linux 6.6; use `--hook clsact`, or \
                  `--hook auto`, which knows",
                 probe::kernel_version()
             ),
             (Hook::Tcx, _) => Self::Tcx,
         };
-        match Self::of(state)? {
+        match present {
             Some(present) if present != chosen => bail!(
                 "the firewall is attached by {}, and --hook asks for {}: `fwbpf unload` first, \
                  then load again",
@@ -221,7 +221,7 @@ fn attach(
         let pin = state.link(interface.index, hook);
         new |= match via {
             Via::Tcx => tcx::attach(program, interface, direction, &pin)?,
-            Via::Clsact => clsact::attach(state, program, interface, direction, &pin)?,
+            Via::Clsact => clsact::attach(state, program.open()?, interface, direction, &pin)?,
         };
         if clsact::Record::read(&pin).is_some_and(|record| record.is_displaced(direction)) {
             problems.push(format!(

@@ -8,16 +8,17 @@ use aya::programs::tc::{SchedClassifierLink, TcAttachOptions};
 use aya::programs::{LinkOrder, SchedClassifier, TcAttachType};
 
 use crate::host::Interface;
+use crate::kernel::load::Pinned;
 use crate::kernel::state::remove_if_present;
 
 /// Makes sure that the program is there, and says whether it attached anew.
 pub fn attach(
-    program: &mut SchedClassifier,
+    program: &mut Pinned<SchedClassifier>,
     interface: &Interface,
     direction: TcAttachType,
     pin: &Path,
 ) -> Result<bool> {
-    let id = program.info()?.id();
+    let id = program.id();
     let attached = || -> Result<bool> {
         let (_, programs) = SchedClassifier::query_tcx(&interface.name, direction)?;
         Ok(programs.iter().any(|program| program.id() == id))
@@ -25,7 +26,7 @@ pub fn attach(
     if pin.exists() {
         // The pin may hold an older program, or the link of an interface that had this index
         // before: such a link belongs to no interface any more and cannot be updated.
-        if attached()? || update(program, pin).is_ok() && attached()? {
+        if attached()? || update(program.open()?, pin).is_ok() && attached()? {
             return Ok(false);
         }
         remove_if_present(pin)?;
@@ -34,6 +35,7 @@ pub fn attach(
         TcAttachType::Egress => LinkOrder::last(),
         TcAttachType::Ingress | TcAttachType::Custom(_) => LinkOrder::first(),
     };
+    let program = program.open()?;
     let id = program.attach_with_options(
         &interface.name,
         direction,

@@ -9,13 +9,14 @@ use aya::programs::xdp::{XdpLink, XdpMode as AyaXdpMode};
 
 use super::{XDP, XdpMode, detach_link, os_error};
 use crate::host::Interface;
+use crate::kernel::load::Pinned;
 use crate::kernel::state::{StateDir, remove_if_present};
 
 /// Puts the program where `mode` wants it, and takes it away elsewhere.
 pub fn attach(
     state: &StateDir,
     interface: &Interface,
-    program: &mut Xdp,
+    program: &mut Pinned<Xdp>,
     mode: XdpMode,
 ) -> Result<()> {
     let pin = state.link(interface.index, XDP);
@@ -32,14 +33,15 @@ pub fn attach(
             Ok(())
         };
     }
-    let id = program.info()?.id();
+    let id = program.id();
     if pin.exists() {
         let attached = interface.xdp.is_some_and(|xdp| xdp.id == id);
-        if attached || update(program, &pin).is_ok() {
+        if attached || update(program.open()?, &pin).is_ok() {
             return Ok(());
         }
         remove_if_present(&pin)?;
     }
+    let program = program.open()?;
     let id = program
         .attach_to_if_index(interface.index, AyaXdpMode::Driver)
         .map_err(|error| explain(Error::from(error)))?;
