@@ -62,6 +62,8 @@ impl From<Range<usize>> for Span {
 pub(crate) struct LineIndex {
     /// Pieces of a file that are read side by side share them.
     starts: Arc<Vec<usize>>,
+    /// How many of them are looked at by whoever asks for the lines that follow.
+    until: usize,
     /// The line of the last question: the next is most often about the same or the one after.
     last: Cell<usize>,
 }
@@ -73,15 +75,24 @@ impl LineIndex {
         starts.push(0);
         starts.extend(newlines().map(|newline| newline + 1));
         Self {
+            until: starts.len(),
             starts: Arc::new(starts),
             last: Cell::new(0),
+        }
+    }
+
+    /// The same for a piece that ends here.
+    pub fn until(&self, end: usize) -> Self {
+        Self {
+            until: self.starts.partition_point(|start| *start < end),
+            ..self.clone()
         }
     }
 
     /// Where lines begin, from the one that begins here on.
     pub fn starts_from(&self, byte: usize) -> &[usize] {
         let first = self.starts.partition_point(|start| *start < byte);
-        &self.starts[first..]
+        self.starts.get(first..self.until).unwrap_or_default()
     }
 
     /// The line of a byte, from 1.
@@ -118,6 +129,15 @@ fn saturate(number: usize) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_piece_ends_where_the_next_begins() {
+        let lines = LineIndex::new("a\nb\nc\nd");
+        assert_eq!(lines.starts_from(1), [2, 4, 6]);
+        assert_eq!(lines.until(4).starts_from(1), [2]);
+        assert!(lines.until(4).starts_from(6).is_empty());
+        assert_eq!(lines.until(4).line(6), 4);
+    }
 
     #[test]
     fn places_count_from_one_and_in_characters() {

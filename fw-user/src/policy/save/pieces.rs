@@ -4,13 +4,18 @@
 //! A piece about which there is anything to say, or which names a host whose addresses have to be asked
 //! for, is read once more in its turn, so that everything is said in order.
 
-use std::thread::{self, available_parallelism};
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use rustix::thread::sched_getaffinity;
 
 use super::table::TableBuilder;
 use super::{FileReader, Open, lexer};
 use crate::policy::error::Report;
 use crate::policy::model::Family;
-use crate::policy::source::{SourceFile, Span};
+use crate::policy::source::{LineIndex, SourceFile, Span};
 
 /// Fewer lines than this are not worth a thread.
 const PIECE: usize = 1_000;
@@ -30,47 +35,58 @@ impl FileReader<'_, '_> {
         let Open::Known(table, _) = &self.open else {
             return Row::Short(at(count));
         };
-        // How many CPUs there are is asked last: the answer takes a dozen system calls.
-        let pieces = match count / PIECE {
+        let threads = match count / PIECE {
             few @ (0 | 1) => few,
-            most => available_parallelism().map_or(1, usize::from).min(most),
+            most => cpus().min(most),
         };
-        if pieces < 2 {
+        if threads < 2 {
             return Row::Short(at(count));
         }
-        // This thread takes less than the others, as it puts their rules to its own.
-        let share = |piece: usize| match piece {
-            0 => 0,
-            piece => count * (4 * piece - 1) / (4 * pieces - 1),
-        };
-        let ends: Vec<usize> = (0..=pieces).map(|piece| at(share(piece))).collect();
-        let outlines: Vec<_> = (1..pieces)
-            .map(|_| (table.outline(), self.report.lines().clone()))
+        // Several for each thread, which may not have a CPU of its own all the time; but each has all the chains' names.
+        let length = (count / (8 * threads))
+            .max(PIECE / 2)
+            .max(8 * table.chains().count());
+        let pieces = count.div_ceil(length);
+        let places: Vec<usize> = (0..=pieces)
+            .map(|piece| at(count.min(piece * length)))
             .collect();
         let (family, index, strict) = (self.family, self.report.index(), self.report.strict());
-        thread::scope(|scope| {
-            let others = outlines.into_iter().zip(ends[1..].windows(2));
-            let others: Vec<_> = others
-                .map(|((outline, lines), ends)| {
-                    let read = move || {
-                        let mut report = Report::of_piece(file, index, strict, lines);
-                        piece(outline, family, &mut report, ends[0], ends[1])
-                    };
-                    (scope.spawn(read), ends)
-                })
-                .collect();
-            self.lines(file, ends[0], ends[1]);
-            for (other, ends) in others {
-                let read = other
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-                match (read, &mut self.open) {
-                    (Some(read), Open::Known(table, _)) => table.append(read),
-                    _ => self.lines(file, ends[0], ends[1]),
+        let outlines: Vec<_> = (1..threads)
+            .map(|_| (table.outline(), self.report.lines().clone()))
+            .collect();
+        let (places, left) = (&places, &Left::of(pieces));
+        let read = thread::scope(|scope| {
+            let read = |(outline, lines): (TableBuilder, LineIndex)| {
+                let mut read = Vec::new();
+                while let Some(number) = left.last() {
+                    let (start, end) = (places[number], places[number + 1]);
+                    let mut report = Report::of_piece(file, index, strict, lines.until(end));
+                    let table = piece(outline.outline(), family, &mut report, start, end);
+                    read.push((number, table));
                 }
+                read
+            };
+            let others = outlines
+                .into_iter()
+                .map(|given| scope.spawn(move || read(given)));
+            let others: Vec<_> = others.collect();
+            while let Some(number) = left.first() {
+                self.lines(file, places[number], places[number + 1]);
             }
+            let mut read = BTreeMap::new();
+            for other in others {
+                let other = other.join();
+                read.extend(other.unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+            }
+            read
         });
-        Row::Read(ends[pieces])
+        for (number, table) in read {
+            match (table, &mut self.open) {
+                (Some(read), Open::Known(table, _)) => table.append(read),
+                _ => self.lines(file, places[number], places[number + 1]),
+            }
+        }
+        Row::Read(places[pieces])
     }
 
     fn lines(&mut self, file: &SourceFile, start: usize, end: usize) {
@@ -78,6 +94,34 @@ impl FileReader<'_, '_> {
             self.line(line);
         }
     }
+}
+
+/// Numbers of pieces that nobody has begun to read. Whoever reads into the table itself takes the first, so that
+/// its rules are in place; the others take the last.
+struct Left(Mutex<Range<usize>>);
+
+impl Left {
+    fn of(pieces: usize) -> Self {
+        Self(Mutex::new(0..pieces))
+    }
+
+    fn first(&self) -> Option<usize> {
+        self.lock().next()
+    }
+
+    fn last(&self) -> Option<usize> {
+        self.lock().next_back()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Range<usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many CPUs there are for this process. (The standard library would look for limits of its control groups,
+/// too, which takes as long as a few hundred rules.)
+fn cpus() -> usize {
+    sched_getaffinity(None).map_or(1, |cpus| cpus.count() as usize)
 }
 
 /// What there is of rules in a row.
