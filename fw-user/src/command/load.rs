@@ -4,7 +4,7 @@
 use std::mem::ManuallyDrop;
 use std::sync::mpsc;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use fw_common::abi::blob::AnswerFields;
@@ -28,7 +28,7 @@ use crate::kernel::fast_path::{FastPath, Places};
 use crate::kernel::flip::Helpers;
 use crate::kernel::import::{Import, take_over};
 use crate::kernel::load::{Maps, Programs, check_owner, prepare};
-use crate::kernel::state::{Fact, Lock, StateDir};
+use crate::kernel::state::{Fact, Lock, Settled, StateDir};
 use crate::kernel::sync::{Next, prune_devices, replace, set_counters, store};
 use crate::kernel::sysctl::{answer_settings, conntrack_setting};
 use crate::kernel::{lists, probe, sets};
@@ -125,9 +125,10 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
         let _ = disable_transparent_huge_pages(false);
     }
     let large = size >= Size::Large;
-    let (running, parsed) = beside(
+    let ((running, here), parsed) = beside(
         large,
-        || Predecessor::find(state),
+        // Reading a small policy may wait for standard input, and is soon done otherwise.
+        || (Predecessor::find(state), large.then(Here::read)),
         || source::parse_for(&arguments.policy),
     );
     let running = running?;
@@ -145,7 +146,11 @@ pub fn run(state: &StateDir, arguments: &Load, output: &mut Output) -> Result<()
         large,
         || {
             let plan = Plan::new(&policy, running.as_ref(), &terms.starts);
-            (plan, Around::read(&policy))
+            let around = match here {
+                Some(Ok(here)) if here.is_fresh() => Ok(Around::of(&policy, here)),
+                _ => Around::read(&policy),
+            };
+            (plan, around)
         },
         || Draft::of(&policy),
     );
@@ -191,25 +196,50 @@ pub struct Prepared<'a> {
     pub helpers: Helpers,
 }
 
+/// What there is on this host, whatever the policy.
+struct Here {
+    host: Host,
+    answers: AnswerFields,
+    read: Instant,
+}
+
+impl Here {
+    /// Looks around in this network namespace.
+    fn read() -> Result<Self> {
+        let read = Instant::now();
+        Ok(Self {
+            host: Host::read()?,
+            answers: answer_settings(),
+            read,
+        })
+    }
+
+    /// Whether nothing much can have changed since: reading a policy may have waited for the names of hosts.
+    fn is_fresh(&self) -> bool {
+        self.read.elapsed() < Duration::from_millis(200)
+    }
+}
+
 /// What a policy meets on this host.
 pub struct Around {
     /// Whether the kernel has all that the policy asks for.
     required: Result<()>,
-    host: Host,
+    here: Here,
     tracking: Settings,
-    answers: AnswerFields,
 }
 
 impl Around {
     /// Looks around in this network namespace.
     pub fn read(policy: &Policy) -> Result<Self> {
-        let host = Host::read()?;
-        Ok(Self {
-            required: require::all(policy, &host),
-            host,
+        Ok(Self::of(policy, Here::read()?))
+    }
+
+    fn of(policy: &Policy, here: Here) -> Self {
+        Self {
+            required: require::all(policy, &here.host),
+            here,
             tracking: Settings::of(&policy.tracking, conntrack_setting),
-            answers: answer_settings(),
-        })
+        }
     }
 }
 
@@ -296,9 +326,8 @@ pub fn enforce_over(
     } = prepared;
     let Around {
         required,
-        host,
+        here: Here { host, answers, .. },
         tracking,
-        answers,
     } = around?;
     required?;
     draft.track_as(tracking);
@@ -310,30 +339,31 @@ pub fn enforce_over(
     let plan = plan?;
     let generation = plan.generation;
     let open = old.map(|old| old.maps);
-    let (mut maps, mut programs) = prepare(state, lock, plan.places, open)?;
-    let via = Via::choose(state, options.hook)?;
-    let settled = state.settled(lock)?;
-    sets::fill(&mut maps, &policy.sets)?;
-    lists::fill(&maps, &policy.lists)?;
-    // The kernel takes about as long to set the counters as the rest takes to compile and to store.
-    let (tables, stored) = thread::scope(|scope| {
+    // The kernel takes about as long for its part as the rest takes to compile and to store.
+    let (ready, tables, stored) = thread::scope(|scope| {
         let (give, meta) = mpsc::sync_channel(1);
-        let (plan, maps) = (&plan, &maps);
-        let counters = scope.spawn(move || {
+        let plan = &plan;
+        let ready = scope.spawn(move || {
             // Whoever does not want it has failed.
             let _ = give.send(plan.describe(policy));
-            set_counters(maps, &plan.fresh_slots)
+            Ready::make(state, lock, policy, plan, open, options.hook)
         });
         // Without it, the thread has failed: its answer is looked at below.
         let meta = || meta.recv().unwrap_or_default();
         let mut tables = draft.finish(&plan.slots, generation, meta);
         tables.set_clock(clock::read());
         let stored = store(&tables.cells);
-        counters
+        let ready = ready
             .join()
-            .map_err(|_| anyhow!("setting the counters panicked"))??;
-        stored.map(|stored| (tables, stored))
+            .map_err(|_| anyhow!("preparing the kernel's maps panicked"))??;
+        stored.map(|stored| (ready, tables, stored))
     })?;
+    let Ready {
+        mut maps,
+        mut programs,
+        via,
+        settled,
+    } = ready;
     let next = Next {
         generation,
         cells: &tables.cells,
@@ -413,6 +443,38 @@ pub fn enforce_over(
         problems,
         trial_seconds: options.trial.map(|period| period.as_secs()),
     })
+}
+
+/// The kernel's maps and programs, with all in them that the next policy has beside the running one.
+struct Ready {
+    maps: Maps,
+    programs: Programs,
+    via: Via,
+    settled: Settled,
+}
+
+impl Ready {
+    fn make(
+        state: &StateDir,
+        lock: &Lock,
+        policy: &Policy,
+        plan: &Plan,
+        open: Option<Maps>,
+        hook: Hook,
+    ) -> Result<Self> {
+        let (mut maps, programs) = prepare(state, lock, plan.places, open)?;
+        let via = Via::choose(state, hook)?;
+        let settled = state.settled(lock)?;
+        sets::fill(&mut maps, &policy.sets)?;
+        lists::fill(&maps, &policy.lists)?;
+        set_counters(&maps, &plan.fresh_slots)?;
+        Ok(Self {
+            maps,
+            programs,
+            via,
+            settled,
+        })
+    }
 }
 
 fn attach_later(
