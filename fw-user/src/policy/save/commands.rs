@@ -1,5 +1,6 @@
 //! Lines with commands, carried out on the table that is open.
 
+use super::alike::Pattern;
 use super::chains::{brackets, chain_name};
 use super::lexer::{Line, OpenQuote};
 use super::options::Core;
@@ -11,6 +12,7 @@ use crate::policy::source::Span;
 
 impl FileReader<'_, '_> {
     pub(super) fn rule_line(&mut self, mut line: Line<'_>, span: Span) {
+        self.pattern = None;
         let mut counters = None;
         let body = line.text.trim_start_matches([' ', '\t']);
         let indent = line.text.len() - body.len();
@@ -44,6 +46,7 @@ impl FileReader<'_, '_> {
             Open::Known(builder, _) => builder,
         };
         let errors_before = self.report.errors.len();
+        let warnings_before = self.report.warnings.len();
         let words = match lexer::words(line) {
             Ok(words) => words,
             Err(OpenQuote(quote)) => {
@@ -82,16 +85,22 @@ impl FileReader<'_, '_> {
                 .expected("only one of them"),
             );
         }
-        self.execute(read, span);
+        let pattern = match line.text.starts_with("-A ") && line.start == span.start {
+            true => Pattern::of(&words, &read, span),
+            false => None,
+        };
+        let place = self.execute(read, span);
+        let silent = self.report.errors.len() == errors_before
+            && self.report.warnings.len() == warnings_before;
+        self.pattern = pattern.filter(|_| silent).zip(place);
     }
 
-    pub(super) fn execute(&mut self, line: rule::Line<'_>, span: Span) {
+    /// Where the rules of a line were put, if they were put at the end of a chain.
+    fn execute(&mut self, line: rule::Line<'_>, span: Span) -> Option<Place> {
         let Open::Known(builder, _) = &mut self.open else {
-            return;
+            return None;
         };
-        let Some((command, _)) = line.command else {
-            return;
-        };
+        let (command, _) = line.command?;
         let first = line.operands.first();
         let name = first.map(|word| word.text.as_ref());
         let name_span = first.map_or(span, |word| word.span);
@@ -100,18 +109,21 @@ impl FileReader<'_, '_> {
             && !builder.has_chain(name)
         {
             let problem = unknown_chain(name, name_span, builder);
-            return self.report.error(problem);
+            self.report.error(problem);
+            return None;
         }
         match (command, name) {
             (Core::Append, Some(name)) => {
                 if let Some(problem) = misplaced_interface(name, &line.rule) {
-                    return self.report.error(problem);
+                    self.report.error(problem);
+                    return None;
                 }
-                builder.insert(name, None, line.rule, span, self.report);
+                return builder.insert(name, None, line.rule, span, self.report);
             }
             (Core::Insert, Some(name)) => {
                 if let Some(problem) = misplaced_interface(name, &line.rule) {
-                    return self.report.error(problem);
+                    self.report.error(problem);
+                    return None;
                 }
                 let count = builder.rule_count(name);
                 let number = match line.operands.get(1) {
@@ -132,7 +144,7 @@ impl FileReader<'_, '_> {
             }
             (Core::Policy, Some(name)) => {
                 if !builder.is_builtin(name) {
-                    return self.report.error(
+                    self.report.error(
                         Problem::wrong(
                             "policy-of-own-chain",
                             name_span,
@@ -140,6 +152,7 @@ impl FileReader<'_, '_> {
                         )
                         .expected("a built-in chain"),
                     );
+                    return None;
                 }
                 if let Some(policy) = line.operands.get(1) {
                     let name = name.to_owned();
@@ -148,7 +161,7 @@ impl FileReader<'_, '_> {
             }
             (Core::NewChain, Some(name)) => {
                 if builder.has_chain(name) {
-                    return self.report.error(
+                    self.report.error(
                         Problem::wrong(
                             "chain-exists",
                             name_span,
@@ -156,6 +169,7 @@ impl FileReader<'_, '_> {
                         )
                         .expected("a new name"),
                     );
+                    return None;
                 }
                 match chain_name(name, name_span) {
                     Ok(()) => builder.add_chain(name),
@@ -181,7 +195,14 @@ impl FileReader<'_, '_> {
             }
             _ => {}
         }
+        None
     }
+}
+
+/// The end of a chain: the chain's number, and how many rules it has.
+pub(super) struct Place {
+    pub chain: usize,
+    pub rules: usize,
 }
 
 pub(super) fn unknown_chain(name: &str, span: Span, builder: &TableBuilder) -> Problem {

@@ -2,6 +2,7 @@
 //!
 //! Reading goes on after an error, so that all errors of a file are reported at once.
 
+mod alike;
 mod chains;
 mod commands;
 mod lexer;
@@ -24,6 +25,8 @@ use super::error::{Problem, Report, nearest};
 use super::ids::TableName;
 use super::model::{Family, Ruleset};
 use super::source::{SourceFile, Span};
+use alike::Pattern;
+use commands::Place;
 use lexer::Line;
 use pieces::Row;
 use table::TableBuilder;
@@ -95,6 +98,8 @@ struct FileReader<'r, 'f> {
     returns: bool,
     /// Whether lines outside of any table have been refused.
     outside: bool,
+    /// The last line, if others like it may follow, and the place of its rule.
+    pattern: Option<(Pattern, Place)>,
 }
 
 impl<'r, 'f> FileReader<'r, 'f> {
@@ -107,6 +112,7 @@ impl<'r, 'f> FileReader<'r, 'f> {
             uncommitted: Vec::new(),
             returns: false,
             outside: false,
+            pattern: None,
         }
     }
 }
@@ -116,8 +122,12 @@ impl FileReader<'_, '_> {
         if line.text.starts_with("-A ") && line.text.ends_with(|end: char| end.is_ascii_graphic()) {
             // Nearly every line: nothing is odd about its ends.
             let span = (line.start..line.start + line.text.len()).into();
-            return self.rule_line(line, span);
+            if !self.repeats(line, span) {
+                self.rule_line(line, span);
+            }
+            return;
         }
+        self.pattern = None;
         if let Some(text) = line.text.strip_suffix('\r') {
             line.text = text;
             if !std::mem::replace(&mut self.returns, true) {

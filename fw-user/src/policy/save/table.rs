@@ -3,6 +3,8 @@
 use indexmap::IndexMap;
 use rustc_hash::FxBuildHasher;
 
+use super::alike::Field;
+use super::commands::Place;
 use super::outgoing::Outgoing;
 use super::rule::RuleDraft;
 use crate::policy::error::{Problem, Report};
@@ -37,10 +39,13 @@ impl ChainBuilder {
         }
     }
 
-    /// Makes room for a rule, and for so many more.
-    fn reserve(&mut self, more: usize) {
-        self.rules.reserve(1 + more);
-        self.targets.reserve(1 + more);
+    /// Makes room for a line's rule, and in a long chain for those of the lines that follow.
+    fn make_room(&mut self, name: &str, line: Span, report: &Report<'_>) {
+        if self.rules.len() == self.rules.capacity() && self.rules.len() >= MANY {
+            let more = lines_for(name, report, line.end);
+            self.rules.reserve(1 + more);
+            self.targets.reserve(1 + more);
+        }
     }
 }
 
@@ -182,7 +187,7 @@ impl TableBuilder {
         self.chains.get(name).map_or(0, |chain| chain.rules.len())
     }
 
-    /// Puts the rules of one line into a chain: at its end, or before the rule of that index.
+    /// Puts the rules of one line into a chain: at its end, or before the rule of that index. Where it ends then.
     pub fn insert(
         &mut self,
         chain: &str,
@@ -190,15 +195,10 @@ impl TableBuilder {
         draft: RuleDraft,
         line: Span,
         report: &Report<'_>,
-    ) {
+    ) -> Option<Place> {
         let target = draft.target.as_ref().map_or(line, |(_, span)| *span);
-        let Some(own) = self.chains.get_mut(chain) else {
-            return;
-        };
-        if own.rules.len() == own.rules.capacity() && own.rules.len() >= MANY {
-            own.reserve(lines_for(chain, report, line.end));
-        }
-        let chain = own;
+        let (number, name, chain) = self.chains.get_full_mut(chain)?;
+        chain.make_room(name, line, report);
         expand(draft, report.origin(line), |rule| {
             // iptables inserts the rules of a list one by one at the same place, which turns their
             // order around.
@@ -214,6 +214,42 @@ impl TableBuilder {
                 }
             }
         });
+        Some(Place {
+            chain: number,
+            rules: chain.rules.len(),
+        })
+    }
+
+    /// Appends a chain's last rule once more, with another address; false if other rules were added meanwhile.
+    pub fn repeat(
+        &mut self,
+        place: &mut Place,
+        field: Field,
+        address: Negatable<Prefix>,
+        line: Span,
+        target: Span,
+        report: &Report<'_>,
+    ) -> bool {
+        let Some((name, chain)) = self.chains.get_index_mut(place.chain) else {
+            return false;
+        };
+        if chain.rules.len() != place.rules {
+            return false;
+        }
+        chain.make_room(name, line, report);
+        let Some(mut rule) = chain.rules.last().cloned() else {
+            return false;
+        };
+        let old = match field {
+            Field::Source => &mut rule.source,
+            Field::Destination => &mut rule.destination,
+        };
+        *old = restricts(&address).then_some(address);
+        rule.origin = report.origin(line);
+        chain.rules.push(rule);
+        chain.targets.push(target);
+        place.rules += 1;
+        true
     }
 
     /// The finished table, after the checks that the kernel makes when a table is committed.
@@ -465,13 +501,17 @@ impl List {
 
     fn get(&self, index: usize) -> Option<Negatable<Prefix>> {
         let Negatable { not, value } = self.0.as_ref()?;
-        let prefix = *value.get(index)?;
-        // A zero mask matches everything; inverted it matches nothing, and is kept.
-        (*not || !prefix.mask.is_unspecified()).then_some(Negatable {
+        let address = Negatable {
             not: *not,
-            value: prefix,
-        })
+            value: *value.get(index)?,
+        };
+        restricts(&address).then_some(address)
     }
+}
+
+/// Whether an address says anything: a zero mask matches everything; inverted it matches nothing, and is kept.
+fn restricts(address: &Negatable<Prefix>) -> bool {
+    address.not || !address.value.mask.is_unspecified()
 }
 
 fn with_transport(rule: &Rule, protocol: u8) -> Rule {
