@@ -144,10 +144,13 @@ impl Stage for Respond {
             tables.count(Stat::AnswerLost);
             return 0;
         }
+        // What was found for a packet to this host is in hand still. The reset itself may not lead to it: of a connection
+        // of this host's own it bears the source as it was, and the destination as it was translated.
+        let is_in_hand = scratch.answer.unseen || hook == INPUT;
+        if is_in_hand && scratch.answer.kind == RESET && scratch.tracked.stored {
+            close(tables, scratch);
+        }
         if scratch.answer.unseen {
-            if scratch.tracked.stored {
-                close(tables, scratch);
-            }
             scratch.sent_on = scratch.answer.device;
             packet.set_note(NOTE_SENT_ON);
         } else {

@@ -167,3 +167,30 @@ fn an_error_about_a_first_packet_is_of_no_ended_connection() {
     });
     assert_eq!(hits, ["first"]);
 }
+
+/// A reset closes the connection of the packet that it answers, also where it bears none of the names of that
+/// connection, as both ends of it were translated (`nf_send_reset`, net/ipv4/netfilter/nf_reject_ipv4.c).
+#[test]
+fn a_reset_closes_a_connection_of_which_both_ends_were_translated() {
+    const RESETS: &str = "-A INPUT -p tcp -j REJECT --reject-with tcp-reset\n";
+    const TRANSLATES: &str = "-A OUTPUT -p tcp -j DNAT --to-destination :80\n\
+        -A POSTROUTING -o eth0 -j MASQUERADE\nCOMMIT\n";
+    let mut machine = Machine::new(&format!("*filter\n{OPEN}{RESETS}COMMIT\n{NAT}{TRANSLATES}"));
+    let (own, other) = ((BRIDGE, 4000), (CLIENT, 53));
+    let port = |packet: &SlicePacket| u16::from_be_bytes([packet.bytes[36], packet.bytes[37]]);
+    let first = machine.leave(ETH0, tcp(own, other, flag::SYN, [1, 0]));
+    assert_eq!((&first.bytes[26..30], port(&first)), (&SERVER[..], 80));
+
+    let opens_too = tcp((CLIENT, 80), (SERVER, 4000), flag::SYN, [7, 0]);
+    let mut packet = SlicePacket::ethernet(opens_too, ETH0);
+    packet.arrival_device = ETH0;
+    let verdict = ingress(&mut packet, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Answer);
+    let mut answer = packet.at_egress_of(ETH0);
+    let verdict = egress(&mut answer, &machine.tables, &mut machine.scratch);
+    assert_eq!(verdict, Verdict::Pass);
+
+    // In a connection that is closed it is INVALID, and not translated.
+    let late = machine.leave(ETH0, tcp(own, other, flag::SYN | flag::ACK, [2, 8]));
+    assert_eq!(port(&late), 53);
+}
