@@ -170,38 +170,42 @@ fn count(pair: &Pair, stat: Stat) -> Result<u64> {
         .sum())
 }
 
-/// Difference 19: whether a flow found no name for its way, when the trial is run again.
-fn runs_out_of_names(pair: &mut Pair, trial: &Trial) -> Result<bool> {
-    if !trial.rules.translate_destinations() {
-        return Ok(false);
-    }
-    let before = count(pair, Stat::NoTransitName)?;
-    pair.run(trial)?;
-    Ok(count(pair, Stat::NoTransitName)? > before)
+/// Runs a trial again. Difference 19: also whether a flow found no name for its way, so that it does not count.
+fn again(pair: &mut Pair, trial: &Trial) -> Result<(Option<Difference>, bool)> {
+    let names_may_lack = trial.rules.translate_destinations();
+    let refused = |pair: &Pair| {
+        if names_may_lack {
+            count(pair, Stat::NoTransitName)
+        } else {
+            Ok(0)
+        }
+    };
+    let before = refused(pair)?;
+    let difference = pair.run(trial)?;
+    Ok((difference, refused(pair)? > before))
 }
 
 /// Runs a trial; again with other random ports if a draw may have made the difference.
 fn difference_of(pair: &mut Pair, trial: &Trial, shared: &Shared) -> Result<Option<Difference>> {
-    let first = pair.run(trial)?;
-    if first.is_some() && runs_out_of_names(pair, trial)? {
-        shared.outcome.lock().expect("no worker panicked").nameless += 1;
+    let Some(first) = pair.run(trial)? else {
         return Ok(None);
-    }
-    if first.is_some() && trial.rules.count_connections() && pair.run(trial)?.is_none() {
-        shared.outcome.lock().expect("no worker panicked").late += 1;
-        return Ok(None);
-    }
+    };
     let drew = pair.reference.drew_ports() || pair.tested.drew_ports();
-    if first.is_none() || !drew {
-        return Ok(first);
+    let late = trial.rules.count_connections();
+    for turn in 0..=if drew { OTHER_DRAWS } else { 0 } {
+        let (difference, nameless) = again(pair, trial)?;
+        let mut outcome = shared.outcome.lock().expect("no worker panicked");
+        let reason = match difference {
+            _ if nameless => &mut outcome.nameless,
+            Some(_) => continue,
+            None if turn == 0 && late => &mut outcome.late,
+            None if drew => &mut outcome.draws,
+            None => return Ok(Some(first)),
+        };
+        *reason += 1;
+        return Ok(None);
     }
-    for _ in 0..OTHER_DRAWS {
-        if pair.run(trial)?.is_none() {
-            shared.outcome.lock().expect("no worker panicked").draws += 1;
-            return Ok(None);
-        }
-    }
-    Ok(first)
+    Ok(Some(first))
 }
 
 /// How many of the trials have bridges that hand over what they switch.
