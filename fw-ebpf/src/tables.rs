@@ -145,8 +145,7 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn generation(&self, place: u32) -> Option<Generation> {
-        let near = NEAR_PAGES.get(place)?;
-        (near[0][0].w[0] == MAGIC).then_some(Generation(place))
+        self.front(place).map(|_| Generation(place))
     }
 
     #[inline(always)]

@@ -23,7 +23,7 @@ fn parse_v4<P: Packet>(packet: &P, headers: &mut Headers) -> bool {
         return false;
     };
     let half = |at: usize| u16::from_be_bytes([w[at], w[at + 1]]) as u32;
-    let word = |at: usize| u32::from_be_bytes([w[at], w[at + 1], w[at + 2], w[at + 3]]);
+    let word = |at: usize| be32(w[at], w[at + 1], w[at + 2], w[at + 3]);
     let total_len = half(16);
     let sum = Difference::default()
         .add_word(word(14))

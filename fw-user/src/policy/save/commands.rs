@@ -85,14 +85,12 @@ impl FileReader<'_, '_> {
                 .expected("only one of them"),
             );
         }
-        let pattern = match line.text.starts_with("-A ") && line.start == span.start {
-            true => Pattern::of(&words, &read, span),
-            false => None,
-        };
+        let has_only_a_rule = line.text.starts_with("-A ") && line.start == span.start;
+        let pattern = has_only_a_rule.then(|| Pattern::of(&words, &read, span));
         let place = self.execute(read, span);
         let silent = self.report.errors.len() == errors_before
             && self.report.warnings.len() == warnings_before;
-        self.pattern = pattern.filter(|_| silent).zip(place);
+        self.pattern = pattern.flatten().filter(|_| silent).zip(place);
     }
 
     /// Where the rules of a line were put, if they were put at the end of a chain.
