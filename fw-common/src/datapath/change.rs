@@ -2,6 +2,7 @@
 //!
 //! What rules behind them see of it is what has become of it.
 
+use super::conntrack::NOTE_ABOUT_UNTRACKED;
 use super::flow_mark;
 use super::packet::Packet;
 use super::scratch::Scratch;
@@ -29,20 +30,14 @@ pub fn change<P: Packet>(packet: &mut P, scratch: &mut Scratch, cell: &Cell, kin
         effect_kind::HOPS => {
             let _ = set_hops(packet, scratch, a, b);
         }
-        // Not if it has a flow, or was said to have none, or answers such a one (`notrack_tg`,
-        // net/netfilter/xt_CT.c; `nf_ct_attach`, net/netfilter/core.c).
-        effect_kind::UNTRACKED
-            if scratch.tracked.ct == ct::INVALID && scratch.note as u8 != ct::UNTRACKED =>
-        {
+        effect_kind::UNTRACKED if carries_nothing(scratch) => {
             scratch.untracked = true;
             scratch.tracked.ct = ct::UNTRACKED;
             scratch.query.ct = ct::UNTRACKED;
         }
         // To the rules behind it, the packet belongs to a flow that it opens: a template is all that
         // netfilter has of one yet. As above, the first word counts.
-        effect_kind::ZONE
-            if scratch.tracked.ct == ct::INVALID && scratch.note as u8 != ct::UNTRACKED =>
-        {
+        effect_kind::ZONE if carries_nothing(scratch) => {
             scratch.headers.zone = a as u16;
             scratch.zone_place = b;
             scratch.tracked.ct = ct::NEW;
@@ -53,6 +48,16 @@ pub fn change<P: Packet>(packet: &mut P, scratch: &mut Scratch, cell: &Cell, kin
         _ => return false,
     }
     true
+}
+
+/// Whether table raw has a say in the packet's tracking: not if it has a flow, or was said to have none, or answers
+/// such a one (`notrack_tg`, net/netfilter/xt_CT.c; `nf_ct_attach`, net/netfilter/core.c).
+#[inline(always)]
+fn carries_nothing(scratch: &Scratch) -> bool {
+    let note = scratch.note as u16;
+    scratch.tracked.ct == ct::INVALID
+        && note as u8 != ct::UNTRACKED
+        && note & NOTE_ABOUT_UNTRACKED != NOTE_ABOUT_UNTRACKED
 }
 
 #[inline(always)]

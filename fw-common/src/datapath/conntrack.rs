@@ -9,7 +9,8 @@ pub use errors::{About, about, attach};
 pub(super) use errors::{is_about_transit, mirror, recall_ended};
 pub use find::{Aliases, Found, find, second};
 pub use tracked::{
-    NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, NOTE_TRANSIT, Tracked, nat_labels,
+    NO_FLOW, NOTE_ABOUT_UNTRACKED, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, NOTE_TRANSIT, Tracked,
+    nat_labels,
 };
 
 use super::forward::forward;

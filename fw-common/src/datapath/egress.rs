@@ -4,8 +4,8 @@
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
 use super::conntrack::{
-    LookUp, NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, Tracked, about, attach, end_flow, follow,
-    recall_ended, track,
+    LookUp, NO_FLOW, NOTE_ABOUT_UNTRACKED, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, Tracked, about,
+    attach, end_flow, follow, recall_ended, track,
 };
 use super::facts::{LEAVING, gather, gather_anew};
 use super::flow_mark;
@@ -519,13 +519,22 @@ fn is_about_a_first_one(scratch: &Scratch, note: u16) -> bool {
     scratch.answer.in_hand && scratch.answer.on_the_spot && note & NOTE_OPENS != 0
 }
 
-/// What a packet on loopback tells ingress. An answer still says that it is about a first packet.
+/// What a packet on loopback tells ingress. An answer still says that it is about a first packet, or about one that
+/// is not tracked; of a reset, which may be tracked, nothing is left of that (`nf_conntrack_in`,
+/// net/netfilter/nf_conntrack_core.c).
 #[inline(always)]
 fn looped_note(scratch: &Scratch) -> u16 {
     const FIRST: u16 = NOTE_ANSWER | NOTE_OPENS;
     let note = scratch.tracked.note();
-    if scratch.note as u16 & FIRST == FIRST && scratch.tracked.direction != NO_FLOW {
-        note | FIRST
+    let before = scratch.note as u16;
+    if scratch.tracked.direction != NO_FLOW {
+        if before & FIRST == FIRST {
+            note | FIRST
+        } else {
+            note
+        }
+    } else if before as u8 == ct::UNTRACKED && scratch.headers.icmp as u8 == Icmp::Error as u8 {
+        note | NOTE_ABOUT_UNTRACKED
     } else {
         note
     }

@@ -94,8 +94,8 @@ pub struct Scratch {
     pub transit_opens: bool,
     /// The port of a bridge that handed it over; or 0.
     pub transit_port: u32,
-    /// [`ct::SNAT`] and its siblings if its flow is translated.
-    pub transit_nat: u8,
+    /// [`ct::SNAT`] and its siblings if its flow is translated; [`ct::UNTRACKED`] if it has none on purpose.
+    pub transit_label: u8,
     /// If its destination was translated: what it was before.
     pub transit_outside: Endpoint,
     /// What the destination was that was translated last.
@@ -234,7 +234,7 @@ impl Scratch {
         self.transit_opens = self.tracked.opens;
         self.transit_port = self.port;
         self.transit_outside = self.outside;
-        self.transit_nat = self.tracked.ct & (ct::SNAT | ct::DNAT | ct::RENAMED);
+        self.transit_label = self.tracked.ct & (ct::UNTRACKED | ct::SNAT | ct::DNAT | ct::RENAMED);
     }
 
     /// Keeps the destination in mind, which is about to be translated.

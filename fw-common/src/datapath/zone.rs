@@ -8,7 +8,7 @@
 //! says by a bit each; of a packet in a zone it is packed, which leaves five for the zone's place among
 //! those that the policy names ([`ZONES`]). No other note looks like a packed one.
 
-use super::conntrack::{NO_FLOW, NOTE_OPENS, NOTE_SEEN, NOTE_TRANSIT};
+use super::conntrack::{NO_FLOW, NOTE_ABOUT_UNTRACKED, NOTE_OPENS, NOTE_SEEN, NOTE_TRANSIT};
 use super::facts::is_sent_by_the_kernel;
 use super::header::protocol;
 use super::packet::Packet;
@@ -144,14 +144,19 @@ pub fn settle(scratch: &mut Scratch) {
 pub fn note_arrival(scratch: &mut Scratch, stays: u32) {
     scratch.arrived.set(&scratch.headers);
     scratch.arrived_place = scratch.zone_place;
-    let is_taken = matches!(
-        scratch.arrived.protocol,
-        protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::ICMP | protocol::ICMPV6
-    );
-    if scratch.tracked.direction == NO_FLOW || stays != 0 && is_taken {
+    if scratch.tracked.direction == NO_FLOW || stays != 0 && is_taken(scratch.arrived.protocol) {
         // An error about it is tracked by itself.
         scratch.arrived.protocol = NOTHING;
     }
+}
+
+/// Whether there is a socket or a protocol for what this host gets of a protocol, in the kernel itself.
+#[inline(always)]
+pub fn is_taken(number: u8) -> bool {
+    matches!(
+        number,
+        protocol::TCP | protocol::UDP | protocol::UDPLITE | protocol::ICMP | protocol::ICMPV6
+    )
 }
 
 /// A protocol number that no quoted packet has (RFC 3692).
@@ -190,7 +195,9 @@ pub fn says_nothing(scratch: &Scratch) -> bool {
 /// zone that might be another's.
 #[inline(always)]
 pub fn is_tracked_anew(note: u16, scratch: &Scratch) -> bool {
-    scratch.features & HeaderFields::ZONES != 0 && note as u8 & ct::INVALID != 0
+    scratch.features & HeaderFields::ZONES != 0
+        && note as u8 & ct::INVALID != 0
+        && note & NOTE_ABOUT_UNTRACKED != NOTE_ABOUT_UNTRACKED
 }
 
 /// Whether there is no way for a packet on loopback that was tracked anew, and whose destination becomes another

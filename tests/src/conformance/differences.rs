@@ -240,9 +240,12 @@ impl RandomPorts {
         if let Some(((source, port), layers)) = ends
             && port == drawn
         {
-            let peer = peer_of(layers.protocol, (layers.source, source));
-            let key = (layers.protocol, (layers.destination, port), peer);
-            self.quoted.entry(key).or_insert(stand_in);
+            // Also one that quotes the port beside the sender's.
+            for source in [source, source.wrapping_add(SKEW)] {
+                let peer = peer_of(layers.protocol, (layers.source, source));
+                let key = (layers.protocol, (layers.destination, port), peer);
+                self.quoted.entry(key).or_insert(stand_in);
+            }
         }
     }
 

@@ -148,6 +148,9 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
     let direction = if is_about_transit(scratch) {
         // About an INVALID packet: it has no flow to carry, though its like may open one.
         if scratch.transit_direction == NO_FLOW {
+            if !zone::is_taken(scratch.transit.protocol) {
+                scratch.note |= (scratch.transit_label & ct::UNTRACKED) as u32;
+            }
             return;
         }
         // Replies bear names of their own, by which tracking has found their flow, unless both
@@ -164,10 +167,10 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
         let answers = tracked.stored && tracked.direction == scratch.transit_direction ^ 1;
         // What opens a flow is in none yet: another one is.
         let answers = answers && !scratch.transit_opens;
-        if names_itself && answers && labels == scratch.transit_nat && labels != 0 {
+        if names_itself && answers && labels == scratch.transit_label && labels != 0 {
             return;
         }
-        state |= scratch.transit_nat;
+        state |= scratch.transit_label;
         unsettled = scratch.transit_opens;
         scratch.transit_direction ^ 1
     } else if unknown

@@ -269,6 +269,10 @@ pub const NOTE_TRANSIT: u16 = 11;
 /// In a note: the packet opens a flow.
 pub const NOTE_OPENS: u16 = 1 << 10;
 
+/// In the note of a packet without a flow: it is an ICMP error about one that is not tracked on purpose. That is all
+/// that it ever carries (`nf_conntrack_attach`, net/netfilter/nf_conntrack_core.c).
+pub const NOTE_ABOUT_UNTRACKED: u16 = NOTE_OPENS | (NO_FLOW as u16) << 8;
+
 /// Set in every note, to tell it from a packet that no ingress program saw.
 pub const NOTE_SEEN: u16 = 1 << 15;
 
