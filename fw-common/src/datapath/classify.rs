@@ -55,6 +55,9 @@ pub struct Walk {
     pub(super) first: u32,
     /// Tables that can hold a rule which the packet matches ([`prune`]).
     pub(super) wanted: u64,
+    /// The table that is next, and how many there are.
+    pub(super) table: u32,
+    pub(super) tables: u32,
     /// Smallest index that matched so far.
     pub(super) best: u32,
     /// Its cell; 0 for none.
@@ -412,6 +415,8 @@ impl<P: Packet, T: Tables> Steps<'_, P, T> {
         walk.best = u32::MAX;
         walk.found = 0;
         walk.wanted = u64::MAX;
+        walk.table = 0;
+        walk.tables = chain.count();
         let tables = self.tables;
         if chain.prune() != 0 {
             let wanted = wanted(

@@ -194,8 +194,8 @@ fn track_tcp<P: Packet, T: Tables>(
             // translated, still has to be translated on its way out.
             tcp::ENDED => {
                 let status = found.flow.status.get();
-                if scratch.features & HeaderFields::CONNECTIONS != 0 {
-                    // Rules may still ask for its record.
+                if scratch.features & HeaderFields::OF_FLOWS != 0 {
+                    // Rules may still ask for its record, or its mark.
                     let seen = if found.is_reply() {
                         Flow::SEEN_REPLY
                     } else {

@@ -16,19 +16,29 @@ pub(super) struct Search<'a, T: Tables> {
     pub(super) scratch: &'a mut Scratch,
 }
 
-/// Finds the first rule of a long chain: a step looks into one table.
+/// Finds the first rule of a long chain: a step looks into one table, the next one that is wanted.
 pub(super) struct InTables<'a, T: Tables>(pub(super) Search<'a, T>);
 
 impl<T: Tables> Step for InTables<'_, T> {
     #[inline(always)]
-    fn step(&mut self, turn: u32) -> ControlFlow<()> {
+    fn step(&mut self, _turn: u32) -> ControlFlow<()> {
         let search = &mut self.0;
         let (tables, generation) = (search.tables, search.generation);
         let walk = &mut search.scratch.walk;
-        if walk.wanted >> prune::table_bit(turn) & 1 == 0 {
-            return ControlFlow::Continue(());
+        let mut number = walk.table;
+        let ahead = walk.wanted >> prune::table_bit(number);
+        if ahead & 1 == 0 {
+            // Where bitmaps say which tables are wanted, these are few.
+            if ahead == 0 {
+                return ControlFlow::Break(());
+            }
+            number = number.wrapping_add(ahead.trailing_zeros());
         }
-        let Some(table) = tables.cell(generation, walk.first.wrapping_add(turn)) else {
+        if number >= walk.tables {
+            return ControlFlow::Break(());
+        }
+        walk.table = number.wrapping_add(1);
+        let Some(table) = tables.cell(generation, walk.first.wrapping_add(number)) else {
             return ControlFlow::Break(());
         };
         let table = Table(table);

@@ -351,6 +351,36 @@ fn the_reset_that_ends_a_connection_has_its_status() {
     assert_eq!(hits, ["from"]);
 }
 
+/// It has its mark, too, at every hook that it comes to: on loopback, and on its way through.
+#[test]
+fn the_reset_that_ends_a_connection_has_its_mark() {
+    let text = format!(
+        "*filter\n{OPEN}-A FORWARD -m connmark --mark 0x20 -m comment --comment forward\nCOMMIT\n\
+         *raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n\
+         -A PREROUTING -i lo -m connmark --mark 0x20 -m comment --comment raw\nCOMMIT\n\
+         *mangle\n:PREROUTING ACCEPT [0:0]\n\
+         -A PREROUTING -m connmark --mark 0x20 -m comment --comment mangle\n\
+         -A PREROUTING -j CONNMARK --set-mark 0x20 -m comment --comment sets\nCOMMIT\n"
+    );
+    let mut machine = Machine::new(&text);
+    let reset = flag::RST | flag::ACK;
+    let (one, other) = ((SERVER, 4000), (SERVER, 80));
+    let open = machine.leave(LO, tcp(one, other, flag::SYN, [100, 0]));
+    machine.come_back(open);
+    let hits = machine.hits(|machine| {
+        let reset = machine.leave(LO, tcp(other, one, reset, [0, 101]));
+        machine.come_back(reset);
+    });
+    assert_eq!(sorted(hits), ["mangle", "raw", "sets"]);
+
+    let (inner, far) = ((INNER, 4000), (CLIENT, 80));
+    machine.forward(DOCKER0, ETH0, tcp(inner, far, flag::SYN, [100, 0]));
+    let hits = machine.hits(|machine| {
+        machine.forward(ETH0, DOCKER0, tcp(far, inner, reset, [0, 101]));
+    });
+    assert_eq!(sorted(hits), ["forward", "mangle", "sets"]);
+}
+
 /// A reset that ends a connection on its way through is that one's, though another's alias has its name.
 #[test]
 fn the_reset_that_ends_a_connection_is_no_other_s() {

@@ -162,6 +162,12 @@ fn compare(arguments: &Arguments) -> Result<bool> {
             outcome.rerouted
         );
     }
+    if outcome.mirrored > 0 {
+        println!(
+            "{} rulesets are not compared to their end: a connection's two ends were translated to each other",
+            outcome.mirrored
+        );
+    }
     if outcome.fast_path > 0 {
         println!("the fast path sent {} packets on", outcome.fast_path);
     }

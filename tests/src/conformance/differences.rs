@@ -95,6 +95,10 @@
 //!     `rt6_need_strict`, net/ipv6/route.c), and so to the wire, unless a rule of mangle's OUTPUT changes the
 //!     packet's mark, class or hop limit: then netfilter routes it anew, to loopback (`ip6t_mangle_out`), while
 //!     in fwbpf it stays on its way. Where there are such rules, such resets are like difference 18's errors.
+//!     A segment whose destination is restored on loopback is routed anew, too, and so is of the interface that
+//!     has the address: its reset leaves by that in netfilter, where a masquerade ends with it
+//!     (`nf_nat_oif_changed`, net/netfilter/nf_nat_core.c); in fwbpf it stays on loopback. Where sources are
+//!     translated, what comes after a reset that only one side lets out is not compared.
 //! 23. **Templates.** Behind CT, rules of raw see a template in netfilter, which has no ends and no protocol, and
 //!     whose mark CONNMARK changes for all packets that come after; in fwbpf they see its state, NEW, and nothing
 //!     else. Zones come behind all other rules of raw, but for some that ask for a state.
@@ -107,6 +111,11 @@
 //!     net/bridge/br_netfilter_ipv6.c). If its time is over, the kernel's error bears the address of the interface
 //!     that the packet would have left by when it comes to OUTPUT, else that of the bridge. What its receiver sees
 //!     is the same. Where rules translate destinations, nothing that is switched over IPv6 is past its time.
+//! 26. **Connections that answer themselves.** Where a connection's ends are translated to each other, a packet
+//!     that goes forth and its answer have the same ends in the same order. netfilter knows it by these alone, and
+//!     leaves the other order to another connection; fwbpf names a connection by its two ends, in no order, so that
+//!     there is no room for another one. What comes after a packet that came out with its ends exchanged is
+//!     compared, but a trial that differs then does not count.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -398,6 +407,19 @@ fn is_own_reset(bytes: &[u8], sent: &[u8]) -> bool {
                 .get(layers.body + TCP_FLAGS)
                 .is_some_and(|flags| flags & RST != 0)
     }) && !is_the_same(bytes, sent)
+}
+
+/// Difference 26: whether a packet that came out is one that was sent, with its ends exchanged.
+pub fn answers_itself(bytes: &[u8], sent: &[u8]) -> bool {
+    let ends = |bytes: &[u8]| {
+        let layers = Layers::read(bytes)?;
+        let (source, destination) = layers.ports(bytes)?;
+        Some([(layers.source, source), (layers.destination, destination)])
+    };
+    match (ends(bytes), ends(sent)) {
+        (Some([a, b]), Some([c, d])) => a != b && (a, b) == (d, c) && is_the_same(bytes, sent),
+        _ => false,
+    }
 }
 
 /// Difference 22: whether a packet is a reset of the kernel's to ::1.

@@ -85,6 +85,8 @@ pub struct Outcome {
     pub late: usize,
     /// Rule sets whose counters are not compared, as an error of the host's was routed anew.
     pub rerouted: usize,
+    /// Rule sets that differ and do not count, as a connection answers itself.
+    pub mirrored: usize,
     /// Packets that took the fast path, minimisation included.
     pub fast_path: u64,
 }
@@ -140,6 +142,7 @@ fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
             let mut outcome = shared.outcome.lock().expect("no worker panicked");
             outcome.fast_path += sent_on;
             outcome.rerouted += pair.rerouted;
+            outcome.mirrored += pair.mirrored;
             return Ok(());
         }
         if options.only.is_some_and(|only| only != number) {
@@ -269,6 +272,7 @@ fn pair(options: &Options, job: usize) -> Result<Pair> {
         tested,
         interrupted: options.interrupted,
         rerouted: 0,
+        mirrored: 0,
         falsify: match options.sabotage {
             None => compare::unchanged,
             Some(Sabotage::Rule) => compare::without_a_rule,

@@ -11,7 +11,9 @@ use fw_user::policy::model::Family;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::{Domain, SockAddr, SockFilter, Socket, Type};
 
-use super::differences::{RandomPorts, canonical, forget_the_way, is_the_same, resets_to_loopback};
+use super::differences::{
+    RandomPorts, answers_itself, canonical, forget_the_way, is_the_same, resets_to_loopback,
+};
 use super::grammar::neighbours;
 use super::simulated::Simulated;
 use super::traffic::{
@@ -33,6 +35,8 @@ pub struct Seen {
     pub bytes: Vec<u8>,
     /// Whether its checksums were right as it came.
     pub sound: bool,
+    /// It is a reset of the kernel's to ::1 (difference 22).
+    pub resets_to_loopback: bool,
 }
 
 /// A lab with a firewall in it.
@@ -51,6 +55,8 @@ pub struct Side {
     random_ports: RandomPorts,
     errors_at: Vec<Place>,
     draws: bool,
+    /// A connection answers itself (difference 26).
+    mirrored: bool,
     switched: bool,
     /// Rules of mangle's OUTPUT have packets routed anew.
     reroutes: bool,
@@ -159,6 +165,7 @@ impl Side {
             random_ports: RandomPorts::default(),
             errors_at: Vec::new(),
             draws: false,
+            mirrored: false,
             switched: false,
             reroutes: false,
             _silent: lab.server.enter(silent_listeners)??,
@@ -208,16 +215,29 @@ impl Side {
         self.translated.clear();
         self.arrived.clear();
         self.errors_at.clear();
+        self.mirrored = false;
         self.random_ports = RandomPorts::default();
-        for version in ["-4", "-6"] {
-            // MTUs of paths, and better ways, which live for minutes.
-            let mut command = self.server.command("ip");
-            run(command.args([version, "route", "flush", "cache"]))?;
-        }
+        self.forget_paths()?;
         for family in [Family::Ipv4, Family::Ipv6] {
             self.collect(family, Duration::ZERO)?;
         }
         Ok(())
+    }
+
+    /// Has the server's kernel forget MTUs of paths, and better ways, which live for minutes. That they are void,
+    /// IPv4 notes where the host itself asks for a path, and nowhere else: programs would still be told
+    /// (`rt_bind_exception` and `ip_mtu_from_fib_result`, net/ipv4/route.c).
+    fn forget_paths(&self) -> Result<()> {
+        for version in ["-4", "-6"] {
+            let mut command = self.server.command("ip");
+            run(command.args([version, "route", "flush", "cache"]))?;
+        }
+        let others = self.wires.iter().map(|wire| wire.place);
+        let ask = |address| format!("route get {address}\n");
+        let paths = others
+            .flat_map(|place| addresses(place, Family::Ipv4))
+            .map(ask);
+        self.server.ip(&paths.collect::<String>())
     }
 
     /// Whether a port was drawn at random since the last reset.
@@ -303,10 +323,12 @@ impl Side {
             .into_iter()
             .map(|(place, bytes)| {
                 let sound = checksum_is_sound(&bytes);
+                let resets_to_loopback = resets_to_loopback(&bytes, &sent);
+                self.mirrored |= answers_itself(&bytes, &sent);
                 let mut bytes = canonical(bytes, &sent, &self.random_ports);
                 let quotes = Layers::read(&bytes).is_some_and(|it| it.quoted(&bytes).is_some());
                 let error = quotes && !matches!(step.what, What::Error { .. });
-                let place = if error || self.reroutes && resets_to_loopback(&bytes, &sent) {
+                let place = if error || self.reroutes && resets_to_loopback {
                     self.errors_at.push(place);
                     forget_the_way(&mut bytes);
                     Place::Server
@@ -317,6 +339,7 @@ impl Side {
                     place,
                     sound,
                     bytes,
+                    resets_to_loopback,
                 }
             })
             .collect();
@@ -344,6 +367,11 @@ impl Side {
         let mut places = self.errors_at.clone();
         places.sort();
         places
+    }
+
+    /// Whether a connection answers itself.
+    pub fn is_mirrored(&self) -> bool {
+        self.mirrored
     }
 
     /// Whether a packet of that flow, of that way, has come out at the other end.

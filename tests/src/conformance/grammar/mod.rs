@@ -102,6 +102,15 @@ impl Rules {
         })
     }
 
+    /// Whether rules translate sources.
+    pub fn translate_sources(&self) -> bool {
+        let mut rules = self.tables.iter().flat_map(|table| &table.rules);
+        rules.any(|rule| {
+            let words = ["-j SNAT", "-j MASQUERADE", "-j NETMAP"];
+            words.iter().any(|word| rule.contains(word))
+        })
+    }
+
     /// Whether rules keep packets from being tracked, or answers from being in their flow's zone.
     pub fn leave_untracked(&self) -> bool {
         let mut rules = self.tables.iter().flat_map(|table| &table.rules);
