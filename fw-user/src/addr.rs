@@ -15,6 +15,15 @@ pub fn to_abi(address: IpAddr) -> Addr {
     }
 }
 
+/// An address under a mask, and the mask, as map records have them.
+pub fn masked(address: IpAddr, mask: IpAddr) -> (Addr, Addr) {
+    let (mut address, mask) = (to_abi(address), to_abi(mask));
+    for (word, mask) in address.iter_mut().zip(mask) {
+        *word &= mask;
+    }
+    (address, mask)
+}
+
 /// The address that a map record of this family holds.
 pub fn from_abi(family: Family, address: Addr) -> IpAddr {
     match family {

@@ -194,8 +194,8 @@ fn track_tcp<P: Packet, T: Tables>(
             // translated, still has to be translated on its way out.
             tcp::ENDED => {
                 let status = found.flow.status.get();
-                if scratch.features & HeaderFields::OF_FLOWS != 0 {
-                    // Rules may still ask for its record, or its mark.
+                if scratch.features & HeaderFields::CONNECTIONS != 0 {
+                    // Rules may still ask for its record.
                     let seen = if found.is_reply() {
                         Flow::SEEN_REPLY
                     } else {
@@ -206,8 +206,10 @@ fn track_tcp<P: Packet, T: Tables>(
                 }
                 // What this host gets or sends was translated when it was found; only the source of
                 // a forwarded packet is still ahead. On loopback, INPUT may answer it, which is told
-                // to whoever sent it.
-                let waits = if scratch.made_here {
+                // to whoever sent it. Its mark may be asked for at every hook.
+                let waits = if scratch.features & HeaderFields::FLOW_MARKS != 0 {
+                    true
+                } else if scratch.made_here {
                     scratch.device.flags & Device::LOOPBACK != 0 && status & Flow::TRANSLATED != 0
                 } else {
                     scratch.tracked.has_source_ahead()

@@ -3,29 +3,23 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
-use super::conntrack::{
-    LookUp, NO_FLOW, NOTE_ABOUT_UNTRACKED, NOTE_OPENS, NOTE_SEEN, NOTE_SENT_ON, Tracked, about,
-    attach, end_flow, follow, recall_ended, track,
-};
+use super::conntrack::{NO_FLOW, NOTE_ABOUT_UNTRACKED, NOTE_OPENS, NOTE_SENT_ON, end_flow};
 use super::facts::{LEAVING, gather, gather_anew};
 use super::flow_mark;
 use super::forward::remember;
-use super::fragment::{Side, borrow, lend, note_refusal};
+use super::fragment::{Side, note_refusal};
 use super::gates::{passes, passes_raw};
-use super::header::{Headers, Icmp, Part};
-use super::ingress::{LOST, PLACED, is_refused_redirect, translate};
+use super::header::{Headers, Icmp};
 use super::nat::{Wish, open};
 use super::packet::Packet;
+use super::place::{FORGOTTEN, LOST, PlaceOut, STANDS_IN};
 use super::port::{PASSED, SWITCHED, departure, forget_arrival, is_not_asked, is_switching};
-use super::reject::{FORWARD, LOOPBACK, NOTE_ANSWER, NOTE_ONWARD, close, refuse, send_away};
-use super::rewrite::End;
+use super::reject::{FORWARD, LOOPBACK, NOTE_ANSWER, NOTE_ONWARD, refuse, send_away};
+use super::rewrite::{End, is_refused_redirect, translate};
 use super::scratch::Scratch;
-use super::stage::{Name, Stage};
 use super::start::{Start, patterns_of_arrival, start};
 use super::tables::Tables;
-use super::transit::{find_error_on_way, find_on_way};
 use super::translation::{Choose, IDENTIFIER, OUTPUT, SOURCE};
-use super::tuple::Lookup;
 use super::zone;
 use crate::abi::blob::BaseChain;
 use crate::abi::ct;
@@ -291,234 +285,6 @@ fn set_masquerade_address(wish: &mut Wish, device: &Device, headers: &Headers) {
     wish.set_address(&device.masquerade6);
 }
 
-/// Finds the packet's place in its flow, with the help of the note that its argument is; its result
-/// is 0 for a fragment whose first one was not seen.
-pub struct PlaceOut;
-
-/// Result of [`PlaceOut`]: the packet opens a flow and was translated on its way in, but nothing is
-/// left that says from what.
-const FORGOTTEN: u32 = 3;
-/// Result of [`PlaceOut`]: netfilter does not translate the flow any more that the packet resembles.
-const STANDS_IN: u32 = 4;
-
-impl Stage for PlaceOut {
-    const NAME: Name = Name::PlaceOut;
-
-    #[inline(always)]
-    fn run<P: Packet, T: Tables>(
-        packet: &mut P,
-        tables: &T,
-        scratch: &mut Scratch,
-        note: u32,
-    ) -> u32 {
-        let note = note as u16;
-        if scratch.headers.part as u8 == Part::Later as u8 {
-            return place_later(packet, tables, scratch, note) as u32;
-        }
-        let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
-        let skips = scratch.untracked && !error;
-        if scratch.forget(skips as u32) != 0 {
-            scratch.tracked.set_without_flow(ct::UNTRACKED);
-        } else if note & NOTE_SEEN == 0 {
-            // What this host makes may answer a flow whose source was translated on its way in.
-            track(packet, tables, scratch, scratch.aliases);
-            if scratch.lookup.met == Lookup::STANDS_IN {
-                return STANDS_IN;
-            }
-            // Asked again, so that tracking is not gone through once for each answer.
-            let error = scratch.headers.icmp as u8 == Icmp::Error as u8;
-            if scratch.made_here && error && note & NOTE_ANSWER == 0 {
-                attach(packet, tables, scratch);
-                // One that carries a flow is its, whatever table raw says (`notrack_tg`,
-                // net/netfilter/xt_CT.c).
-                if scratch.untracked && scratch.tracked.ct == ct::INVALID {
-                    scratch.tracked.set_without_flow(ct::UNTRACKED);
-                }
-            }
-        } else if scratch.headers.icmp as u8 == Icmp::Error as u8 {
-            place_error(packet, tables, scratch, note);
-        } else if !place_noted(packet, tables, scratch, note) {
-            return FORGOTTEN;
-        }
-        lend(tables, scratch, Side::Egress);
-        PLACED
-    }
-}
-
-/// The place of a packet that comes up through a bridge, one of whose ports' programs has left the note that its
-/// argument is, as FORWARD would find it; its result is 0 if nothing is left that says what it is.
-pub struct PlaceAgain;
-
-impl Stage for PlaceAgain {
-    const NAME: Name = Name::PlaceAgain;
-
-    #[inline(always)]
-    fn run<P: Packet, T: Tables>(
-        packet: &mut P,
-        tables: &T,
-        scratch: &mut Scratch,
-        note: u32,
-    ) -> u32 {
-        let note = note as u16;
-        scratch.answer.in_hand = false;
-        scratch.aliases = false;
-        if scratch.headers.part as u8 == Part::Later as u8 {
-            return place_later(packet, tables, scratch, note) as u32;
-        }
-        if scratch.headers.icmp as u8 == Icmp::Error as u8 {
-            place_error(packet, tables, scratch, note);
-        } else if !place_noted(packet, tables, scratch, note) {
-            return LOST;
-        }
-        lend(tables, scratch, Side::Egress);
-        PLACED
-    }
-}
-
-/// A later fragment's place; false if its first one was not seen.
-#[inline(never)]
-fn place_later<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-    note: u16,
-) -> bool {
-    let first = borrow(
-        tables,
-        &mut scratch.headers,
-        &mut scratch.outcomes,
-        Side::Egress,
-    );
-    if !first.found {
-        return false;
-    }
-    let aliases = scratch.aliases;
-    follow(packet, tables, scratch, aliases, first);
-    if !scratch.made_here {
-        scratch.tracked.translates &= Tracked::SOURCE;
-    }
-    if note as u8 & ct::DNAT != 0 {
-        find_on_way(packet, tables, scratch, note);
-        scratch.tracked.opens = false;
-    }
-    true
-}
-
-/// The place of an ICMP error that ingress has found already, or of one that answers a refused packet:
-/// its source may have to be translated.
-#[inline(never)]
-fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut Scratch, note: u16) {
-    scratch.tracked.set_note(note);
-    let answer = scratch.answer.in_hand;
-    if !scratch.tracked.has_source_ahead() && !answer {
-        return;
-    }
-    if is_about_a_first_one(scratch, note) {
-        recall_source(scratch);
-        scratch.tracked.error = true;
-        return;
-    }
-    let redirected = note as u8 & ct::DNAT != 0;
-    let found = redirected && find_error_on_way(packet, tables, scratch, note);
-    if found || redirected && !answer {
-        return;
-    }
-    // What a refused packet's source becomes was still ahead of it.
-    about(packet, tables, scratch, !answer || scratch.answer.looped);
-    let found = (scratch.tracked.direction as u16) << 8 | scratch.tracked.ct as u16;
-    if !answer {
-        scratch.tracked.translates &= Tracked::SOURCE;
-    }
-    scratch.tracked.take_label(note);
-    if answer {
-        packet.call::<MatchLabel, T>(tables, scratch, found as u32);
-    }
-}
-
-/// An ICMP error that answers a refused packet, and has its label: the argument is that of the flow that was
-/// found, which may be another one, or none.
-pub struct MatchLabel;
-
-impl Stage for MatchLabel {
-    const NAME: Name = Name::MatchLabel;
-
-    #[inline(always)]
-    fn run<P: Packet, T: Tables>(
-        _packet: &mut P,
-        tables: &T,
-        scratch: &mut Scratch,
-        found: u32,
-    ) -> u32 {
-        let (direction, label) = ((found >> 8) as u8, found as u8);
-        // What it answers may resemble another flow, which goes the other way, or is translated otherwise.
-        let nat = (label ^ scratch.tracked.ct) & (ct::SNAT | ct::DNAT | ct::RENAMED);
-        if direction != scratch.tracked.direction || nat != 0 {
-            scratch.tracked.translates = 0;
-            if scratch.answer.looped {
-                recall_ended(tables, scratch);
-            }
-        }
-        let label = scratch.tracked.ct;
-        scratch.tracked.keep_labelled(label);
-        recall_outside(scratch);
-        scratch.tracked.error = true;
-        0
-    }
-}
-
-/// The place of a packet that ingress has found already, or of a reset that answers a refused one;
-/// false if it opens a flow and was translated, but nothing says any more from what.
-#[inline(never)]
-fn place_noted<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-    note: u16,
-) -> bool {
-    scratch.tracked.set_note(note);
-    let opens = note & NOTE_OPENS != 0;
-    let answer = scratch.answer.in_hand;
-    let redirected = note as u8 & ct::DNAT != 0;
-    let first = is_about_a_first_one(scratch, note);
-    let found = redirected && !first && find_on_way(packet, tables, scratch, note);
-    if redirected && !found && !answer && opens {
-        return false;
-    }
-    if first {
-        recall_source(scratch);
-    } else if !found && (answer || !redirected) {
-        // As with errors.
-        let aliases = answer && scratch.answer.looped && scratch.tracked.direction == 1;
-        let aliases = scratch.forget(aliases as u32) != 0;
-        packet.call::<LookUp, T>(tables, scratch, aliases as u32);
-        if !answer {
-            scratch.tracked.translates &= Tracked::SOURCE;
-        }
-    }
-    // Only what ingress took for a flow's first packet opens one: a packet that ended its flow is
-    // without a flow here, and opens none.
-    scratch.tracked.opens &= opens;
-    if answer {
-        // It meets nat's chain, but opens nothing.
-        scratch.tracked.opens = false;
-        scratch.tracked.replayed = opens;
-        scratch.tracked.keep_labelled(note as u8);
-        // What opens a flow is in none yet: another one would be closed.
-        if !opens {
-            close(tables, scratch);
-        }
-        recall_outside(scratch);
-    }
-    true
-}
-
-/// Whether the packet in hand answers one of this host's own, or to this host, that would have opened a flow.
-/// That flow is not stored: whatever bears its names is another.
-#[inline(always)]
-fn is_about_a_first_one(scratch: &Scratch, note: u16) -> bool {
-    scratch.answer.in_hand && scratch.answer.on_the_spot && note & NOTE_OPENS != 0
-}
-
 /// What a packet on loopback tells ingress. An answer still says that it is about a first packet, or about one that
 /// is not tracked; of a reset, which may be tracked, nothing is left of that (`nf_conntrack_in`,
 /// net/netfilter/nf_conntrack_core.c).
@@ -537,28 +303,6 @@ fn looped_note(scratch: &Scratch) -> u16 {
         note | NOTE_ABOUT_UNTRACKED
     } else {
         note
-    }
-}
-
-/// An answer about a packet whose flow is not stored, or has ended with it, and whose destination was
-/// translated: what that was before is still known, as answers are made on the spot.
-#[inline(always)]
-fn recall_outside(scratch: &mut Scratch) {
-    let tuple = &scratch.lookup.tuple;
-    if !scratch.tracked.translates_source()
-        && tuple.source == scratch.answer.refused[1]
-        && tuple.destination == scratch.answer.refused[0]
-    {
-        recall_source(scratch);
-    }
-}
-
-/// See [`recall_outside`].
-#[inline(never)]
-fn recall_source(scratch: &mut Scratch) {
-    if scratch.tracked.has_source_ahead() {
-        let end = scratch.outside;
-        scratch.tracked.set_source(&end.address, end.port);
     }
 }
 

@@ -2,29 +2,25 @@
 
 use super::Verdict;
 use super::classify::{Decision, traverse, traverse_nat};
-use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON, follow, track};
-use super::egress::PlaceAgain;
+use super::conntrack::{NOTE_SEEN, NOTE_SENT_ON};
 use super::facts::{ARRIVING, gather, gather_anew, keep_link};
 use super::flow_mark;
-use super::fragment::{Side, borrow, lend};
+use super::fragment::Side;
 use super::gates::{are_slow, count_forwarded, passes, passes_raw};
-use super::header::{Icmp, Part};
 use super::log::note_link;
 use super::nat::open;
 use super::packet::{Destination, Packet};
+use super::place::{LOST, PlaceAgain, PlaceIn, SENT_ON};
 use super::port::{self, is_not_asked, is_switched, send_elsewhere, take_patterns};
-use super::quoted::read_quoted;
 use super::reject::{self, refuse};
-use super::rewrite::{End, rewrite, rewrite_error};
+use super::rewrite::{End, is_refused_redirect, translate};
 use super::scratch::Scratch;
-use super::stage::{Name, Stage};
 use super::start::{Start, start};
 use super::tables::Tables;
 use super::transit::TakeName;
 use super::translation::{Choose, DESTINATION, IDENTIFIER, INPUT};
 use super::zone;
 use crate::abi::blob::{BaseChain, HeaderFields};
-use crate::abi::ct;
 use crate::abi::device::Device;
 use crate::abi::stat::Stat;
 
@@ -258,85 +254,6 @@ fn translate_source<P: Packet, T: Tables>(
     Verdict::Pass
 }
 
-/// Whether a redirect is about a translated flow, or one that may yet be: it would have its receiver
-/// take a shortcut that leads nowhere (`nf_nat_icmp_reply_translation` and its like for IPv6,
-/// net/netfilter/nf_nat_proto.c).
-#[inline(always)]
-pub(super) fn is_refused_redirect(scratch: &Scratch) -> bool {
-    let (headers, tracked) = (&scratch.headers, &scratch.tracked);
-    headers.icmp as u8 == Icmp::Error as u8
-        && headers.is_redirect()
-        && tracked.ct & (ct::SNAT | ct::DNAT) | tracked.unsettled as u8 != 0
-        && scratch.has_nat()
-}
-
-/// Finds the packet's place in its flow, with the help of the note that its argument is.
-pub struct PlaceIn;
-
-/// Results of [`PlaceIn`] and [`super::egress::PlaceOut`]: a fragment whose first one was not seen.
-pub(super) const LOST: u32 = 0;
-/// The place is found.
-pub(super) const PLACED: u32 = 1;
-/// The fast path has sent the packet on.
-const SENT_ON: u32 = 2;
-
-impl Stage for PlaceIn {
-    const NAME: Name = Name::PlaceIn;
-
-    #[inline(always)]
-    fn run<P: Packet, T: Tables>(
-        packet: &mut P,
-        tables: &T,
-        scratch: &mut Scratch,
-        note: u32,
-    ) -> u32 {
-        let note = note as u16;
-        let aliases = scratch.has_nat();
-        if scratch.headers.part as u8 == Part::Later as u8 {
-            return place_later(packet, tables, scratch, aliases) as u32;
-        }
-        if scratch.untracked {
-            scratch.tracked.set_without_flow(ct::UNTRACKED);
-            // The kernel's ICMP error about it carries no flow.
-            scratch.note_transit();
-        } else if note != 0 {
-            scratch.tracked.set_note(note);
-            let headers = &scratch.headers;
-            let alike = headers.flow_ports == 0 && headers.key.source == headers.key.destination;
-            if alike || note as u8 & ct::UNTRACKED != 0 {
-                // Which of two directions that look alike, only the note tells; the kernel's ICMP
-                // error about the packet goes the other one. That about a packet which is not tracked
-                // carries no flow.
-                scratch.note_transit();
-            }
-        } else if track(packet, tables, scratch, aliases) {
-            return SENT_ON;
-        }
-        lend(tables, scratch, Side::Ingress);
-        PLACED
-    }
-}
-
-/// A later fragment's place; false if its first one was not seen.
-#[inline(never)]
-fn place_later<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-    aliases: bool,
-) -> bool {
-    let first = borrow(
-        tables,
-        &mut scratch.headers,
-        &mut scratch.outcomes,
-        Side::Ingress,
-    );
-    if first.found {
-        follow(packet, tables, scratch, aliases, first);
-    }
-    first.found
-}
-
 /// Whether a packet is FORWARD's business. One whose destination netfilter translates behind this hook is,
 /// whatever it is yet.
 #[inline(always)]
@@ -374,52 +291,4 @@ fn is_for_this_host_by_tables<P: Packet, T: Tables>(
             source: headers.key.source,
             destination: headers.key.destination,
         })
-}
-
-/// Gives a packet, or an ICMP error about one, the endpoint that tracking found for it.
-#[inline(always)]
-pub(super) fn translate<P: Packet, T: Tables>(
-    packet: &mut P,
-    tables: &T,
-    scratch: &mut Scratch,
-    end: End,
-) -> Option<()> {
-    (packet.call::<Translate, T>(tables, scratch, end as u32) != 0).then_some(())
-}
-
-/// The stage of [`translate`].
-pub struct Translate;
-
-impl Stage for Translate {
-    const NAME: Name = Name::Translate;
-
-    #[inline(always)]
-    fn run<P: Packet, T: Tables>(
-        packet: &mut P,
-        tables: &T,
-        scratch: &mut Scratch,
-        end: u32,
-    ) -> u32 {
-        let end = if end == End::Source as u32 {
-            End::Source
-        } else {
-            End::Destination
-        };
-        let endpoint = if end as u8 == End::Source as u8 {
-            &scratch.tracked.source
-        } else {
-            &scratch.tracked.destination
-        };
-        if !scratch.tracked.error {
-            return rewrite(packet, &mut scratch.headers, end, endpoint).is_some() as u32;
-        }
-        if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
-            return 0;
-        }
-        // netfilter takes the source of such an echo for untranslated.
-        scratch.quoted.keeps_sender = end as u8 == End::Source as u8
-            && scratch.tracked.ct & ct::RENAMED != 0
-            && scratch.tracked.direction == 0;
-        rewrite_error(packet, &mut scratch.headers, &scratch.quoted, end, endpoint).is_some() as u32
-    }
 }

@@ -22,6 +22,7 @@ pub mod lists;
 mod log;
 pub mod nat;
 pub mod packet;
+pub mod place;
 pub mod port;
 mod predicate;
 pub mod quoted;

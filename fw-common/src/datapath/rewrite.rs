@@ -3,8 +3,11 @@
 use super::checksum::Difference;
 use super::header::{Headers, Icmp, Part, protocol};
 use super::packet::Packet;
-use super::quoted::Quoted;
-use crate::abi::Addr;
+use super::quoted::{Quoted, read_quoted};
+use super::scratch::Scratch;
+use super::stage::{Name, Stage};
+use super::tables::Tables;
+use crate::abi::{Addr, ct};
 
 /// Which end of a packet changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -320,4 +323,64 @@ fn set_flow_port(headers: &mut Headers, end: End, port: u16) {
     } else {
         headers.flow_ports & 0xffff_0000 | port as u32
     };
+}
+
+/// Gives a packet, or an ICMP error about one, the endpoint that tracking found for it.
+#[inline(always)]
+pub(super) fn translate<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    end: End,
+) -> Option<()> {
+    (packet.call::<Translate, T>(tables, scratch, end as u32) != 0).then_some(())
+}
+
+/// The stage of [`translate`].
+pub struct Translate;
+
+impl Stage for Translate {
+    const NAME: Name = Name::Translate;
+
+    #[inline(always)]
+    fn run<P: Packet, T: Tables>(
+        packet: &mut P,
+        tables: &T,
+        scratch: &mut Scratch,
+        end: u32,
+    ) -> u32 {
+        let end = if end == End::Source as u32 {
+            End::Source
+        } else {
+            End::Destination
+        };
+        let endpoint = if end as u8 == End::Source as u8 {
+            &scratch.tracked.source
+        } else {
+            &scratch.tracked.destination
+        };
+        if !scratch.tracked.error {
+            return rewrite(packet, &mut scratch.headers, end, endpoint).is_some() as u32;
+        }
+        if !read_quoted(packet, tables, &scratch.headers, &mut scratch.quoted) {
+            return 0;
+        }
+        // netfilter takes the source of such an echo for untranslated.
+        scratch.quoted.keeps_sender = end as u8 == End::Source as u8
+            && scratch.tracked.ct & ct::RENAMED != 0
+            && scratch.tracked.direction == 0;
+        rewrite_error(packet, &mut scratch.headers, &scratch.quoted, end, endpoint).is_some() as u32
+    }
+}
+
+/// Whether a redirect is about a translated flow, or one that may yet be: it would have its receiver
+/// take a shortcut that leads nowhere (`nf_nat_icmp_reply_translation` and its like for IPv6,
+/// net/netfilter/nf_nat_proto.c).
+#[inline(always)]
+pub(super) fn is_refused_redirect(scratch: &Scratch) -> bool {
+    let (headers, tracked) = (&scratch.headers, &scratch.tracked);
+    headers.icmp as u8 == Icmp::Error as u8
+        && headers.is_redirect()
+        && tracked.ct & (ct::SNAT | ct::DNAT) | tracked.unsettled as u8 != 0
+        && scratch.has_nat()
 }

@@ -28,11 +28,11 @@ pub trait Stage {
 pub enum Name {
     /// [`super::start::Begin`].
     Begin,
-    /// [`super::ingress::PlaceIn`].
+    /// [`super::place::PlaceIn`].
     PlaceIn,
-    /// [`super::egress::PlaceOut`].
+    /// [`super::place::PlaceOut`].
     PlaceOut,
-    /// [`super::egress::PlaceAgain`].
+    /// [`super::place::PlaceAgain`].
     PlaceAgain,
     /// [`super::classify::Traverse`].
     Traverse,
@@ -42,7 +42,7 @@ pub enum Name {
     Open,
     /// [`super::early::SendOn`].
     SendOn,
-    /// [`super::ingress::Translate`].
+    /// [`super::rewrite::Translate`].
     Translate,
     /// [`super::facts::Gather`].
     Gather,
@@ -66,7 +66,7 @@ pub enum Name {
     LookUp,
     /// [`super::conntrack::About`].
     About,
-    /// [`super::egress::MatchLabel`].
+    /// [`super::place::MatchLabel`].
     MatchLabel,
     /// [`super::transit::FindOnWay`].
     FindOnWay,

@@ -12,8 +12,8 @@ use fw_common::abi::flow::FlowKey;
 use rustix::process::{getpid, setsid};
 
 use super::Failure;
-use super::load::{Around, Prepared, Starts, Terms, enforce_over};
-use super::plan::Plan;
+use super::load::{Around, Prepared, Terms, enforce_over};
+use super::plan::{Plan, Starts};
 use super::revoked;
 use super::running::{Predecessor, Running};
 use super::trial::{ARMED, Trial};

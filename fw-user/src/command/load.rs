@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::Failure;
 use super::output::Output;
-use super::plan::{Plan, starts};
+use super::plan::{Plan, Starts, starts};
 use super::require;
 use super::revoked::{Revoked, cut_revoked};
 use super::running::{Predecessor, running_id};
@@ -83,17 +83,6 @@ pub struct Terms {
     pub import: bool,
     /// Connections that the policy would not let begin are cut.
     pub drop_revoked: bool,
-}
-
-/// What counters start with. Packets and bytes, in the order of [`Policy::counter_ids`].
-#[derive(Clone, Debug)]
-pub enum Starts {
-    /// Zero; those of rules that did not change go on.
-    Zero,
-    /// All of them with what the files say, like `iptables-restore -c`.
-    Written(Vec<[u64; 2]>),
-    /// Those of rules that the running policy does not have with this; the others go on.
-    OfNew(Vec<[u64; 2]>),
 }
 
 impl Terms {

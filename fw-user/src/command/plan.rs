@@ -5,10 +5,20 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 use aya::util::nr_cpus;
 
-use super::load::Starts;
 use super::running::Predecessor;
 use crate::compile::{Meta, Slots, Taken};
 use crate::policy::model::Policy;
+
+/// What counters start with. Packets and bytes, in the order of [`Policy::counter_ids`].
+#[derive(Clone, Debug)]
+pub enum Starts {
+    /// Zero; those of rules that did not change go on.
+    Zero,
+    /// All of them with what the files say, like `iptables-restore -c`.
+    Written(Vec<[u64; 2]>),
+    /// Those of rules that the running policy does not have with this; the others go on.
+    OfNew(Vec<[u64; 2]>),
+}
 
 /// The next generation's number and counters.
 pub struct Plan {

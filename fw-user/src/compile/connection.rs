@@ -3,7 +3,7 @@
 use fw_common::abi::blob::{Condition, PredicateFields};
 use fw_common::abi::ct::asked::{EXPIRES, PORTS, PROTOCOL, STATUS};
 
-use super::lower::masked;
+use crate::addr;
 use crate::policy::connection::Connection;
 use crate::policy::model::Negatable;
 
@@ -38,7 +38,7 @@ pub(super) fn asked(connection: &Connection, without_flow: bool) -> Vec<Predicat
     }
     for (end, address) in (0..).zip(connection.addresses) {
         if let Some(Negatable { not, value }) = address {
-            let (address, mask) = masked(value);
+            let (address, mask) = addr::masked(value.address, value.mask);
             predicates.push(PredicateFields {
                 not,
                 condition: Condition::CtAddress {

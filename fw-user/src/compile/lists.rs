@@ -3,7 +3,7 @@
 use fw_common::abi::blob::Condition;
 use fw_common::abi::list::{connlimit, hashlimit};
 
-use super::lower::Scope;
+use super::scope::Scope;
 use crate::policy::lists::ListMatch;
 use crate::policy::model::Side;
 

@@ -1,39 +1,24 @@
 //! One rule of the model becomes one record: what the record's fields can say goes there, the rest
 //! becomes predicates.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use fw_common::abi::blob::{
     Condition, EffectFields, PredicateFields, RESET, RuleFields, TextFields, TranslationFields,
     pack_range, target,
 };
-use fw_common::abi::{Addr, ct};
+use fw_common::abi::ct;
 use fw_common::datapath::change::{HOPS_LESS, HOPS_MORE, HOPS_SET};
 use fw_common::datapath::{flow_mark, segment_size};
 
-use super::patterns::Patterns;
+use super::scope::Scope;
 use super::zones::Zones;
 use super::{Limits, Place, connection, lists, nat, ports, sets};
 use crate::addr;
 use crate::policy::change::{Change, FlowMark, HopChange, SegmentSize};
 use crate::policy::model::{
     Conntrack, CtDirection, Family, IcmpType, InterfacePattern, Match, Multiport, Negatable,
-    Policy, PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
+    PortRange, Ports, Prefix, Reject, Rule, Target, Tcp, TcpFlags, WhichPort,
 };
 use crate::policy::packet_match::{PacketMatch, Physdev, PortSide};
-
-/// What a rule's words refer to.
-pub(super) struct Scope<'a> {
-    pub policy: &'a Policy,
-    pub family: Family,
-    pub patterns: &'a Patterns,
-    /// The sets that rules change.
-    pub changed: &'a BTreeSet<&'a str>,
-    /// The policy's zones.
-    pub zones: &'a Zones,
-    /// The ids of the table's chains.
-    pub chains: &'a BTreeMap<&'a str, u32>,
-}
 
 /// A rule as the datapath reads it, without its place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -218,7 +203,7 @@ impl Lowered {
     }
 
     fn source(&mut self, prefix: Negatable<Prefix>) {
-        let (address, mask) = masked(prefix.value);
+        let (address, mask) = addr::masked(prefix.value.address, prefix.value.mask);
         if prefix.not {
             self.predicate(true, Condition::Source(address, mask));
         } else {
@@ -228,7 +213,7 @@ impl Lowered {
     }
 
     fn destination(&mut self, prefix: Negatable<Prefix>) {
-        let (address, mask) = masked(prefix.value);
+        let (address, mask) = addr::masked(prefix.value.address, prefix.value.mask);
         if prefix.not {
             self.predicate(true, Condition::Destination(address, mask));
         } else {
@@ -524,15 +509,6 @@ fn effect_of(change: Change, zones: &Zones) -> EffectFields {
 const PORT_RANGES: usize = 15;
 /// [`RuleFields::ct_mask`] of a rule that does not ask for a state.
 const ANY_STATE: u8 = 0xff;
-
-pub(super) fn masked(prefix: Prefix) -> (Addr, Addr) {
-    let mask = addr::to_abi(prefix.mask);
-    let mut address = addr::to_abi(prefix.address);
-    for (word, mask) in address.iter_mut().zip(mask) {
-        *word &= mask;
-    }
-    (address, mask)
-}
 
 #[cfg(test)]
 #[path = "lower_tests.rs"]

@@ -1,7 +1,10 @@
+use std::collections::{BTreeMap, BTreeSet};
+
 use fw_common::abi::blob::{Condition, PredicateFields, RuleFields, pack_range, target};
 
+use super::super::patterns::Patterns;
 use super::*;
-use crate::policy::model::{Chain, CtStates, Masquerade, Origin, Ruleset, Table};
+use crate::policy::model::{Chain, CtStates, Masquerade, Origin, Policy, Ruleset, Table};
 
 /// A rule without conditions, to be filled in by struct update.
 fn rule() -> Rule {
@@ -54,7 +57,7 @@ fn lowered_in(family: Family, rule: Rule) -> Result<Lowered, Limits> {
             policy: &policy,
             family,
             patterns: &patterns,
-            changed: &std::collections::BTreeSet::new(),
+            changed: &BTreeSet::new(),
             chains: &BTreeMap::from([("web", 14)]),
         },
     )

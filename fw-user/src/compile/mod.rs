@@ -18,6 +18,7 @@ mod packet;
 mod patterns;
 mod ports;
 mod prune;
+mod scope;
 mod sets;
 mod settings;
 mod slots;
@@ -42,10 +43,11 @@ use fw_common::abi::maps::COUNTER_SLOTS_MAX;
 use crate::policy::ids::TableName;
 use crate::policy::model::{Family, Policy, Rule, Ruleset, Target};
 use chains::{Layout, PlacedChain, Walk};
-use lower::{Lowered, Scope};
+use lower::Lowered;
 use masked::Groups;
 use patterns::Patterns;
 pub use patterns::{Pattern, pattern_bits};
+use scope::Scope;
 use zones::Zones;
 
 /// Compiles a policy into the cells of one generation.

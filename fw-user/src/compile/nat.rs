@@ -2,7 +2,6 @@
 
 use fw_common::abi::blob::{Translation, TranslationFields};
 
-use super::lower::masked;
 use crate::addr;
 use crate::policy::model::{self, PortRange, Redirect, Target};
 
@@ -19,7 +18,7 @@ pub(super) fn fields(target: &Target) -> Option<TranslationFields> {
             Some(fields)
         }
         Target::Netmap(network) => {
-            let (first, last) = masked(*network);
+            let (first, last) = addr::masked(network.address, network.mask);
             Some(TranslationFields {
                 flags: Translation::ADDRESSES,
                 first,

@@ -3,7 +3,7 @@
 use fw_common::abi::blob::{Condition, EffectFields, SetAddition};
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey, WHOLE, shape};
 
-use super::lower::Scope;
+use super::scope::Scope;
 use super::{Limits, Place};
 use crate::policy::model::{Policy, Rule, SetChange, SetMatch, Side};
 use crate::policy::set::{Part, SetDefinition, SetElement, SetKind, Shape};

@@ -110,7 +110,8 @@
 //!     routes an IPv6 packet whose destination is translated (`br_nf_pre_routing_finish_ipv6`,
 //!     net/bridge/br_netfilter_ipv6.c). If its time is over, the kernel's error bears the address of the interface
 //!     that the packet would have left by when it comes to OUTPUT, else that of the bridge. What its receiver sees
-//!     is the same. Where rules translate destinations, nothing that is switched over IPv6 is past its time.
+//!     is the same. Where rules translate, nothing over IPv6 is past its time in trials with such a bridge: answers to
+//!     what has another source have their destination back.
 //! 26. **Connections that answer themselves.** Where a connection's ends are translated to each other, a packet
 //!     that goes forth and its answer have the same ends in the same order. netfilter knows it by these alone, and
 //!     leaves the other order to another connection; fwbpf names a connection by its two ends, in no order, so that

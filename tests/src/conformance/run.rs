@@ -230,9 +230,12 @@ fn trial(options: &Options, number: usize) -> Trial {
         // Difference 2.
         traffic.send_whole();
     }
-    if rules.translate_destinations() {
-        // Differences 18 and 25.
-        let routed_early = ways.switched && family == Family::Ipv6;
+    let destinations = rules.translate_destinations();
+    // Difference 25.
+    let routed_early =
+        ways.switched && family == Family::Ipv6 && (destinations || rules.translate_sources());
+    if destinations || routed_early {
+        // Difference 18.
         traffic.keep_alive(rules.leave_untracked() || routed_early);
     }
     Trial {
