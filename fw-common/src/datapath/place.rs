@@ -204,7 +204,7 @@ fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     if !scratch.tracked.has_source_ahead() && !answer {
         return;
     }
-    if is_about_a_first_one(scratch, note) {
+    if is_about_an_unnamed_one(scratch, note) {
         recall_source(scratch);
         scratch.tracked.error = true;
         return;
@@ -270,12 +270,12 @@ fn place_noted<P: Packet, T: Tables>(
     let opens = note & NOTE_OPENS != 0;
     let answer = scratch.answer.in_hand;
     let redirected = note as u8 & ct::DNAT != 0;
-    let first = is_about_a_first_one(scratch, note);
-    let found = redirected && !first && find_on_way(packet, tables, scratch, note);
+    let unnamed = is_about_an_unnamed_one(scratch, note);
+    let found = redirected && !unnamed && find_on_way(packet, tables, scratch, note);
     if redirected && !found && !answer && opens {
         return false;
     }
-    if first {
+    if unnamed {
         recall_source(scratch);
     } else if !found && (answer || !redirected) {
         // As with errors.
@@ -294,8 +294,8 @@ fn place_noted<P: Packet, T: Tables>(
         scratch.tracked.opens = false;
         scratch.tracked.replayed = opens;
         scratch.tracked.keep_labelled(note as u8);
-        // What opens a flow is in none yet: another one would be closed.
-        if !opens {
+        // What opens a flow is in none yet: another one would be closed. Of one that bears no name it is closed already.
+        if !opens && !unnamed {
             close(tables, scratch);
         }
         recall_outside(scratch);
@@ -303,11 +303,16 @@ fn place_noted<P: Packet, T: Tables>(
     true
 }
 
-/// Whether the packet in hand answers one of this host's own, or to this host, that would have opened a flow.
-/// That flow is not stored: whatever bears its names is another.
+/// Whether the packet in hand answers one of this host's own, or to this host, whose flow is not to be looked for:
+/// one that would have opened a flow, which is not stored, or one whose destination was translated just now, which
+/// bears no name of its flow. Whatever bears its names is another.
 #[inline(always)]
-fn is_about_a_first_one(scratch: &Scratch, note: u16) -> bool {
-    scratch.answer.in_hand && scratch.answer.on_the_spot && note & NOTE_OPENS != 0
+fn is_about_an_unnamed_one(scratch: &Scratch, note: u16) -> bool {
+    let answer = &scratch.answer;
+    let translated = !answer.looped
+        && scratch.tracked.has_source_ahead()
+        && scratch.headers.key.destination == answer.refused[0];
+    answer.in_hand && answer.on_the_spot && (translated || note & NOTE_OPENS != 0)
 }
 
 /// An answer about a packet whose flow is not stored, or has ended with it, and whose destination was

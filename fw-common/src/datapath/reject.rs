@@ -144,9 +144,9 @@ impl Stage for Respond {
             tables.count(Stat::AnswerLost);
             return 0;
         }
-        // What was found for a packet to this host is in hand still. The reset itself may not lead to it: of a connection
-        // of this host's own it bears the source as it was, and the destination as it was translated.
-        let is_in_hand = scratch.answer.unseen || hook == INPUT;
+        // What was found for a packet to this host, or of its own, is in hand still. The reset itself may not lead to it:
+        // it bears the destination as it was translated.
+        let is_in_hand = scratch.answer.unseen || scratch.answer.on_the_spot;
         if is_in_hand && scratch.answer.kind == RESET && scratch.tracked.stored {
             close(tables, scratch);
         }

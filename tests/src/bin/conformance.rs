@@ -144,6 +144,12 @@ fn compare(arguments: &Arguments) -> Result<bool> {
             outcome.draws
         );
     }
+    if outcome.undecided > 0 {
+        println!(
+            "{} rulesets are not compared: drawn ports decide so much that iptables never agrees with iptables",
+            outcome.undecided
+        );
+    }
     if outcome.nameless > 0 {
         println!(
             "{} rulesets are not compared: a fifth connection of one source was translated to one destination",

@@ -14,7 +14,7 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::compare::{self, Difference, Pair, Trial};
-use super::differences::{OTHER_DRAWS, prepare_reference};
+use super::differences::{OTHER_DRAWS, TWIN_RUNS, prepare_reference};
 use super::grammar::Rules;
 use super::minimise::minimise;
 use super::side::{self, Side};
@@ -79,6 +79,8 @@ pub struct Outcome {
     pub divergences: usize,
     /// Rule sets that made one only with one draw of random ports.
     pub draws: usize,
+    /// Rule sets with which iptables never comes to the same as iptables, as draws decide.
+    pub undecided: usize,
     /// Rule sets in which a flow found no name for its way.
     pub nameless: usize,
     /// Rule sets that count connections, and made a difference only once.
@@ -150,8 +152,8 @@ fn work(options: &Options, shared: &Shared, job: usize) -> Result<()> {
         }
         ran = true;
         let trial = trial(options, number);
-        let difference =
-            difference_of(&mut pair, &trial, shared).with_context(|| format!("trial {number}"))?;
+        let difference = difference_of(options, job, &mut pair, &trial, shared)
+            .with_context(|| format!("trial {number}"))?;
         shared.finished(&trial, difference.is_some());
         if let Some(difference) = difference {
             report(options, shared, &mut pair, number, &trial, &difference)?;
@@ -189,7 +191,13 @@ fn again(pair: &mut Pair, trial: &Trial) -> Result<(Option<Difference>, bool)> {
 }
 
 /// Runs a trial; again with other random ports if a draw may have made the difference.
-fn difference_of(pair: &mut Pair, trial: &Trial, shared: &Shared) -> Result<Option<Difference>> {
+fn difference_of(
+    options: &Options,
+    job: usize,
+    pair: &mut Pair,
+    trial: &Trial,
+    shared: &Shared,
+) -> Result<Option<Difference>> {
     let Some(first) = pair.run(trial)? else {
         return Ok(None);
     };
@@ -208,7 +216,28 @@ fn difference_of(pair: &mut Pair, trial: &Trial, shared: &Shared) -> Result<Opti
         *reason += 1;
         return Ok(None);
     }
+    if drew && options.tested != Tested::Iptables && !iptables_agrees(options, job, trial)? {
+        let mut outcome = shared.outcome.lock().expect("no worker panicked");
+        outcome.undecided += 1;
+        return Ok(None);
+    }
     Ok(Some(first))
+}
+
+/// Difference 3: whether iptables comes to the same as iptables, with whatever ports both draw.
+fn iptables_agrees(options: &Options, job: usize, trial: &Trial) -> Result<bool> {
+    let twins = Options {
+        tested: Tested::Iptables,
+        sabotage: None,
+        ..options.clone()
+    };
+    let mut twins = pair(&twins, job)?;
+    for _ in 0..TWIN_RUNS {
+        if twins.run(trial)?.is_none() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// How many of the trials have bridges that hand over what they switch.

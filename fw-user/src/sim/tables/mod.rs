@@ -221,6 +221,11 @@ impl HostTables {
         &self.host
     }
 
+    /// The same, to be changed: addresses come and go.
+    pub fn host_mut(&mut self) -> &mut Host {
+        &mut self.host
+    }
+
     /// Sets the clock, in nanoseconds.
     pub fn set_now(&self, now: u64) {
         self.now.set(now);

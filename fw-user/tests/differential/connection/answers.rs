@@ -194,3 +194,51 @@ fn a_reset_closes_a_connection_of_which_both_ends_were_translated() {
     let late = machine.leave(ETH0, tcp(own, other, flag::SYN | flag::ACK, [2, 8]));
     assert_eq!(port(&late), 53);
 }
+
+/// An answer to this host's own packet quotes it as it was made, whatever else bears the name that it has become: here a
+/// connection that went to the address while another host had it.
+#[test]
+fn an_answer_quotes_the_port_that_its_own_connection_has() {
+    for refuses in ["REJECT", "REJECT --reject-with tcp-reset"] {
+        const TRANSLATES: &str =
+            "-A PREROUTING -p tcp -j DNAT --to-destination 192.0.2.80\nCOMMIT\n";
+        let rule = format!("-A OUTPUT -p tcp -m conntrack --ctdir REPLY -j {refuses}\n");
+        let mut machine = Machine::new(&format!("*filter\n{OPEN}{rule}COMMIT\n{NAT}{TRANSLATES}"));
+        let moves = [192, 0, 2, 80];
+        let port_at = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        let first = |last| tcp((INNER, 4000), ([203, 0, 113, last], 80), flag::SYN, [1, 0]);
+        machine.forward(DOCKER0, ETH0, first(1));
+        let drawn = machine.forward(DOCKER0, ETH0, first(2));
+        let far = &drawn.bytes[26..30];
+        assert_ne!((far, port_at(&drawn.bytes, 34)), (&INNER[..], 4000));
+
+        machine
+            .tables
+            .host_mut()
+            .local
+            .push("192.0.2.80/32".parse().expect("a prefix"));
+        let own = machine.arrive(DOCKER0, first(3));
+        let port = port_at(&own.bytes, 34);
+        assert_ne!(port, 4000);
+        let answer = tcp((moves, 80), (INNER, port), flag::SYN | flag::ACK, [7, 2]);
+        let mut packet = SlicePacket::ethernet(answer, DOCKER0)
+            .at_egress_of(DOCKER0)
+            .made_here();
+        let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+        assert_eq!(verdict, Verdict::Answer);
+        // By way of the interface that has the address.
+        let mut packet = packet.at_egress_of(DOCKER0);
+        let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+        assert_eq!(verdict, Verdict::Redirect);
+        let mut packet = packet.at_egress_of(LO);
+        let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+        assert_eq!(verdict, Verdict::Pass);
+        // The reset's own source, or the destination of what the error quotes: behind two headers and ICMP's.
+        let at = if refuses == "REJECT" {
+            34 + 8 + 20 + 2
+        } else {
+            34
+        };
+        assert_eq!(port_at(&packet.bytes, at), port, "{refuses}");
+    }
+}
