@@ -106,8 +106,9 @@
 //!     else. Zones come behind all other rules of raw, but for some that ask for a state.
 //! 24. **Translating what loopback tracks anew.** A packet that OUTPUT called INVALID comes back in on loopback
 //!     without a connection, and may be put in a zone there and translated. netfilter has it routed once more, over
-//!     IPv6 to other hosts, too; no program can, and fwbpf drops it (`zone::is_lost`). Where rules translate to
-//!     other hosts' addresses, no packet on loopback is put in a zone.
+//!     IPv6 to other hosts, too; no program can, and fwbpf drops it (`zone::is_lost`). So may
+//!     one that OUTPUT alone puts in a zone. Where rules translate to other hosts' addresses, no packet on
+//!     loopback is put in a zone, by neither chain.
 //! 25. **Errors about what a bridge has routed.** Where a bridge hands over what it switches, br_netfilter itself
 //!     routes an IPv6 packet whose destination is translated (`br_nf_pre_routing_finish_ipv6`,
 //!     net/bridge/br_netfilter_ipv6.c). If its time is over, the kernel's error bears the address of the interface

@@ -1,6 +1,6 @@
 //! The tables raw and mangle.
 
-use fw_user::policy::model::Family;
+use fw_user::policy::model::{Family, InterfacePattern};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
@@ -16,17 +16,27 @@ pub(super) fn spare_loopback(tables: &mut [TableText]) {
     if !rules.any(moves) {
         return;
     }
-    const CHAIN: &str = "-A PREROUTING";
     for table in tables.iter_mut().filter(|table| table.name == "raw") {
-        table.rules.retain(|rule| {
-            !(rule.starts_with(CHAIN) && rule.contains(" -i lo") && rule.contains("-j CT --zone"))
-        });
-        for rule in &mut table.rules {
-            if rule.contains("-j CT --zone") && !rule.contains(" -i ") {
-                *rule = rule.replacen(CHAIN, &format!("{CHAIN} ! -i lo"), 1);
+        for (chain, option) in [("-A PREROUTING", "-i"), ("-A OUTPUT", "-o")] {
+            let zone = |rule: &str| rule.starts_with(chain) && rule.contains("-j CT --zone");
+            table
+                .rules
+                .retain(|rule| !zone(rule) || meets_loopback(rule, option) != Some(true));
+            for rule in &mut table.rules {
+                if zone(rule) && meets_loopback(rule, option).is_none() {
+                    *rule = rule.replacen(chain, &format!("{chain} ! {option} lo"), 1);
+                }
             }
         }
     }
+}
+
+/// Whether a rule fits loopback by this option; nothing if it has none.
+fn meets_loopback(rule: &str, option: &str) -> Option<bool> {
+    let words: Vec<&str> = rule.split(' ').collect();
+    let at = words.iter().position(|word| *word == option)?;
+    let fits = InterfacePattern(words.get(at + 1)?.to_string()).matches("lo");
+    Some(fits != (words[at - 1] == "!"))
 }
 
 impl<R: Rng> Writer<'_, R> {
