@@ -70,12 +70,20 @@ fn place_later_in<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     aliases: bool,
 ) -> bool {
-    let first = borrow(
-        tables,
-        &mut scratch.headers,
-        &mut scratch.outcomes,
-        Side::Ingress,
-    );
+    follow_first(packet, tables, scratch, aliases, Side::Ingress)
+}
+
+/// Gives a later fragment the place that its first one had at this side; false if that was not seen.
+#[inline(always)]
+fn follow_first<P: Packet, T: Tables>(
+    packet: &mut P,
+    tables: &T,
+    scratch: &mut Scratch,
+    aliases: bool,
+    side: Side,
+) -> bool {
+    let (headers, outcomes) = (&mut scratch.headers, &mut scratch.outcomes);
+    let first = borrow(tables, headers, outcomes, side);
     if first.found {
         follow(packet, tables, scratch, aliases, first);
     }
@@ -174,17 +182,10 @@ fn place_later_out<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     note: u16,
 ) -> bool {
-    let first = borrow(
-        tables,
-        &mut scratch.headers,
-        &mut scratch.outcomes,
-        Side::Egress,
-    );
-    if !first.found {
+    let aliases = scratch.aliases;
+    if !follow_first(packet, tables, scratch, aliases, Side::Egress) {
         return false;
     }
-    let aliases = scratch.aliases;
-    follow(packet, tables, scratch, aliases, first);
     if !scratch.made_here {
         scratch.tracked.translates &= Tracked::SOURCE;
     }

@@ -11,7 +11,7 @@ use fw_user::policy::model::Family;
 use super::counters::Counts;
 use super::grammar::Rules;
 use super::side::{Seen, Side};
-use super::traffic::{Step, Traffic};
+use super::traffic::{Place, Step, Traffic};
 use super::write::sender;
 use crate::packet::describe;
 
@@ -122,7 +122,7 @@ impl Pair {
     }
 
     fn unless_mirrored(&mut self, difference: Difference) -> Option<Difference> {
-        let mirrored = self.reference.is_mirrored() || self.tested.is_mirrored();
+        let mirrored = self.reference.is_mirrored();
         self.mirrored += usize::from(mirrored);
         (!mirrored).then_some(difference)
     }
@@ -187,7 +187,8 @@ impl Pair {
 }
 
 impl Difference {
-    /// Whether the two would be the same without resets to ::1, which one side lets out (difference 22).
+    /// Whether the two would be the same without resets to ::1, which are delivered on fwbpf's side and not on
+    /// iptables' (difference 22).
     fn is_of_resets_to_loopback(&self) -> bool {
         let Self::Delivery {
             reference, tested, ..
@@ -195,11 +196,15 @@ impl Difference {
         else {
             return false;
         };
+        let delivered = |seen: &[Seen], is: bool| {
+            let mut resets = seen.iter().filter(|one| one.resets_to_loopback);
+            resets.all(|one| (one.place == Place::Server) == is)
+        };
         let rest = |seen: &[Seen]| -> Vec<Seen> {
             let others = seen.iter().filter(|one| !one.resets_to_loopback);
             others.cloned().collect()
         };
-        rest(reference) == rest(tested)
+        delivered(reference, false) && delivered(tested, true) && rest(reference) == rest(tested)
     }
 
     /// The difference, and what led to it, in words.

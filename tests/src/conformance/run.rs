@@ -14,9 +14,10 @@ use rand::{Rng as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::compare::{self, Difference, Pair, Trial};
-use super::differences::{OTHER_DRAWS, TWIN_RUNS, prepare_reference};
+use super::differences::prepare_reference;
 use super::grammar::Rules;
 use super::minimise::minimise;
+use super::random_ports::{OTHER_DRAWS, TWIN_RUNS};
 use super::side::{self, Side};
 use super::traffic::{Traffic, Ways};
 use crate::lab::{Firewall, Fwbpf, Iptables};
