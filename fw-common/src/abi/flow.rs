@@ -367,7 +367,8 @@ pub struct Fragment {
     pub ct: u8,
     /// The packet's direction: 0 original, 1 reply, 2 none.
     pub direction: u8,
-    /// Bit 0: the first fragment traversed the nat chains. Bit 1: its destination was translated.
+    /// Bit 0: the first fragment traversed the nat chains. Bit 1: its destination was translated. Bit 2: it was
+    /// dropped, as its flow could not be stored. Bit 3: it has not come yet.
     pub flags: u8,
     /// What limits said to the first fragment, the first answer in the lowest bit.
     pub limits: u32,
@@ -376,12 +377,14 @@ pub struct Fragment {
     /// The same for the port.
     pub destination_port: u16,
     /// Zero.
-    pub reserved: [u8; 6],
+    pub reserved: [u8; 2],
+    /// Bytes of those fragments that came before the first one.
+    pub ahead: u32,
 }
 
 pod! {
     FragmentKey { size: 40, fields: [Addr, Addr, u32, u8, u8, u8, u8] }
-    Fragment { size: 48, fields: [u64, u32, u32, u8, u8, u8, u8, u32, Addr, u16, [u8; 6]] }
+    Fragment { size: 48, fields: [u64, u32, u32, u8, u8, u8, u8, u32, Addr, u16, [u8; 2], u32] }
 }
 
 pod_words! {

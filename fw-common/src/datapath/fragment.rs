@@ -3,7 +3,8 @@
 //! netfilter reassembles before it tracks (net/ipv4/netfilter/nf_defrag_ipv4.c), and counts the
 //! whole datagram as one packet. BPF cannot reassemble. The first fragment is judged as the
 //! datagram, and what it showed is kept; later ones are judged with it, add their bytes to the
-//! same rules but no packet, and so end as the first did.
+//! same rules but no packet, and so end as the first did. Of those that come before it to this host, whose
+//! stack puts the datagram together, the first counts the bytes.
 
 use super::header::{Headers, Part};
 use super::rewrite::Endpoint;
@@ -29,6 +30,9 @@ const TRANSLATED: u8 = 2;
 
 /// [`Fragment::flags`]: the first fragment was dropped as its flow could not be stored.
 const REFUSED: u8 = 4;
+
+/// [`Fragment::flags`]: the first fragment has not come yet; there is nothing but [`Fragment::ahead`].
+const AHEAD: u8 = 8;
 
 /// The kernel's default for incomplete datagrams (net.ipv4.ipfrag_time).
 const LIFETIME: u64 = 30_000_000_000;
@@ -113,6 +117,7 @@ pub fn borrow<T: Tables>(
         direction: 0,
     };
     if let Some(fragment) = tables.fragment(&key(headers, side))
+        && fragment.flags & AHEAD == 0
         && fragment.expires >= tables.now()
     {
         headers.key.ports = fragment.ports;
@@ -132,7 +137,28 @@ pub fn borrow<T: Tables>(
     borrowed
 }
 
-/// Keeps what later fragments will need, if the packet is a first fragment.
+/// Keeps of a later fragment that came before the first what that one will count.
+#[inline(never)]
+pub fn note_ahead<T: Tables>(tables: &T, headers: &Headers, side: Side) {
+    let key = key(headers, side);
+    let now = tables.now();
+    let mut bytes = headers.bytes;
+    if let Some(before) = tables.fragment(&key)
+        && before.flags & AHEAD != 0
+        && before.expires >= now
+    {
+        bytes = bytes.wrapping_add(before.ahead);
+    }
+    let note = Fragment {
+        expires: now.wrapping_add(LIFETIME),
+        flags: AHEAD,
+        ahead: bytes,
+        ..Fragment::default()
+    };
+    tables.insert_fragment(&key, &note);
+}
+
+/// Keeps what later fragments will need, if the packet is a first fragment, which counts those that came before it.
 #[inline(always)]
 pub fn lend<T: Tables>(tables: &T, scratch: &mut Scratch, side: Side) {
     if scratch.headers.part as u8 == Part::First as u8 {
@@ -235,10 +261,17 @@ pub fn note_refusal<T: Tables>(tables: &T, scratch: &Scratch) {
 }
 
 #[inline(never)]
-fn store<T: Tables>(tables: &T, scratch: &Scratch) {
+fn store<T: Tables>(tables: &T, scratch: &mut Scratch) {
+    let now = tables.now();
+    if let Some(before) = tables.fragment(&scratch.outcomes.key)
+        && before.flags & AHEAD != 0
+        && before.expires >= now
+    {
+        scratch.headers.bytes = scratch.headers.bytes.wrapping_add(before.ahead);
+    }
     let (headers, tracked) = (&scratch.headers, &scratch.tracked);
     let fragment = Fragment {
-        expires: tables.now().wrapping_add(LIFETIME),
+        expires: now.wrapping_add(LIFETIME),
         ports: headers.key.ports,
         flow_ports: headers.flow_ports,
         tcp_flags: headers.tcp_flags,
@@ -248,7 +281,8 @@ fn store<T: Tables>(tables: &T, scratch: &Scratch) {
         limits: scratch.outcomes.word,
         destination: [0; 4],
         destination_port: 0,
-        reserved: [0; 6],
+        reserved: [0; 2],
+        ahead: 0,
     };
     tables.insert_fragment(&scratch.outcomes.key, &fragment);
 }

@@ -4,7 +4,7 @@
 use super::conntrack::{
     LookUp, NOTE_OPENS, NOTE_SEEN, Tracked, about, attach, follow, recall_ended, track,
 };
-use super::fragment::{Side, borrow, lend};
+use super::fragment::{Side, borrow, lend, note_ahead};
 use super::header::{Icmp, Part};
 use super::packet::Packet;
 use super::reject::{NOTE_ANSWER, close};
@@ -70,7 +70,12 @@ fn place_later_in<P: Packet, T: Tables>(
     scratch: &mut Scratch,
     aliases: bool,
 ) -> bool {
-    follow_first(packet, tables, scratch, aliases, Side::Ingress)
+    let found = follow_first(packet, tables, scratch, aliases, Side::Ingress);
+    // What a bridge hands over comes up through it once more.
+    if !found && scratch.port == 0 {
+        note_ahead(tables, &scratch.headers, Side::Ingress);
+    }
+    found
 }
 
 /// Gives a later fragment the place that its first one had at this side; false if that was not seen.

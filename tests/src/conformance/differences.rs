@@ -5,9 +5,11 @@
 //!    fwbpf does not, and from then on holds no window against the connection. None is sent.
 //! 2. **Fragments.** netfilter puts a datagram together before any chain sees it; fwbpf lets the
 //!    later fragments follow the first, and counts the datagram once, as netfilter does. So the
-//!    fragments of a datagram are all sent, in order, and what is delivered is compared whole. Its
+//!    fragments of a datagram are all sent, and what is delivered is compared whole. Its
 //!    length is not known before its last one: nothing is sent in fragments through rules that ask
-//!    for lengths, answer, or end a packet's time: an answer would quote the first one.
+//!    for lengths, answer, or end a packet's time: an answer would quote the first one. What is forwarded, by rules that
+//!    translate or a bridge, too, is sent in order: one that comes before its first is dropped there. To this host
+//!    they are sent out of order, too: its stack puts them together, and the first counts all that came before it.
 //! 3. **Random ports.** `--random`, `--to-ports` and collisions make both sides draw a port; each
 //!    translated port is replaced by a number that stands for its flow ([`RandomPorts`]). That it
 //!    is a port at all that brings replies back is tested by sending them there. A draw can also

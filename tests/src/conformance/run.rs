@@ -261,9 +261,13 @@ fn trial(options: &Options, number: usize) -> Trial {
         traffic.send_whole();
     }
     let destinations = rules.translate_destinations();
+    let translates = destinations || rules.translate_sources();
+    if translates || ways.switched {
+        // Difference 2.
+        traffic.send_in_order();
+    }
     // Difference 25.
-    let routed_early =
-        ways.switched && family == Family::Ipv6 && (destinations || rules.translate_sources());
+    let routed_early = ways.switched && family == Family::Ipv6 && translates;
     if destinations || routed_early {
         // Difference 18.
         traffic.keep_alive(rules.leave_untracked() || routed_early);

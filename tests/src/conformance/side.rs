@@ -19,7 +19,7 @@ use super::listen::{ip_of, receivers_of, silent_listeners, whole, with_header};
 use super::random_ports::RandomPorts;
 use super::simulated::Simulated;
 use super::traffic::{Endpoint, Flow, Place, Step, Traffic, Way, What, addresses};
-use super::write::{packet, sender};
+use super::write::{packet, pieces, sender};
 use crate::lab::{
     Firewall, FrameSocket, LocalReceiver, LocalSender, Namespace, Peers, ServerLab, mac, run,
 };
@@ -247,11 +247,7 @@ impl Side {
     /// The bytes that a step sends on this side: replies go where the request seemed to come from.
     pub fn packets(&self, traffic: &Traffic, step: &Step) -> Vec<Vec<u8>> {
         let flow = &traffic.flows[step.flow];
-        let packet = self.packet(flow, step);
-        match step.fragment {
-            Some(size) => packet.fragments(size),
-            None => vec![packet.bytes()],
-        }
+        pieces(&self.packet(flow, step), step)
     }
 
     /// Sends a step.

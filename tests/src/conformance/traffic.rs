@@ -124,8 +124,17 @@ pub struct Step {
     pub id: u16,
     /// IP options or extension headers.
     pub dressing: Dressing,
-    /// In fragments of so many bytes, if at all.
-    pub fragment: Option<usize>,
+    /// In fragments, if at all.
+    pub fragment: Option<Fragments>,
+}
+
+/// How a datagram is sent in fragments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fragments {
+    /// Bytes of each; they begin at multiples of eight.
+    pub size: usize,
+    /// How many of the later ones come before the first.
+    pub ahead: usize,
 }
 
 impl Step {
@@ -296,6 +305,15 @@ impl Traffic {
     pub fn send_whole(&mut self) {
         for step in &mut self.steps {
             step.fragment = None;
+        }
+    }
+
+    /// Sends each datagram's first fragment first.
+    pub fn send_in_order(&mut self) {
+        for step in &mut self.steps {
+            if let Some(fragments) = &mut step.fragment {
+                fragments.ahead = 0;
+            }
         }
     }
 }
@@ -482,9 +500,9 @@ fn dress(
     (way, what): (Way, What),
     position: usize,
 ) -> Step {
-    let from = match way {
-        Way::Forth => flow.a.place,
-        Way::Back => flow.b.place,
+    let (from, to) = match way {
+        Way::Forth => (flow.a.place, flow.b.place),
+        Way::Back => (flow.b.place, flow.a.place),
     };
     let ttl = if from != Place::Server && random.random_bool(0.02) {
         1
@@ -516,7 +534,14 @@ fn dress(
         && random.random_bool(0.04)
     {
         *length = random.random_range(40..1000);
-        step.fragment = Some(random.random_range(16..*length));
+        let size = random.random_range(16..*length);
+        // What is forwarded comes in order: fwbpf drops what comes before its first fragment.
+        let ahead = if to == Place::Server && random.random_bool(0.5) {
+            random.random_range(1..=length.div_ceil(size))
+        } else {
+            0
+        };
+        step.fragment = Some(Fragments { size, ahead });
         step.dressing = Dressing::Plain;
     }
     step

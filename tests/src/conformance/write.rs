@@ -2,7 +2,9 @@
 
 use std::net::IpAddr;
 
-use super::traffic::{Carried, Chunk, Endpoint, Flow, SKEW, Step, Way, What, quoted_chunks};
+use super::traffic::{
+    Carried, Chunk, Endpoint, Flow, Fragments, SKEW, Step, Way, What, quoted_chunks,
+};
 use crate::packet::{Dressing, Packet, Payload};
 
 /// The packet that a step sends. `seen_as` is where the other end's packets seem to come from, if
@@ -90,6 +92,17 @@ pub fn packet(flow: &Flow, step: &Step, seen_as: Option<(IpAddr, u16)>) -> Packe
             }
         }
     }
+}
+
+/// The bytes that a step sends of its packet: in fragments, if it says so.
+pub fn pieces(packet: &Packet, step: &Step) -> Vec<Vec<u8>> {
+    let Some(Fragments { size, ahead }) = step.fragment else {
+        return vec![packet.bytes()];
+    };
+    let mut pieces = packet.fragments(size);
+    let ahead = ahead.min(pieces.len() - 1);
+    pieces[..=ahead].rotate_left(1);
+    pieces
 }
 
 /// Most packets ask for nothing, some for haste, and some have been through congestion.

@@ -21,7 +21,7 @@ use fw_user::policy::lists::ListDefinition;
 use fw_user::policy::model::Family;
 use fw_user::sim::{self, Held, HostTables, SlicePacket, State};
 use fwbpf_tests::conformance::traffic::{Flow, Place, Step, Traffic, Way, What};
-use fwbpf_tests::conformance::write::{packet, sender};
+use fwbpf_tests::conformance::write::{packet, pieces, sender};
 use fwbpf_tests::lab::mac;
 use fwbpf_tests::packet::{Layers, frame};
 use rand::Rng;
@@ -160,11 +160,7 @@ impl<'k> Trial<'k> {
         let peer = (family, step.flow, step.way.reversed());
         let mut whole = packet(flow, step, self.seen_as.get(&peer).copied());
         let other = input::associate(random, &mut whole);
-        let packets = match step.fragment {
-            Some(size) => whole.fragments(size),
-            None => vec![whole.bytes()],
-        };
-        for packet in packets {
+        for packet in pieces(&whole, step) {
             let entry = if to == from { "lo" } else { device(from, to) };
             let mut frame = frame([2; 6], link_address(entry), &packet);
             let spoiled = random.random_bool(0.2);

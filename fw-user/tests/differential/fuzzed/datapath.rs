@@ -18,6 +18,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use super::Input;
+use super::datagrams::Datagrams;
 use super::wire::{self, Kind, Part, Told, Wire};
 use crate::generate;
 use crate::model::{Hits, Outcome, Seen, judge};
@@ -41,6 +42,7 @@ pub fn run(bytes: &[u8]) {
         ids: policy.counter_ids().zip(slots.of.iter().copied()).collect(),
         policy,
         scratch: Scratch::default(),
+        datagrams: Datagrams::default(),
         now: 1_000_000_000,
     };
     let mut left = 24;
@@ -91,6 +93,7 @@ struct Trial {
     ids: BTreeMap<CounterId, u32>,
     tables: HostTables,
     scratch: Scratch,
+    datagrams: Datagrams,
     now: u64,
 }
 
@@ -166,6 +169,7 @@ impl Trial {
                 return None;
             }
         };
+        let bytes = self.datagrams.count(&told, self.now);
         if told.part == Part::Later {
             // With its first fragment known, it is judged as that one; without, it is let alone.
             return None;
@@ -173,7 +177,7 @@ impl Trial {
         self.check_label(&told);
         let mut seen = self.seen(&told, &packet);
         seen.in_interface = name_of(packet.device);
-        let mut walk = Walk::new(&self.policy, seen, self.meets_nat(&told), told.bytes);
+        let mut walk = Walk::new(&self.policy, seen, self.meets_nat(&told), bytes);
         walk.chain(TableName::Nat, "PREROUTING");
         // Where it cannot be translated, no chain comes after this one.
         if let Verdict::Drop(Stat::Rewrite | Stat::NoRedirectAddress) = verdict {

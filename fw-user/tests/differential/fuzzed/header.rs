@@ -48,6 +48,7 @@ pub fn as_wire(headers: &Headers) -> wire::Told {
             Part::First => wire::Part::First,
             Part::Later => wire::Part::Later,
         },
+        id: headers.fragment_id,
         broken: headers.broken,
         kind: match headers.icmp {
             Icmp::No => Kind::NotIcmp,

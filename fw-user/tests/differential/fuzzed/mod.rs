@@ -4,6 +4,7 @@
 //! `tests/fuzz/corpus/TARGET`, found by coverage; those that once failed are in
 //! `tests/fuzz/found/TARGET`, each under a name that says what was wrong.
 
+pub mod datagrams;
 pub mod datapath;
 pub mod header;
 pub mod policy;

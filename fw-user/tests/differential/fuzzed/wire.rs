@@ -30,6 +30,8 @@ pub struct Told {
     /// Where the transport header is in the frame.
     pub l4: usize,
     pub part: Part,
+    /// What fragments of one datagram have in common; of an IPv6 packet without a fragment header 0.
+    pub id: u32,
     /// The transport header contradicts itself.
     pub broken: bool,
     pub kind: Kind,
@@ -119,6 +121,7 @@ fn read_v4(packet: &[u8], l3: usize) -> Wire {
         } as u32,
         l4: l3 + header,
         part,
+        id: half(packet, 4) as u32,
         broken: false,
         kind: Kind::NotIcmp,
     };
@@ -137,7 +140,7 @@ fn read_v6(packet: &[u8], l3: usize) -> Wire {
     if 40 + payload > packet.len() {
         return Wire::NotOurs;
     }
-    let (mut next, mut at, mut part) = (packet[6], 40, Part::Whole);
+    let (mut next, mut at, mut part, mut id) = (packet[6], 40, Part::Whole, 0);
     let mut headers = 0;
     while part != Part::Later && matches!(next, 0 | 43 | 44 | 51 | 60) {
         // Each at most once, destination options twice (RFC 8200 4.1): more than eight is an attack.
@@ -154,6 +157,7 @@ fn read_v6(packet: &[u8], l3: usize) -> Wire {
                 } else if fragment & 1 != 0 {
                     part = Part::First;
                 }
+                id = (half(packet, at + 4) << 16 | half(packet, at + 6)) as u32;
                 next = packet[at];
                 at += 8;
             }
@@ -188,6 +192,7 @@ fn read_v6(packet: &[u8], l3: usize) -> Wire {
         } as u32,
         l4: l3 + at,
         part,
+        id,
         broken: false,
         kind: Kind::NotIcmp,
     };
