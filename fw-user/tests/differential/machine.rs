@@ -142,6 +142,7 @@ pub fn tcp(
     header.syn = flags & flag::SYN != 0;
     header.ack = flags & flag::ACK != 0;
     header.rst = flags & flag::RST != 0;
+    header.fin = flags & flag::FIN != 0;
     let mut bytes = Vec::new();
     ip(way[0], way[1], 64)
         .tcp_header(header)

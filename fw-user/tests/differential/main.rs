@@ -12,6 +12,7 @@ mod generate;
 mod hashlimit;
 mod limit;
 mod machine;
+mod mappings;
 mod model;
 mod recent;
 mod text;
