@@ -30,25 +30,31 @@ const DEVICES: [(u32, &str); 3] = [(2, "eth0"), (3, "eth1"), (4, "docker0")];
 /// The first two bytes choose a policy, of which a new generator makes others; the packets follow.
 pub fn run(bytes: &[u8]) {
     let mut input = Input(bytes);
-    let Some(policy) = policy(input.half()) else {
+    let Some(mut trial) = Trial::new(input.half()) else {
         return;
-    };
-    let slots = Slots::fresh(&policy);
-    let Ok(compiled) = compile(&policy, &slots, 1, &[]) else {
-        return;
-    };
-    let mut trial = Trial {
-        tables: HostTables::running(host(), compiled),
-        ids: policy.counter_ids().zip(slots.of.iter().copied()).collect(),
-        policy,
-        scratch: Scratch::default(),
-        datagrams: Datagrams::default(),
-        now: 1_000_000_000,
     };
     let mut left = 24;
     while input.has_more() && left > 0 {
         left -= 1;
         trial.step(&mut input);
+    }
+}
+
+/// Each of the frames arrives at a machine with the policy of this seed that has seen nothing yet.
+#[cfg(test)]
+pub(super) fn arrive_apart(seed: u16, frames: impl Iterator<Item = Vec<u8>>) {
+    let trial = Trial::new(seed).expect("a policy that compiles");
+    for frame in frames {
+        let mut trial = Trial {
+            tables: trial.tables.fork(),
+            ids: trial.ids.clone(),
+            policy: trial.policy.clone(),
+            scratch: Scratch::default(),
+            datagrams: Datagrams::default(),
+            now: trial.now,
+        };
+        let (device, _) = DEVICES[0];
+        trial.arrive(SlicePacket::ethernet(frame, device));
     }
 }
 
@@ -101,6 +107,21 @@ struct Trial {
 type Counts = BTreeMap<CounterId, [u64; 2]>;
 
 impl Trial {
+    /// One of a policy's, if that is within the limits.
+    fn new(seed: u16) -> Option<Self> {
+        let policy = policy(seed)?;
+        let slots = Slots::fresh(&policy);
+        let compiled = compile(&policy, &slots, 1, &[]).ok()?;
+        Some(Self {
+            tables: HostTables::running(host(), compiled),
+            ids: policy.counter_ids().zip(slots.of.iter().copied()).collect(),
+            policy,
+            scratch: Scratch::default(),
+            datagrams: Datagrams::default(),
+            now: 1_000_000_000,
+        })
+    }
+
     /// A packet.
     fn step(&mut self, input: &mut Input<'_>) {
         let choice = input.byte();
@@ -441,7 +462,7 @@ fn frame(input: &mut Input<'_>) -> Vec<u8> {
 }
 
 /// A packet between the generator's few addresses.
-fn right_frame(input: &mut Input<'_>, shape: u8) -> Vec<u8> {
+pub(super) fn right_frame(input: &mut Input<'_>, shape: u8) -> Vec<u8> {
     const V4: [[u8; 4]; 6] = [
         [10, 0, 0, 1],
         [10, 0, 0, 2],
@@ -554,7 +575,7 @@ fn transport(input: &mut Input<'_>, protocol: u8, v6: bool) -> Vec<u8> {
 }
 
 /// Writes the checksum of an IPv4 header, as long as it says that it is.
-fn set_sum(packet: &mut [u8]) {
+pub(super) fn set_sum(packet: &mut [u8]) {
     let length = (usize::from(packet[0] & 15) * 4).clamp(20, packet.len()) & !1;
     packet[10..12].copy_from_slice(&[0, 0]);
     let mut sum: u32 = packet[..length]

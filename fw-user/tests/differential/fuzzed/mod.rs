@@ -7,6 +7,8 @@
 pub mod datagrams;
 pub mod datapath;
 pub mod header;
+#[cfg(test)]
+mod hostile;
 pub mod policy;
 pub mod wire;
 
