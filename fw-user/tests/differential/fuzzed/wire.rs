@@ -260,6 +260,9 @@ fn icmp6(kind: u8) -> Kind {
         129 | 140 => Kind::Reply,
         // Listener reports, neighbour discovery, RFC 2710, 4861, 3810, 4286.
         130..=136 | 143 | 151 | 152 => Kind::Untracked,
+        // A redirect (RFC 4861 4.5) quotes a packet and is tracked like what does
+        // (`nf_conntrack_icmpv6_redirect`, net/netfilter/nf_conntrack_proto_icmpv6.c).
+        137 => Kind::Error,
         kind if kind < 128 => Kind::Error,
         _ => Kind::Other,
     }
