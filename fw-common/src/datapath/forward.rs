@@ -141,11 +141,19 @@ pub fn remember<T: Tables>(tables: &T, scratch: &Scratch, arrival: u32, departur
         return;
     }
     let asked = scratch.flags_asked.get();
+    // What is behind them is of walks before, and would make another course of the same one.
+    let slot = |number: u32| {
+        if number < walk.hits {
+            walk.slots[number as usize]
+        } else {
+            0
+        }
+    };
     let course = Course {
         arrival,
         departure,
         facts: Shortcut::pack(walk.hits, asked, headers.tcp_flags),
-        slots: [walk.slots[0], walk.slots[1], walk.slots[2]],
+        slots: [slot(0), slot(1), slot(2)],
     };
     note(tables, flow, reply, scratch.active, &course);
 }

@@ -6,7 +6,7 @@ use fw_common::MapCell;
 use fw_common::abi::blob::Page;
 use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
-use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey, Shortcut};
 use fw_common::abi::list::ListCell;
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
@@ -33,7 +33,16 @@ impl<'t, T> Held<'t, T> {
     }
 }
 
-impl<T: Tables> Shortcuts for Held<'_, T> {}
+/// What is sent on is counted at once in the kernel, and here by [`Recorder::commit`], as nothing else was held back.
+impl<T: Tables> Shortcuts for Held<'_, T> {
+    fn shortcut(&self, number: u32) -> Option<&Shortcut> {
+        self.tables.shortcut(number)
+    }
+
+    fn swap_owner(&self, shortcut: &Shortcut, old: u64, new: u64) -> bool {
+        self.tables.swap_owner(shortcut, old, new)
+    }
+}
 
 impl<T: Tables> Recorder for Held<'_, T> {
     fn begin(&self) {

@@ -35,6 +35,9 @@ pub struct HostDevice {
     pub masquerade4: Option<Ipv4Addr>,
     /// The address that MASQUERADE uses for IPv6.
     pub masquerade6: Option<Ipv6Addr>,
+    /// Its link-layer address.
+    #[serde(default)]
+    pub link: [u8; 6],
     /// Its own addresses, in the kernel's order: REDIRECT takes the first.
     #[serde(default)]
     pub addresses: Vec<IpAddr>,
@@ -50,6 +53,7 @@ impl HostDevice {
             loopback: false,
             masquerade4: None,
             masquerade6: None,
+            link: [0; 6],
             addresses: Vec::new(),
         }
     }
@@ -75,6 +79,7 @@ impl From<&crate::host::Host> for Host {
                 loopback: interface.is_loopback(),
                 masquerade4: host.masquerade4(interface),
                 masquerade6: host.masquerade6(interface),
+                link: interface.link.unwrap_or_default(),
                 addresses: interface.addresses.iter().map(|own| own.address).collect(),
             })
         };

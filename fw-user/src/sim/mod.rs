@@ -12,7 +12,7 @@ mod trace;
 
 pub use held::Held;
 pub use host::{Host, HostDevice};
-pub use packet::SlicePacket;
+pub use packet::{NextHop, SlicePacket};
 pub use state::{FlowState, State};
 pub use tables::{Capacities, HostSet, HostTables};
 pub use trace::{Event, Traced};

@@ -1,5 +1,7 @@
 //! A packet in a byte vector.
 
+use std::sync::Arc;
+
 use fw_common::abi::event::Event;
 use fw_common::abi::{Addr, Family};
 use fw_common::datapath::crc32c;
@@ -7,6 +9,9 @@ use fw_common::datapath::packet::{
     Destination, Owner, Packet, Route, SUM_AS_IT_WAS, SUM_BROKEN, SUM_FINISHED, Way,
 };
 use fw_common::datapath::reject::WayBack;
+use ipnet::IpNet;
+
+use crate::addr;
 
 /// A frame, and what the kernel would know about it besides its bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +49,21 @@ pub struct SlicePacket {
     pub path_mtu: u32,
     /// The interface by which the kernel would send an answer ([`Packet::path_to`]).
     pub path_back: u32,
+    /// The next hops that the fast path may send it to; without one it takes the slow way.
+    pub next_hops: Arc<[NextHop]>,
+}
+
+/// A route, and the link-layer addresses at both ends of its link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NextHop {
+    /// Where it leads.
+    pub to: IpNet,
+    /// Index of the interface; 0 if nobody is known there.
+    pub device: u32,
+    /// The neighbour's address.
+    pub neighbour: [u8; 6],
+    /// The interface's own.
+    pub own: [u8; 6],
 }
 
 impl SlicePacket {
@@ -70,6 +90,7 @@ impl SlicePacket {
             back: None,
             path_mtu: 1500,
             path_back: device,
+            next_hops: Arc::default(),
         }
     }
 
@@ -234,9 +255,22 @@ impl Packet for SlicePacket {
         self.vlan == 0 && self.field(0) == Some(link)
     }
 
-    /// The simulator has no routes: every packet takes the slow way.
-    fn route(&self, _way: &Way, _route: &mut Route) -> bool {
-        false
+    fn route(&self, way: &Way, route: &mut Route) -> bool {
+        let destination = addr::from_abi(way.family, *way.destination);
+        let fitting = self.next_hops.iter();
+        let longest = fitting
+            .filter(|hop| hop.to.contains(&destination))
+            .max_by_key(|hop| hop.to.prefix_len());
+        let Some(hop) = longest.filter(|hop| hop.device != 0 && way.bytes <= self.path_mtu) else {
+            return false;
+        };
+        route.device = hop.device;
+        let halves = |link: [u8; 6]| {
+            let (halves, _) = link.as_chunks();
+            [0, 1, 2].map(|half| u16::from_ne_bytes(halves[half]))
+        };
+        route.set_links(halves(hop.neighbour), halves(hop.own));
+        true
     }
 
     fn note(&self) -> u16 {

@@ -34,6 +34,10 @@ impl State {
     pub fn timeless(mut self) -> Self {
         for (key, state) in &mut self.flows {
             state.flow.expires = MapCell::new(0);
+            // The numbers stay; the word in `ACTIVE` is each side's own.
+            let numbers = state.flow.numbers();
+            let active = u64::from(numbers.active());
+            state.flow.shortcuts.set(numbers.0 ^ active);
             if key.protocol() == protocol::UDP {
                 state.flow.set_opened_at(0);
             }

@@ -11,7 +11,8 @@ use aya::util::nr_cpus;
 use fw_common::abi::flow::{Flow, FlowKey, Hint};
 use fw_common::abi::maps;
 use fw_user::compile::TableSet;
-use fw_user::host::Host;
+use fw_user::host::{Host, Interface};
+use fw_user::kernel::fast_path::{Place, Places};
 use fw_user::kernel::flip::Helpers;
 use fw_user::kernel::lists::{ListEntry, entries};
 use fw_user::kernel::load::{FlowWords, Maps};
@@ -38,8 +39,8 @@ pub enum Hook {
 pub struct Outcome {
     /// Whether it goes on.
     pub pass: bool,
-    /// Whether it is the answer to itself, to be sent.
-    pub answer: bool,
+    /// Whether it is sent from here: on by the fast path, or back as the answer to itself.
+    pub sent: bool,
     /// The frame afterwards.
     pub bytes: Vec<u8>,
 }
@@ -171,6 +172,20 @@ impl Kernel {
         )
     }
 
+    /// Has every interface but loopback send on by the fast path, at both hooks, or none.
+    pub fn switch_fast_path(&mut self, host: &Host, on: bool) -> Result<()> {
+        let place = |interface: &Interface| Place {
+            tc: on && !interface.is_loopback(),
+            xdp: on && !interface.is_loopback(),
+            why_not: None,
+        };
+        let interfaces = host.layer3();
+        let places = Places {
+            interfaces: interfaces.map(|each| (each.index, place(each))).collect(),
+        };
+        places.apply(&mut self.maps)
+    }
+
     /// Has nobody hold a place that is an outsider's first flow's: the flows are deleted by hand.
     fn free_places(&mut self) -> Result<()> {
         let mut places = BTreeSet::new();
@@ -200,37 +215,31 @@ impl Kernel {
             ctx_in: Some(&context),
             ..TestRunOptions::default()
         };
-        let (result, pass, drop) = match hook {
-            // XDP_PASS, XDP_DROP.
+        let (result, pass, drop, redirect) = match hook {
+            // XDP_PASS, XDP_DROP, XDP_REDIRECT.
             Hook::Early => {
                 let program: &Xdp = self.program(maps::PROGRAM_XDP)?;
-                (program.test_run(options), 2, 1)
+                (program.test_run(options), 2, 1, 4)
             }
-            // TC_ACT_UNSPEC, TC_ACT_SHOT.
+            // TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT.
             Hook::Ingress | Hook::Egress => {
                 let name = match hook {
                     Hook::Ingress => maps::PROGRAM_INGRESS,
                     _ => maps::PROGRAM_EGRESS,
                 };
                 let program: &SchedClassifier = self.program(name)?;
-                (program.test_run(options), u32::MAX, 2)
+                (program.test_run(options), u32::MAX, 2, 7)
             }
         };
         let result = result.with_context(|| format!("run {hook:?} with {frame:02x?}"))?;
         bytes.truncate(result.data_size_out as usize);
-        // TC_ACT_REDIRECT.
-        const REDIRECT: u32 = 7;
-        let (pass, answer) = match result.return_value {
+        let (pass, sent) = match result.return_value {
             value if value == pass => (true, false),
             value if value == drop => (false, false),
-            REDIRECT => (false, true),
+            value if value == redirect => (false, true),
             value => bail!("{hook:?} returned {value}"),
         };
-        Ok(Outcome {
-            pass,
-            answer,
-            bytes,
-        })
+        Ok(Outcome { pass, sent, bytes })
     }
 
     fn program<'a, P>(&'a self, name: &str) -> Result<&'a P>

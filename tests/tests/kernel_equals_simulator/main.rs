@@ -12,6 +12,7 @@ mod input;
 mod kernel;
 mod older;
 mod programs;
+mod tally;
 mod trial;
 
 use std::collections::BTreeMap;
@@ -23,6 +24,7 @@ use fwbpf_tests::lab::{Peers, ServerLab, ready};
 use kernel::Kernel;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha8Rng;
+use tally::Tally;
 use trial::Trial;
 
 #[test]
@@ -38,13 +40,14 @@ fn kernel_equals_simulator() -> Result<()> {
     let started = Instant::now();
     let lab = ServerLab::new(TEST, Peers::Emulated)?;
     let mut kernel = Kernel::load(&object)?;
-    let mut tally = trial::Tally::default();
+    let mut tally = Tally::default();
     // What is rare may not come up among so many: a few more are tried before that is an error.
     for number in 0..policies * 2 {
         if number >= policies && tally.ensure_variety().is_ok() {
             break;
         }
         let forwards = number % 4 != 3;
+        let fast = number % 2 == 0;
         let switch = if forwards { "1" } else { "0" };
         lab.server.sysctl(&[
             ("ipv4/ip_forward", switch),
@@ -53,7 +56,7 @@ fn kernel_equals_simulator() -> Result<()> {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(number);
         let outcome = lab.server.enter(|| {
-            let mut trial = Trial::new(&mut kernel, &mut random, packets, forwards)?;
+            let mut trial = Trial::new(&mut kernel, &mut random, packets, (forwards, fast))?;
             trial.run(&mut random)?;
             anyhow::Ok(trial.tally)
         })?;

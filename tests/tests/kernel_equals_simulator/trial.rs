@@ -4,14 +4,15 @@ use std::collections::HashMap;
 use std::fmt;
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail, ensure};
 use fw_common::abi::blob::{Chain, DIRECTORY, chain_kind};
-use fw_common::datapath::packet::{Owner, PATH_UNKNOWN};
+use fw_common::datapath::packet::{NO_PATH, Owner, PATH_UNKNOWN};
 use fw_common::datapath::reject::WayBack;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::Tables as _;
-use fw_common::datapath::{Verdict, early, egress, ingress};
+use fw_common::datapath::{Recorder as _, Verdict, early, egress, ingress};
 use fw_user::addr;
 use fw_user::compile::{Slots, TableSet, compile};
 use fw_user::host::Host;
@@ -19,33 +20,20 @@ use fw_user::kernel::flows::monotonic_now;
 use fw_user::kernel::lists::{ListEntry, entries};
 use fw_user::policy::lists::ListDefinition;
 use fw_user::policy::model::Family;
-use fw_user::sim::{self, Held, HostTables, SlicePacket, State};
+use fw_user::sim::{self, Held, HostTables, NextHop, SlicePacket, State};
 use fwbpf_tests::conformance::traffic::{Flow, Place, Step, Traffic, Way, What};
 use fwbpf_tests::conformance::write::{packet, pieces, sender};
 use fwbpf_tests::lab::mac;
 use fwbpf_tests::packet::{Layers, frame};
+use ipnet::IpNet;
 use rand::Rng;
 
 use crate::input::{self, L2};
 use crate::kernel::{Hook, Kernel, Outcome};
+use crate::tally::Tally;
 
 /// Rules that XDP holds back: `PATH_SLOTS` of fw-ebpf/src/maps.rs.
 const PATH_SLOTS: usize = 64;
-
-/// What was compared.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Tally {
-    runs: u64,
-    drops: u64,
-    early_drops: u64,
-    answers: u64,
-    rewritten: u64,
-    spoiled: u64,
-    flows: u64,
-    fragments: u64,
-    /// Chains in order, in tables, and in tables with bitmaps over them.
-    shapes: [u64; 3],
-}
 
 /// Both sides with the same policy.
 pub struct Trial<'k> {
@@ -54,6 +42,7 @@ pub struct Trial<'k> {
     lists: Vec<ListDefinition>,
     scratch: Scratch,
     forwards: bool,
+    next_hops: Arc<[NextHop]>,
     host: Host,
     rules: String,
     traffic: Vec<(Family, Traffic)>,
@@ -86,13 +75,15 @@ impl<'k> Trial<'k> {
         kernel: &'k mut Kernel,
         random: &mut impl Rng,
         packets: usize,
-        forwards: bool,
+        (forwards, fast): (bool, bool),
     ) -> Result<Self> {
-        let traffic = input::traffic(random, packets);
+        let few = fast && random.random_bool(0.8);
+        // The fast path takes only what comes after a flow's first packets.
+        let traffic = input::traffic(random, if few { packets * 2 } else { packets });
         let texts: Vec<(Family, (String, String))> = traffic
             .iter()
             .map(|(family, traffic)| {
-                let (rules, sets) = input::rules(random, *family, &traffic.flows);
+                let (rules, sets) = input::rules(random, *family, &traffic.flows, few);
                 (*family, (without_answerable(&rules, forwards), sets))
             })
             .collect();
@@ -107,9 +98,18 @@ impl<'k> Trial<'k> {
         let host = Host::read()?;
         kernel.fill(&policy.sets, &policy.lists)?;
         kernel.start(&host, &set, slots.of.len() as u32)?;
+        kernel.switch_fast_path(&host, fast)?;
         let mut tables = HostTables::running(sim::Host::from(&host), set);
         tables.set_now(monotonic_now());
         tables.put_sets(&policy);
+        if fast {
+            tables.switch_fast_path_on();
+        }
+        let next_hops = if forwards {
+            next_hops(&host)?
+        } else {
+            Arc::default()
+        };
         let lists = policy.lists;
         Ok(Self {
             kernel,
@@ -117,6 +117,7 @@ impl<'k> Trial<'k> {
             lists,
             scratch: Scratch::default(),
             forwards,
+            next_hops,
             host,
             rules: texts
                 .into_iter()
@@ -239,8 +240,7 @@ impl<'k> Trial<'k> {
         let expected = self.simulate(hook, &frame, (device, index), arrival, &real);
         self.tally.runs += 1;
         self.tally.rewritten += u64::from(real.bytes != frame);
-        self.tally.answers += u64::from(real.answer);
-        if !real.pass && !real.answer {
+        if !real.pass && !real.sent {
             let drops = match hook {
                 Hook::Early => &mut self.tally.early_drops,
                 Hook::Ingress | Hook::Egress => &mut self.tally.drops,
@@ -270,7 +270,7 @@ impl<'k> Trial<'k> {
         arrival: u32,
         real: &Outcome,
     ) -> Outcome {
-        let drawn = if real.answer {
+        let drawn = if real.sent {
             drawn_id(&real.bytes)
         } else {
             draw(frame, &real.bytes)
@@ -278,7 +278,7 @@ impl<'k> Trial<'k> {
         self.tables.set_draw(drawn);
         let destination = &frame[..6];
         // Routes are asked for with the destination that nat has made.
-        let routed = if real.answer { frame } else { &real.bytes };
+        let routed = if real.sent { frame } else { &real.bytes };
         let mut packet = SlicePacket {
             arrival_device: arrival,
             // eth_type_trans(), net/ethernet/eth.c.
@@ -293,8 +293,9 @@ impl<'k> Trial<'k> {
                 ..Owner::default()
             },
             forwardable: self.forwards && may_be_forwarded(routed),
-            path_back: PATH_UNKNOWN,
-            back: real.answer.then(|| way_back(frame, real)).flatten(),
+            path_back: path_back(frame),
+            back: real.sent.then(|| way_back(frame, real)).flatten(),
+            next_hops: self.next_hops.clone(),
             ..SlicePacket::ethernet(frame.to_vec(), index)
         };
         let (tables, scratch) = (&self.tables, &mut self.scratch);
@@ -302,19 +303,25 @@ impl<'k> Trial<'k> {
         let verdict = match hook {
             Hook::Early => {
                 packet.for_other_host = false;
-                early(&mut packet, &Held::new(tables, PATH_SLOTS), scratch)
+                let held = Held::new(tables, PATH_SLOTS);
+                let verdict = early(&mut packet, &held, scratch);
+                if verdict == Verdict::Redirect {
+                    held.commit();
+                }
+                verdict
             }
             Hook::Ingress => ingress(&mut packet, tables, scratch),
             Hook::Egress => egress(&mut packet, tables, scratch),
         };
-        if let Verdict::Drop(stat) = verdict
-            && hook != Hook::Early
-        {
-            tables.count(stat);
+        match verdict {
+            Verdict::Drop(stat) if hook != Hook::Early => tables.count(stat),
+            Verdict::Answer => self.tally.answers += 1,
+            Verdict::Redirect => self.tally.sent_on += 1,
+            Verdict::Drop(_) | Verdict::Pass => {}
         }
         Outcome {
             pass: verdict == Verdict::Pass,
-            answer: verdict == Verdict::Answer,
+            sent: matches!(verdict, Verdict::Answer | Verdict::Redirect),
             bytes: packet.bytes,
         }
     }
@@ -378,13 +385,74 @@ fn without_answerable(rules: &str, forwards: bool) -> String {
 /// IPv6 addresses of one link or one host are never forwarded (`rt6_need_strict` in
 /// `bpf_ipv6_fib_lookup`, net/core/filter.c).
 fn may_be_forwarded(frame: &[u8]) -> bool {
-    let stays = |from: usize| {
-        let address: Option<[u8; 16]> = frame.get(from..from + 16).and_then(|a| a.try_into().ok());
-        address.map(Ipv6Addr::from).is_some_and(|address| {
-            address.is_loopback() || address.is_multicast() || address.is_unicast_link_local()
-        })
+    !ends6(frame).is_some_and(|ends| ends.into_iter().any(|end| needs_a_link(&end)))
+}
+
+/// What the kernel says of the way back to a packet's sender where it forwards nothing: nothing, but that there is none
+/// for such addresses, which it looks at before. It is not told the destination where that is many's or a link's.
+fn path_back(frame: &[u8]) -> u32 {
+    match ends6(frame) {
+        Some([source, destination]) if needs_a_link(&source) || destination.is_loopback() => {
+            NO_PATH
+        }
+        _ => PATH_UNKNOWN,
+    }
+}
+
+fn needs_a_link(address: &Ipv6Addr) -> bool {
+    address.is_loopback() || address.is_multicast() || address.is_unicast_link_local()
+}
+
+/// Source and destination of an IPv6 packet.
+fn ends6(frame: &[u8]) -> Option<[Ipv6Addr; 2]> {
+    let address = |from: usize| {
+        let octets: [u8; 16] = frame.get(from..from + 16)?.try_into().ok()?;
+        Some(Ipv6Addr::from(octets))
     };
-    frame[12..14] != [0x86, 0xdd] || !(stays(L2 + 8) || stays(L2 + 24))
+    if frame[12..14] != [0x86, 0xdd] {
+        return None;
+    }
+    Some([address(L2 + 8)?, address(L2 + 24)?])
+}
+
+/// Where the lab's server sends packets on: its routes and neighbours ([`ServerLab`](fwbpf_tests::lab::ServerLab)).
+fn next_hops(host: &Host) -> Result<Arc<[NextHop]>> {
+    let mut hops = Vec::new();
+    let mut add = |to: &str, device: &str, neighbour| {
+        let interface = host.interface(device);
+        let to: IpNet = to.parse().with_context(|| to.to_owned())?;
+        hops.push(NextHop {
+            to,
+            device: match neighbour {
+                Some(_) => interface.with_context(|| device.to_owned())?.index,
+                None => 0,
+            },
+            neighbour: neighbour.unwrap_or_default(),
+            own: link_address(device),
+        });
+        anyhow::Ok(())
+    };
+    for (to, device, neighbour) in [
+        ("0.0.0.0/0", "eth0", Some(mac::OUTSIDE)),
+        ("198.51.100.0/24", "eth0", None),
+        ("198.51.100.1/32", "eth0", Some(mac::OUTSIDE)),
+        ("192.168.50.0/24", "eth1", None),
+        ("192.168.50.9/32", "eth1", Some(mac::OTHER)),
+        ("172.17.0.0/16", "docker0", None),
+        ("172.17.0.2/32", "docker0", Some(mac::CONTAINER1)),
+        ("172.17.0.3/32", "docker0", Some(mac::CONTAINER2)),
+        ("::/0", "eth0", Some(mac::OUTSIDE)),
+        ("2001:db8:1::/64", "eth0", None),
+        ("2001:db8:1::1/128", "eth0", Some(mac::OUTSIDE)),
+        ("2001:db8:50::/64", "eth1", None),
+        ("2001:db8:50::9/128", "eth1", Some(mac::OTHER)),
+        ("fd17::/64", "docker0", None),
+        ("fd17::2/128", "docker0", Some(mac::CONTAINER1)),
+        ("fd17::3/128", "docker0", Some(mac::CONTAINER2)),
+    ] {
+        add(to, device, neighbour)?;
+    }
+    Ok(hops.into())
 }
 
 /// Source address, and port or echo identifier, of a frame.
@@ -494,74 +562,11 @@ fn hex(bytes: &[u8]) -> String {
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = match (self.pass, self.answer) {
+        let verdict = match (self.pass, self.sent) {
             (true, _) => "passes",
-            (_, true) => "is answered by",
+            (_, true) => "is sent as",
             _ => "drops",
         };
         write!(f, "{verdict} {}", hex(&self.bytes))
-    }
-}
-
-impl Tally {
-    /// Adds another one.
-    pub fn add(&mut self, other: &Self) {
-        self.runs += other.runs;
-        self.drops += other.drops;
-        self.early_drops += other.early_drops;
-        self.answers += other.answers;
-        self.rewritten += other.rewritten;
-        self.spoiled += other.spoiled;
-        self.flows += other.flows;
-        self.fragments += other.fragments;
-        for (sum, count) in self.shapes.iter_mut().zip(other.shapes) {
-            *sum += count;
-        }
-    }
-
-    /// Fails if something did not occur at all: then the comparison compared nothing.
-    pub fn ensure_variety(&self) -> Result<()> {
-        let all = [
-            self.runs,
-            self.drops,
-            self.early_drops,
-            self.answers,
-            self.rewritten,
-            self.spoiled,
-            self.flows,
-            self.fragments,
-            self.shapes[0],
-            self.shapes[1],
-            self.shapes[2],
-        ];
-        // Too short a run need not have everything.
-        ensure!(
-            self.runs < 5_000 || !all.contains(&0),
-            "something never happened: {self}"
-        );
-        Ok(())
-    }
-}
-
-impl fmt::Display for Tally {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            runs,
-            drops,
-            early_drops,
-            answers,
-            rewritten,
-            spoiled,
-            flows,
-            fragments,
-            shapes: [linear, tables, pruned],
-        } = self;
-        write!(
-            f,
-            "{runs} runs of a program ({drops} drops, {early_drops} early drops, {answers} answers, {rewritten} \
-             frames rewritten, {spoiled} frames spoiled), {flows} flows and {fragments} fragmented \
-             datagrams at the end; chains: {linear} in order, {tables} in tables, {pruned} of these \
-             with bitmaps"
-        )
     }
 }

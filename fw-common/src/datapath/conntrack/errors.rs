@@ -145,6 +145,7 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
     let unknown = scratch.tracked.ct == ct::INVALID;
     let mut state = ct::RELATED;
     let mut unsettled = false;
+    let mut stored = false;
     let direction = if is_about_transit(scratch) {
         // About an INVALID packet: it has no flow to carry, though its like may open one.
         if scratch.transit_direction == NO_FLOW {
@@ -167,9 +168,12 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
         let answers = tracked.stored && tracked.direction == scratch.transit_direction ^ 1;
         // What opens a flow is in none yet: another one is.
         let answers = answers && !scratch.transit_opens;
-        if names_itself && answers && labels == scratch.transit_label && labels != 0 {
+        let is_its = answers && labels == scratch.transit_label;
+        if names_itself && is_its && labels != 0 {
             return;
         }
+        // Its mark is kept where tracking has found it.
+        stored = is_its;
         state |= scratch.transit_label;
         unsettled = scratch.transit_opens;
         scratch.transit_direction ^ 1
@@ -182,7 +186,12 @@ pub fn attach<P: Packet, T: Tables>(packet: &P, tables: &T, scratch: &mut Scratc
     } else {
         return;
     };
+    let mark = scratch.tracked.mark;
     scratch.tracked.set_without_flow(state);
+    if stored {
+        scratch.tracked.stored = true;
+        scratch.tracked.mark = mark;
+    }
     scratch.tracked.direction = direction;
     scratch.tracked.unsettled = unsettled || unknown;
     if scratch.tracked.has_source_ahead() {

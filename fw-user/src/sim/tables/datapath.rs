@@ -6,7 +6,7 @@ use fw_common::MapCell;
 use fw_common::abi::blob::{Cell, Page};
 use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
-use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey, Shortcut};
 use fw_common::abi::list::{ListCell, head};
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::Stat;
@@ -17,15 +17,27 @@ use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use super::{HostTables, put_bounded};
 use crate::addr;
 
-/// It sends nothing on past the stack.
-impl Shortcuts for HostTables {}
+impl Shortcuts for HostTables {
+    fn shortcut(&self, number: u32) -> Option<&Shortcut> {
+        self.shortcuts().get(number as usize)
+    }
+
+    fn swap_owner(&self, shortcut: &Shortcut, old: u64, new: u64) -> bool {
+        let same = shortcut.owner.get() == old;
+        if same {
+            shortcut.owner.set(new);
+        }
+        same
+    }
+}
 
 impl Tables for HostTables {
     /// There is one policy at a time, and no packet on its way while it is replaced.
     type Generation = ();
 
+    /// Always the same word, and not 0, which is nobody's where shortcuts are.
     fn active(&self) -> u32 {
-        0
+        1
     }
 
     fn generation(&self, _place: u32) -> Option<()> {

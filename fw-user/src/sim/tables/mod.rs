@@ -2,7 +2,7 @@
 
 mod datapath;
 
-use std::cell::{Cell as StdCell, RefCell};
+use std::cell::{Cell as StdCell, OnceCell, RefCell};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::Hash;
 
@@ -12,7 +12,7 @@ use fw_common::abi::Addr;
 use fw_common::abi::blob::{Cell, MAX_DEPTH, PAGE_CELLS};
 use fw_common::abi::device::Device;
 use fw_common::abi::event::Event;
-use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey};
+use fw_common::abi::flow::{Flow, FlowKey, Fragment, FragmentKey, Shortcut};
 use fw_common::abi::list::{ListCell, ListShape, head};
 use fw_common::abi::maps;
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
@@ -58,6 +58,8 @@ pub struct HostTables {
     host: Host,
     policy: Option<TableSet>,
     devices: BTreeMap<u32, Device>,
+    /// Made when the first one is asked for.
+    shortcuts: OnceCell<Box<[Shortcut]>>,
     arena: FrozenVec<Box<Flow>>,
     /// By IP version.
     tiers: [Tiers; 2],
@@ -130,6 +132,7 @@ impl HostTables {
             host,
             policy: None,
             devices: BTreeMap::new(),
+            shortcuts: OnceCell::new(),
             arena: FrozenVec::new(),
             tiers: [tiers(capacities.flows4), tiers(capacities.flows6)],
             places: RefCell::default(),
@@ -345,6 +348,20 @@ impl HostTables {
         fork
     }
 
+    /// Has every interface but loopback send on by the fast path, at both hooks, until the next policy is loaded.
+    /// Only packets that know next hops take it.
+    pub fn switch_fast_path_on(&mut self) {
+        let others = self.devices.values_mut();
+        for device in others.filter(|device| device.flags & Device::LOOPBACK == 0) {
+            device.flags |= Device::FAST | Device::FAST_XDP;
+        }
+    }
+
+    fn shortcuts(&self) -> &[Shortcut] {
+        let make = || (0..maps::SHORTCUTS_MAX).map(|_| Shortcut::default());
+        self.shortcuts.get_or_init(|| make().collect())
+    }
+
     fn device_records(&self) -> BTreeMap<u32, Device> {
         let record = |device: &super::HostDevice| {
             let word = |policy: &TableSet| pattern_bits(&policy.patterns, &device.name, None);
@@ -358,6 +375,7 @@ impl HostTables {
                     .map_or([0; 4], |address| addr::to_abi(address.into())),
                 l2_len: device.l2_len,
                 flags: if device.loopback { Device::LOOPBACK } else { 0 },
+                link: device.link,
                 own4: addr::first4(device.addresses.iter().copied()),
                 own6: addr::first6(device.addresses.iter().copied()),
                 ..Device::default()

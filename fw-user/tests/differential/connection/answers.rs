@@ -242,3 +242,34 @@ fn an_answer_quotes_the_port_that_its_own_connection_has() {
         assert_eq!(port_at(&packet.bytes, at), port, "{refuses}");
     }
 }
+
+/// The kernel's error about a packet on its way carries that one's connection, whose mark rules change for all that
+/// come after (`nf_ct_attach` in net/ipv4/icmp.c; `connmark_tg`).
+#[test]
+fn an_error_of_this_hosts_changes_the_mark_of_the_connection_that_it_is_about() {
+    let text = format!(
+        "*filter\n{OPEN}-A FORWARD -m connmark --mark 2 -m comment --comment marked\nCOMMIT\n\
+         *mangle\n:OUTPUT ACCEPT [0:0]\n\
+         -A OUTPUT -p icmp -m icmp --icmp-type 11 -m comment --comment marks -j CONNMARK --or-mark 2\nCOMMIT\n"
+    );
+    let mut machine = Machine::new(&text);
+    let (inner, far) = ((INNER, 1023), (CLIENT, 80));
+    let segment = |numbers| tcp(inner, far, flag::ACK, numbers);
+    machine.forward(DOCKER0, ETH0, segment([100, 500]));
+    let hits = machine.hits(|machine| {
+        let late = machine.arrive(DOCKER0, segment([100, 500]));
+        let mut error = Vec::new();
+        // Its time is over.
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4(BRIDGE, INNER, 64)
+            .icmpv4_raw(11, 0, [0; 4])
+            .write(&mut error, &late.bytes[14..])
+            .expect("a frame");
+        machine.leave(DOCKER0, error);
+    });
+    assert_eq!(hits, ["marks"]);
+    let hits = machine.hits(|machine| {
+        machine.forward(DOCKER0, ETH0, segment([100, 500]));
+    });
+    assert_eq!(hits, ["marked"]);
+}
