@@ -228,6 +228,10 @@ fn place_error<P: Packet, T: Tables>(packet: &mut P, tables: &T, scratch: &mut S
     }
     scratch.tracked.take_label(note);
     if answer {
+        // What opens a flow is in none yet.
+        if note & NOTE_OPENS != 0 {
+            scratch.tracked.forget_record();
+        }
         packet.call::<MatchLabel, T>(tables, scratch, found as u32);
     }
 }
@@ -251,6 +255,7 @@ impl Stage for MatchLabel {
         let nat = (label ^ scratch.tracked.ct) & (ct::SNAT | ct::DNAT | ct::RENAMED);
         if direction != scratch.tracked.direction || nat != 0 {
             scratch.tracked.translates = 0;
+            scratch.tracked.forget_record();
             if scratch.answer.looped {
                 recall_ended(tables, scratch);
             }

@@ -5,6 +5,8 @@
 //! the note that ingress leaves for egress (`tc_index`), so that egress always tracks for itself
 //! here, and unfinished checksums. The end-to-end tests have both.
 //!
+//! With every second policy the fast path is on, at both hooks.
+//!
 //! `EQUALS_SEED`, `EQUALS_POLICIES` and `EQUALS_PACKETS` choose what is tried.
 
 mod costs;

@@ -139,6 +139,13 @@ impl Tracked {
         self.mark = 0;
     }
 
+    /// The flow that was found is another one's.
+    #[inline(always)]
+    pub fn forget_record(&mut self) {
+        self.stored = false;
+        self.mark = 0;
+    }
+
     /// A packet that opens a flow.
     #[inline(always)]
     pub(super) fn set_opening(&mut self) {

@@ -273,3 +273,32 @@ fn an_error_of_this_hosts_changes_the_mark_of_the_connection_that_it_is_about() 
     });
     assert_eq!(hits, ["marked"]);
 }
+
+/// An answer about a packet that would have opened a connection the other way round between a masqueraded one's own ends
+/// has its own connection's mark, not that one's.
+#[test]
+fn an_answer_does_not_bear_the_mark_of_a_connection_that_goes_the_other_way() {
+    let text = format!(
+        "*filter\n{OPEN}-A FORWARD -i eth0 -m conntrack --ctdir ORIGINAL -m comment --comment reject -j REJECT\nCOMMIT\n{NAT}\
+         -A POSTROUTING -o eth0 -m comment --comment masquerade -j MASQUERADE\nCOMMIT\n\
+         *mangle\n:PREROUTING ACCEPT [0:0]\n:POSTROUTING ACCEPT [0:0]\n\
+         -A PREROUTING -i docker0 -m comment --comment marks -j CONNMARK --set-mark 2\n\
+         -A POSTROUTING -m connmark --mark 2 -m comment --comment marked\nCOMMIT\n"
+    );
+    let mut machine = Machine::new(&text);
+    let (inner, far) = ((INNER, 50000), (CLIENT, 80));
+    let hits = machine.hits(|machine| {
+        machine.forward(DOCKER0, ETH0, tcp(inner, far, flag::SYN, [100, 0]));
+    });
+    assert_eq!(sorted(hits), ["marked", "marks", "masquerade"]);
+    let hits = machine.hits(|machine| {
+        let packet = machine.arrive(ETH0, tcp(far, inner, flag::ACK, [500, 138]));
+        let mut packet = packet.at_egress_of(DOCKER0);
+        let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
+        assert_eq!(verdict, Verdict::Answer);
+        let mut answer = packet.at_egress_of(ETH0);
+        let verdict = egress(&mut answer, &machine.tables, &mut machine.scratch);
+        assert_eq!(verdict, Verdict::Pass);
+    });
+    assert_eq!(hits, ["reject"]);
+}
