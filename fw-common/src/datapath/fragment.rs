@@ -142,20 +142,22 @@ pub fn borrow<T: Tables>(
 pub fn note_ahead<T: Tables>(tables: &T, headers: &Headers, side: Side) {
     let key = key(headers, side);
     let now = tables.now();
-    let mut bytes = headers.bytes;
-    if let Some(before) = tables.fragment(&key)
-        && before.flags & AHEAD != 0
-        && before.expires >= now
-    {
-        bytes = bytes.wrapping_add(before.ahead);
-    }
     let note = Fragment {
         expires: now.wrapping_add(LIFETIME),
         flags: AHEAD,
-        ahead: bytes,
+        ahead: ahead(tables, &key, now).wrapping_add(headers.bytes),
         ..Fragment::default()
     };
     tables.insert_fragment(&key, &note);
+}
+
+/// The bytes of those that have come before their first one.
+#[inline(always)]
+fn ahead<T: Tables>(tables: &T, key: &FragmentKey, now: u64) -> u32 {
+    match tables.fragment(key) {
+        Some(note) if note.flags & AHEAD != 0 && note.expires >= now => note.ahead,
+        _ => 0,
+    }
 }
 
 /// Keeps what later fragments will need, if the packet is a first fragment, which counts those that came before it.
@@ -263,12 +265,8 @@ pub fn note_refusal<T: Tables>(tables: &T, scratch: &Scratch) {
 #[inline(never)]
 fn store<T: Tables>(tables: &T, scratch: &mut Scratch) {
     let now = tables.now();
-    if let Some(before) = tables.fragment(&scratch.outcomes.key)
-        && before.flags & AHEAD != 0
-        && before.expires >= now
-    {
-        scratch.headers.bytes = scratch.headers.bytes.wrapping_add(before.ahead);
-    }
+    let ahead = ahead(tables, &scratch.outcomes.key, now);
+    scratch.headers.bytes = scratch.headers.bytes.wrapping_add(ahead);
     let (headers, tracked) = (&scratch.headers, &scratch.tracked);
     let fragment = Fragment {
         expires: now.wrapping_add(LIFETIME),

@@ -120,6 +120,16 @@ impl Machine {
         assert_eq!(verdict, Verdict::Pass);
     }
 
+    /// FORWARD refuses it; the answer leaves by where it came in.
+    fn be_refused(&mut self, from: u32, to: u32, frame: Vec<u8>) {
+        let mut packet = self.arrive(from, frame);
+        for (device, expected) in [(to, Verdict::Answer), (from, Verdict::Pass)] {
+            packet = packet.at_egress_of(device);
+            let verdict = egress(&mut packet, &self.tables, &mut self.scratch);
+            assert_eq!(verdict, expected);
+        }
+    }
+
     fn forward(&mut self, from: u32, to: u32, frame: Vec<u8>) -> SlicePacket {
         let packet = self.arrive(from, frame);
         assert_ne!(packet.note, 0, "it is for this host");

@@ -54,13 +54,7 @@ fn the_answer_to_a_packet_without_a_connection_has_the_one_that_it_is_about() {
     machine.forward(DOCKER0, ETH0, tcp(inner, server, flag::SYN, [1, 0]));
     machine.forward(DOCKER0, ETH0, udp((INNER, 4000), (CLIENT, 53)));
     let hits = machine.hits(|machine| {
-        let packet = machine.arrive(ETH0, tcp(server, inner, 0, [1, 0]));
-        let mut packet = packet.at_egress_of(DOCKER0);
-        let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
-        assert_eq!(verdict, Verdict::Answer);
-        let mut answer = packet.at_egress_of(ETH0);
-        let verdict = egress(&mut answer, &machine.tables, &mut machine.scratch);
-        assert_eq!(verdict, Verdict::Pass);
+        machine.be_refused(ETH0, DOCKER0, tcp(server, inner, 0, [1, 0]));
     });
     assert_eq!(sorted(hits), ["about", "refused"]);
 }
@@ -292,13 +286,7 @@ fn an_answer_does_not_bear_the_mark_of_a_connection_that_goes_the_other_way() {
     });
     assert_eq!(sorted(hits), ["marked", "marks", "masquerade"]);
     let hits = machine.hits(|machine| {
-        let packet = machine.arrive(ETH0, tcp(far, inner, flag::ACK, [500, 138]));
-        let mut packet = packet.at_egress_of(DOCKER0);
-        let verdict = egress(&mut packet, &machine.tables, &mut machine.scratch);
-        assert_eq!(verdict, Verdict::Answer);
-        let mut answer = packet.at_egress_of(ETH0);
-        let verdict = egress(&mut answer, &machine.tables, &mut machine.scratch);
-        assert_eq!(verdict, Verdict::Pass);
+        machine.be_refused(ETH0, DOCKER0, tcp(far, inner, flag::ACK, [500, 138]));
     });
     assert_eq!(hits, ["reject"]);
 }
