@@ -23,7 +23,8 @@ use fw_user::policy::model::Family;
 use fw_user::sim::{self, Held, HostTables, NextHop, SlicePacket, State};
 use fwbpf_tests::conformance::traffic::{Flow, Place, Step, Traffic, Way, What};
 use fwbpf_tests::conformance::write::{packet, pieces, sender};
-use fwbpf_tests::lab::mac;
+use fwbpf_tests::lab::sockets::ip;
+use fwbpf_tests::lab::{address, mac};
 use fwbpf_tests::packet::{Layers, frame};
 use ipnet::IpNet;
 use rand::Rng;
@@ -417,40 +418,39 @@ fn ends6(frame: &[u8]) -> Option<[Ipv6Addr; 2]> {
 
 /// Where the lab's server sends packets on: its routes and neighbours ([`ServerLab`](fwbpf_tests::lab::ServerLab)).
 fn next_hops(host: &Host) -> Result<Arc<[NextHop]>> {
+    let neighbours = [
+        (address::OUTSIDE, "eth0", mac::OUTSIDE),
+        (address::OTHER, "eth1", mac::OTHER),
+        (address::CONTAINER1, "docker0", mac::CONTAINER1),
+        (address::CONTAINER2, "docker0", mac::CONTAINER2),
+    ];
     let mut hops = Vec::new();
-    let mut add = |to: &str, device: &str, neighbour| {
-        let interface = host.interface(device);
-        let to: IpNet = to.parse().with_context(|| to.to_owned())?;
+    let mut add = |to: IpNet, device: &str, neighbour: [u8; 6]| {
+        let interface = host.interface(device).with_context(|| device.to_owned())?;
         hops.push(NextHop {
-            to,
-            device: match neighbour {
-                Some(_) => interface.with_context(|| device.to_owned())?.index,
-                None => 0,
-            },
-            neighbour: neighbour.unwrap_or_default(),
+            to: to.trunc(),
+            device: interface.index,
+            neighbour,
             own: link_address(device),
         });
+        // Nobody else is known on that link.
+        for address in &interface.addresses {
+            hops.push(NextHop {
+                to: IpNet::new(address.address, address.prefix_len)?.trunc(),
+                device: 0,
+                neighbour: [0; 6],
+                own: [0; 6],
+            });
+        }
         anyhow::Ok(())
     };
-    for (to, device, neighbour) in [
-        ("0.0.0.0/0", "eth0", Some(mac::OUTSIDE)),
-        ("198.51.100.0/24", "eth0", None),
-        ("198.51.100.1/32", "eth0", Some(mac::OUTSIDE)),
-        ("192.168.50.0/24", "eth1", None),
-        ("192.168.50.9/32", "eth1", Some(mac::OTHER)),
-        ("172.17.0.0/16", "docker0", None),
-        ("172.17.0.2/32", "docker0", Some(mac::CONTAINER1)),
-        ("172.17.0.3/32", "docker0", Some(mac::CONTAINER2)),
-        ("::/0", "eth0", Some(mac::OUTSIDE)),
-        ("2001:db8:1::/64", "eth0", None),
-        ("2001:db8:1::1/128", "eth0", Some(mac::OUTSIDE)),
-        ("2001:db8:50::/64", "eth1", None),
-        ("2001:db8:50::9/128", "eth1", Some(mac::OTHER)),
-        ("fd17::/64", "docker0", None),
-        ("fd17::2/128", "docker0", Some(mac::CONTAINER1)),
-        ("fd17::3/128", "docker0", Some(mac::CONTAINER2)),
-    ] {
-        add(to, device, neighbour)?;
+    for (addresses, device, link) in neighbours {
+        for address in addresses {
+            add(ip(address).into(), device, link)?;
+        }
+    }
+    for gateway in address::OUTSIDE {
+        add(IpNet::new(ip(gateway), 0)?, "eth0", mac::OUTSIDE)?;
     }
     Ok(hops.into())
 }
