@@ -5,6 +5,7 @@ use fw_common::abi::stat::Stat;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::{Verdict, ingress};
 use fw_user::compile::{Slots, compile};
+use fw_user::kernel::lists::entries;
 use fw_user::policy::lists::Question;
 use fw_user::policy::model::Family;
 use fw_user::policy::{LoadOptions, SourceFile, load};
@@ -315,4 +316,23 @@ fn what_leaves_without_a_socket_counts_as_forwarded() {
         let (verdict, _) = machine.leave(ETH0, second);
         assert_eq!(verdict == Verdict::Drop(Stat::Policy), has_socket);
     }
+}
+
+/// The hop limit of a packet under the policy before is not taken for this one's.
+#[test]
+fn a_policy_that_does_not_ask_for_hops_remembers_none() {
+    let policy = |rule: &str| {
+        format!(
+            "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n-A INPUT {rule}\nCOMMIT\n"
+        )
+    };
+    let mut before = Machine::loading(Family::Ipv4, &policy("-m ttl --ttl-lt 9 -j DROP"));
+    let mut machine = Machine::loading(Family::Ipv4, &policy("-m recent --set --name L"));
+    let packet = frame(udp(["198.51.100.1", SERVER4], [5000, 53]));
+    before.arrive(ETH0, packet.clone());
+    machine.scratch = before.scratch;
+    machine.arrive(ETH0, packet);
+    let remembered = entries(&machine.tables.list_cells(0));
+    assert_eq!(remembered.len(), 1);
+    assert_eq!(remembered[0].hops, 0);
 }
