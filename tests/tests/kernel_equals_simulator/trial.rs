@@ -299,6 +299,7 @@ impl<'k> Trial<'k> {
             next_hops: self.next_hops.clone(),
             ..SlicePacket::ethernet(frame.to_vec(), index)
         };
+        self.scratch = between_packets(&self.scratch);
         let (tables, scratch) = (&self.tables, &mut self.scratch);
         // As fw-ebpf/src/main.rs: only the tc hooks count the reason.
         let verdict = match hook {
@@ -350,6 +351,25 @@ impl<'k> Trial<'k> {
         Ok(interface
             .with_context(|| format!("the lab has no {device}"))?
             .index)
+    }
+}
+
+/// What one packet leaves for the next in the scratch space. All else is rubbish in the kernel's, and
+/// nothing in the simulator's: a program that reads it is seen.
+fn between_packets(scratch: &Scratch) -> Scratch {
+    Scratch {
+        sent_on: scratch.sent_on,
+        came_through: scratch.came_through,
+        arrived: scratch.arrived.clone(),
+        arrived_place: scratch.arrived_place,
+        transit: scratch.transit.clone(),
+        transit_direction: scratch.transit_direction,
+        transit_opens: scratch.transit_opens,
+        transit_port: scratch.transit_port,
+        transit_label: scratch.transit_label,
+        transit_outside: scratch.transit_outside,
+        transit_link: scratch.transit_link,
+        ..Scratch::default()
     }
 }
 
