@@ -137,6 +137,7 @@ impl Tracked {
         self.packets = 1;
         self.stored = false;
         self.mark = 0;
+        self.identifier = 0;
     }
 
     /// The flow that was found is another one's.
