@@ -32,10 +32,18 @@ pub enum Way {
     Xdp,
     /// As by default, with another seed each time, which is printed.
     Random,
+    /// iptables' own, on both sides: the comparison's own test.
+    Iptables,
 }
 
 impl Way {
-    const ALL: [Self; 4] = [Self::Default, Self::Slow, Self::Xdp, Self::Random];
+    const ALL: [Self; 5] = [
+        Self::Default,
+        Self::Slow,
+        Self::Xdp,
+        Self::Random,
+        Self::Iptables,
+    ];
 
     /// Options of the comparison.
     pub fn options(self) -> &'static [&'static str] {
@@ -49,6 +57,7 @@ impl Way {
                 "--load-option=--fast-path=on",
             ],
             Self::Random => &["--rulesets=60", "--seed=random"],
+            Self::Iptables => &["--rulesets=20", "--self-check"],
         }
     }
 }
@@ -65,6 +74,7 @@ impl Suite {
             Self::Conformance(Way::Slow) => "conformance_slow_way",
             Self::Conformance(Way::Xdp) => "conformance_xdp",
             Self::Conformance(Way::Random) => "conformance_random",
+            Self::Conformance(Way::Iptables) => "conformance_self_check",
         }
     }
 }

@@ -128,9 +128,6 @@ impl Pair {
     }
 
     fn load(&mut self, trial: &Trial) -> Result<Option<Difference>> {
-        self.reference.firewall.clear()?;
-        self.reference.hand_over(trial.traffic.switched)?;
-        self.tested.hand_over(trial.traffic.switched)?;
         let text = trial.rules.text();
         let sets = &trial.rules.sets.text;
         self.reference
@@ -138,6 +135,8 @@ impl Pair {
             .give_sets(sets)
             .with_context(|| format!("ipset refuses what was generated:\n{sets}"))?;
         self.tested.firewall.give_sets(sets)?;
+        self.reference.hand_over(trial.traffic.switched)?;
+        self.tested.hand_over(trial.traffic.switched)?;
         self.reference
             .firewall
             .load(&[(trial.family, &text)])

@@ -18,7 +18,7 @@ pub trait Firewall: Send {
     /// Makes these rules (iptables-save text), all counters at zero, the whole policy.
     fn load(&self, rules: &[(Family, &str)]) -> Result<()>;
     /// Makes these sets (as `ipset save` prints them) the ones that the rules of the next
-    /// [`Firewall::load`] may ask.
+    /// [`Firewall::load`] may ask. iptables' rules of before are gone then.
     fn give_sets(&self, sets: &str) -> Result<()>;
     /// Removes all rules and forgets all flows.
     fn clear(&self) -> Result<()>;
@@ -80,6 +80,8 @@ impl Firewall for Iptables {
     }
 
     fn give_sets(&self, sets: &str) -> Result<()> {
+        // The kernel keeps what rules ask.
+        self.clear()?;
         run(self.namespace.command("ipset").arg("destroy"))?;
         run_with_input(self.namespace.command("ipset").arg("restore"), sets)
     }
