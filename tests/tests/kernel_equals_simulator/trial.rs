@@ -360,9 +360,9 @@ fn between_packets(scratch: &Scratch) -> Scratch {
     Scratch {
         sent_on: scratch.sent_on,
         came_through: scratch.came_through,
-        arrived: scratch.arrived.clone(),
+        arrived: scratch.arrived,
         arrived_place: scratch.arrived_place,
-        transit: scratch.transit.clone(),
+        transit: scratch.transit,
         transit_direction: scratch.transit_direction,
         transit_opens: scratch.transit_opens,
         transit_port: scratch.transit_port,
