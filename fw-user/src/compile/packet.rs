@@ -312,7 +312,8 @@ fn of_rule(rule: &Rule, early: bool) -> u32 {
         },
         Match::Conntrack(conntrack) if conntrack.connection.is_some() => HeaderFields::CONNECTIONS,
         Match::List(ListMatch::Connlimit(_)) => HeaderFields::CONNECTIONS,
-        Match::List(ListMatch::Recent(recent)) if recent.hops => HeaderFields::FACTS,
+        // An entry has its last packet's hop limit, which a later policy may compare.
+        Match::List(ListMatch::Recent(_)) => HeaderFields::FACTS,
         _ => 0,
     };
     let features = rule

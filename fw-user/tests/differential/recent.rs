@@ -13,7 +13,7 @@ use fw_user::sim::{Host, HostDevice, HostTables, SlicePacket};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
-use crate::machine::{ETH0, Machine, SERVER4, SERVER6, frame, udp};
+use crate::machine::{ETH0, Machine, SERVER4, SERVER6, frame, ip, udp};
 
 const JIFFY_MS: u64 = 4;
 const HZ: u64 = 250;
@@ -220,7 +220,7 @@ proptest! {
             let hops = if hops == 0 { 63 } else { 64 };
             ingress(&mut datagram(from, hops), &tables, &mut Scratch::default());
             for (rule, count) in rules.iter().zip(&mut expected) {
-                *count += u64::from(kernel.says(rule, from, if rules.iter().any(|rule| rule.hops) { hops } else { 0 }, jiffies));
+                *count += u64::from(kernel.says(rule, from, hops, jiffies));
             }
             // INPUT's policy has slot 0.
             let counted: Vec<u64> = (1..=rules.len() as u32).map(|slot| tables.counter(slot)[0]).collect();
@@ -318,21 +318,21 @@ fn what_leaves_without_a_socket_counts_as_forwarded() {
     }
 }
 
-/// The hop limit of a packet under the policy before is not taken for this one's.
+/// Whether or not a rule compares it: a later policy's may.
 #[test]
-fn a_policy_that_does_not_ask_for_hops_remembers_none() {
-    let policy = |rule: &str| {
-        format!(
-            "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n-A INPUT {rule}\nCOMMIT\n"
-        )
-    };
-    let mut before = Machine::loading(Family::Ipv4, &policy("-m ttl --ttl-lt 9 -j DROP"));
-    let mut machine = Machine::loading(Family::Ipv4, &policy("-m recent --set --name L"));
-    let packet = frame(udp(["198.51.100.1", SERVER4], [5000, 53]));
-    before.arrive(ETH0, packet.clone());
-    machine.scratch = before.scratch;
-    machine.arrive(ETH0, packet);
-    let remembered = entries(&machine.tables.list_cells(0));
-    assert_eq!(remembered.len(), 1);
-    assert_eq!(remembered[0].hops, 0);
+fn an_entry_has_its_packets_hop_limit() {
+    let rules = "*filter\n:INPUT ACCEPT\n:FORWARD ACCEPT\n:OUTPUT ACCEPT\n\
+                 -A INPUT -m recent --set --name L\nCOMMIT\n";
+    let mut machine = Machine::loading(Family::Ipv4, rules);
+    for hops in [64, 63] {
+        let mut packet = Vec::new();
+        ip("198.51.100.1", SERVER4, hops)
+            .udp(5000, 53)
+            .write(&mut packet, b"x")
+            .expect("a packet");
+        machine.arrive(ETH0, frame(packet));
+        let remembered = entries(&machine.tables.list_cells(0));
+        assert_eq!(remembered.len(), 1);
+        assert_eq!(remembered[0].hops, hops);
+    }
 }

@@ -5,7 +5,7 @@ use core::ops::ControlFlow;
 
 use super::{Asked, FAIL, HOLD, List, lock};
 use crate::abi::Addr;
-use crate::abi::blob::{BaseChain, HeaderFields, fact};
+use crate::abi::blob::{BaseChain, fact};
 use crate::abi::list::{USED, entry, head, recent};
 use crate::datapath::scratch::Scratch;
 use crate::datapath::tables::{Step, Tables};
@@ -67,14 +67,13 @@ fn says(answer: bool) -> u32 {
     if answer { HOLD } else { FAIL }
 }
 
-/// The hop limit as it was before this host forwarded the packet; 0 where the policy gathers no facts:
-/// what the scratch space has then is an earlier packet's. To `recent_mt`
-/// (net/netfilter/xt_recent.c), what leaves and has no socket was forwarded: resets of REJECT and, in
-/// IPv6, of the kernel.
+/// The hop limit as it was before this host forwarded the packet; a policy that has lists of `recent`
+/// gathers facts. To `recent_mt` (net/netfilter/xt_recent.c), what leaves and has no socket was
+/// forwarded: resets of REJECT and, in IPv6, of the kernel.
 #[inline(always)]
 fn hops(scratch: &Scratch) -> u32 {
     let facts = &scratch.facts;
-    if scratch.features & HeaderFields::FACTS == 0 || facts.known >> fact::HOPS & 1 == 0 {
+    if facts.known >> fact::HOPS & 1 == 0 {
         return 0;
     }
     let hops = facts.values[fact::HOPS as usize];
