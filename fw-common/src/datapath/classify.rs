@@ -7,7 +7,7 @@ use super::effect::{ACTED, Act, DROPPED};
 use super::limit;
 use super::lists;
 use super::packet::Packet;
-use super::rule_search::{InTables, Search, fields_match, wanted};
+use super::rule_search::{InTables, Search, fields_match, index_of, wanted};
 use super::scratch::Scratch;
 use super::search::Find;
 use super::stage::{Name, Stage};
@@ -62,8 +62,11 @@ pub struct Walk {
     pub(super) best: u32,
     /// Its cell; 0 for none.
     pub(super) found: u32,
-    /// The list cell to be looked at.
+    /// The list cell to be looked at, and of a block whose rules are: the first one, and those that are
+    /// still to be looked at, a bit each.
     pub(super) at: u32,
+    pub(super) block: u32,
+    pub(super) candidates: u32,
     /// First predicate of the rule at hand, and whether all held so far.
     pub(super) predicates: u32,
     pub(super) hold: u32,
@@ -209,15 +212,6 @@ impl Stage for Traverse {
 
 /// How many rules of a short chain one step looks at: the verifier explores each.
 const CANDIDATES: u32 = 3;
-
-/// The place of the one bit that is set among the low sixteen: a de Bruijn product finds the nibble
-/// that holds it (Leiserson, Prokop, Randall 1998). BPF compares by branching, which would have the
-/// verifier explore both ways of each bit.
-#[inline(always)]
-fn index_of(bit: u32) -> u32 {
-    let nibble = bit.wrapping_mul(0x09af) >> 12 & 15;
-    (0xcd7ea84fb6935210_u64 >> (4 * nibble)) as u32 & 15
-}
 
 /// No target has this number: the walk has not ended.
 const CODE_UNBOUNDED: u32 = u32::MAX;

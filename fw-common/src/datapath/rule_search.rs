@@ -7,7 +7,9 @@ use super::header::Headers;
 use super::predicate::holds;
 use super::scratch::Scratch;
 use super::tables::{Step, Tables};
-use crate::abi::blob::{Bucket, PAGE_CELLS, Page, Predicate, Prune, Rule, Table, place, prune};
+use crate::abi::blob::{
+    Block, Bucket, PAGE_CELLS, Page, Predicate, Prune, Rule, Table, place, prune,
+};
 
 /// A search, of which the scratch space's [`super::classify::Walk`] says for what and how far it is.
 pub(super) struct Search<'a, T: Tables> {
@@ -52,8 +54,9 @@ impl<T: Tables> Step for InTables<'_, T> {
             return ControlFlow::Break(());
         };
         let at = Bucket(bucket).find(tag);
+        search.scratch.walk.at = at;
+        search.scratch.walk.candidates = 0;
         if at != 0 {
-            search.scratch.walk.at = at;
             tables.run(
                 MAX_LIST,
                 &mut InList(Search {
@@ -78,9 +81,9 @@ pub(super) fn wanted<T: Tables>(
     let Some(cell) = tables.cell(generation, prune) else {
         return u64::MAX;
     };
-    let (prune, v6) = (Prune(cell), headers.is_v6());
-    let source = prune.entry(Prune::leading(&headers.key.source, v6));
-    let destination = prune.entry(Prune::leading(&headers.key.destination, v6));
+    let prune = Prune(cell);
+    let source = prune.entry(0, &headers.key.source);
+    let destination = prune.entry(1, &headers.key.destination);
     let port = Prune::port_entry(headers.key.ports & 0xffff);
     let mut wanted = u64::MAX;
     if let Some(cell) = tables.cell(generation, prune.cell(0, source)) {
@@ -106,6 +109,10 @@ impl<T: Tables> Step for InList<'_, T> {
     fn step(&mut self, _turn: u32) -> ControlFlow<()> {
         let search = &mut self.0;
         let at = search.scratch.walk.at;
+        if at & Block::HERE != 0 {
+            search.open(at);
+            return search.go_on();
+        }
         let (number, here) = place(at);
         let Some(page) = search.tables.page(search.generation, number) else {
             return ControlFlow::Break(());
@@ -125,15 +132,59 @@ impl<T: Tables> Step for InList<'_, T> {
             search.scratch.walk.found = at;
             return ControlFlow::Break(());
         }
-        search.scratch.walk.at = next;
-        if next == 0 {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
+        search.next_of_block(next);
+        search.go_on()
     }
 }
 
 impl<T: Tables> Search<'_, T> {
+    /// Begins with a block of a list's rules, whose cell this is.
+    #[inline(always)]
+    fn open(&mut self, at: u32) {
+        let at = at & !Block::HERE;
+        let Some(cell) = self.tables.cell(self.generation, at) else {
+            self.scratch.walk.at = 0;
+            return;
+        };
+        let (block, query) = (Block(cell), &self.scratch.query);
+        let port = self.scratch.headers.key.ports & 0xffff;
+        let candidates = block.candidates(query.class, query.ct, port, query.in_patterns);
+        self.scratch.walk.candidates = candidates;
+        self.scratch.walk.block = at.wrapping_add(self.stride());
+        self.next_of_block(block.rest());
+    }
+
+    /// Goes to the next rule of the block that the packet may match; if there is none, or no block,
+    /// to the rest of the list.
+    #[inline(always)]
+    fn next_of_block(&mut self, rest: u32) {
+        let stride = self.stride();
+        let walk = &mut self.scratch.walk;
+        let candidates = walk.candidates;
+        walk.at = rest;
+        if candidates != 0 {
+            let lowest = candidates & candidates.wrapping_neg();
+            walk.candidates = candidates ^ lowest;
+            let offset = stride.wrapping_mul(index_of(lowest));
+            walk.at = walk.block.wrapping_add(offset);
+        }
+    }
+
+    /// Whether the list goes on.
+    #[inline(always)]
+    fn go_on(&self) -> ControlFlow<()> {
+        match self.scratch.walk.at {
+            0 => ControlFlow::Break(()),
+            _ => ControlFlow::Continue(()),
+        }
+    }
+
+    /// Cells from one rule to the next.
+    #[inline(always)]
+    fn stride(&self) -> u32 {
+        1 + u32::from(self.scratch.headers.is_v6())
+    }
+
     /// Whether all of a rule's predicates hold.
     #[inline(always)]
     pub(super) fn predicates_hold(&mut self, rule: Rule<'_>) -> bool {
@@ -154,6 +205,15 @@ impl<T: Tables> Search<'_, T> {
         );
         self.scratch.walk.hold != 0
     }
+}
+
+/// The place of the one bit that is set among the low sixteen: a de Bruijn product finds the nibble
+/// that holds it (Leiserson, Prokop, Randall 1998). BPF compares by branching, which would have the
+/// verifier explore both ways of each bit.
+#[inline(always)]
+pub(super) fn index_of(bit: u32) -> u32 {
+    let nibble = bit.wrapping_mul(0x09af) >> 12 & 15;
+    (0xcd7ea84fb6935210_u64 >> (4 * nibble)) as u32 & 15
 }
 
 /// Whether the first words of a rule's addresses match the packet's.

@@ -8,7 +8,8 @@ use fw_common::abi::blob::{
     WITHOUT_FLOW, chain_kind, condition, target,
 };
 
-use super::TableSet;
+use super::{TableSet, blocks};
+use crate::policy::model::Family;
 
 /// Writes the whole set, one line a record. Cells that are referred to but absent are said to be so.
 pub(super) fn write(set: &TableSet, f: &mut Formatter<'_>) -> Result {
@@ -123,15 +124,13 @@ impl Dump<'_> {
                 return writeln!(f, "    bucket at {bucket}: beyond the end");
             };
             for way in 0..8 {
-                let (tag, mut next) = (cell.w[way], cell.w[8 + way]);
-                if next != 0 {
+                let (tag, first) = (cell.w[way], cell.w[8 + way]);
+                if first != 0 {
                     writeln!(f, "    bucket {} tag {tag:#010x}", bucket - w[10])?;
                 }
-                while next != 0 {
-                    self.rule(next, f)?;
-                    let after = self.cell(next).map_or(0, |cell| Rule(cell).next());
-                    // Lists ascend in memory, so a damaged one cannot keep us here.
-                    next = if after > next { after } else { 0 };
+                let family = if self.v6 { Family::Ipv6 } else { Family::Ipv4 };
+                for rule in blocks::rules(&self.set.cells, first, family) {
+                    self.rule(rule, f)?;
                 }
             }
         }

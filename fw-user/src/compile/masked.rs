@@ -12,7 +12,8 @@ use indexmap::IndexMap;
 use indexmap::map::Entry;
 use rustc_hash::FxBuildHasher;
 
-use super::prune::Bitmaps;
+use super::blocks;
+use super::prune::Survey;
 use super::stride;
 use super::table_set::align;
 use crate::policy::model::Family;
@@ -36,18 +37,12 @@ pub(super) fn place(
     for (number, table) in tables.iter().enumerate() {
         cells[first + number] = table.place(&chain, cells).encode();
     }
-    let Some(mut bitmaps) = Bitmaps::for_tables(tables.len(), rules.len(), family) else {
+    let Some(mut survey) = Survey::for_tables(tables.len(), rules.len(), family) else {
         return (tables.len() as u32, 0);
     };
-    for (number, table) in tables.iter().enumerate() {
-        for list in table.lists.values() {
-            let mut index = list.first;
-            while index != END {
-                bitmaps.add(number, &rules[index as usize]);
-                index = next[index as usize];
-            }
-        }
-    }
+    groups.each_rule(|table, index| survey.add(table, &rules[index as usize]));
+    let mut bitmaps = survey.bitmaps();
+    groups.each_rule(|table, index| bitmaps.add(table, &rules[index as usize]));
     (tables.len() as u32, bitmaps.place(cells))
 }
 
@@ -59,6 +54,18 @@ struct Chain<'a> {
     rules: &'a [RuleFields],
     next: &'a [u32],
     family: Family,
+}
+
+impl Chain<'_> {
+    /// A list's rules.
+    fn list(&self, list: &List) -> impl Iterator<Item = RuleFields> {
+        let mut index = list.first;
+        std::iter::from_fn(move || {
+            let rule = *self.rules.get(index as usize)?;
+            index = self.next[index as usize];
+            Some(rule)
+        })
+    }
 }
 
 /// The end of a list.
@@ -86,6 +93,19 @@ impl Groups {
         }
         groups.tables.sort_by_key(MaskedTable::min_index);
         groups
+    }
+
+    /// Calls with the number of each rule's table and the rule's index.
+    fn each_rule(&self, mut call: impl FnMut(usize, u32)) {
+        for (number, table) in self.tables.iter().enumerate() {
+            for list in table.lists.values() {
+                let mut index = list.first;
+                while index != END {
+                    call(number, index);
+                    index = self.next[index as usize];
+                }
+            }
+        }
     }
 
     /// The number of tables, each of which every packet may have to be looked for in.
@@ -296,25 +316,24 @@ impl MaskedTable {
         fields
     }
 
-    /// Appends the rules. Returns the first cell of each list.
+    /// Appends the rules. Returns where each list begins.
     fn place_lists(&self, chain: &Chain<'_>, cells: &mut Vec<Cell>) -> Vec<u32> {
         let stride = stride(chain.family);
         align(cells, chain.family);
+        let mut long = Vec::new();
         let place_list = |list: &List| {
+            if list.length >= blocks::FROM_RULES {
+                long.clear();
+                long.extend(chain.list(list));
+                return blocks::place(&long, chain.family, cells);
+            }
             let first = cells.len() as u32;
-            let mut index = list.first;
-            while index != END {
-                let next = chain.next[index as usize];
-                let rule = RuleFields {
-                    next: if next == END {
-                        0
-                    } else {
-                        cells.len() as u32 + stride
-                    },
-                    ..chain.rules[index as usize]
-                };
+            for rule in chain.list(list) {
+                let last = rule.index == list.last;
+                let next = cells.len() as u32 + stride;
+                let next = if last { 0 } else { next };
+                let rule = RuleFields { next, ..rule };
                 cells.extend_from_slice(&rule.encode()[..stride as usize]);
-                index = next;
             }
             first
         };

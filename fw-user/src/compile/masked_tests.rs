@@ -49,17 +49,12 @@ fn assert_findable(rules: &[RuleFields], family: Family, cells: &[Cell], first: 
         };
         let found = (first..first + count).any(|table| {
             let (bucket, tag) = Table(&cells[table as usize]).locate(&key, family == Family::Ipv6);
-            let mut at = Bucket(&cells[bucket as usize]).find(tag);
-            let mut last = None;
-            let mut found = false;
-            while at != 0 {
-                let view = fw_common::abi::blob::Rule(&cells[at as usize]);
-                assert!(last < Some(view.index()), "lists ascend");
-                last = Some(view.index());
-                found |= view.index() == rule.index;
-                at = view.next();
-            }
-            found
+            let list = Bucket(&cells[bucket as usize]).find(tag);
+            let indices: Vec<u32> = blocks::rules(cells, list, family)
+                .map(|at| fw_common::abi::blob::Rule(&cells[at as usize]).index())
+                .collect();
+            assert!(indices.is_sorted(), "lists ascend: {indices:?}");
+            indices.contains(&rule.index)
         });
         assert!(found, "rule {} is in no list", rule.index);
     }
@@ -74,7 +69,6 @@ fn assert_not_pruned(
     tables: std::ops::Range<u32>,
     prune: u32,
 ) {
-    let v6 = family == Family::Ipv6;
     let view = Prune(&cells[prune as usize]);
     let bits = |dimension, entry| {
         let cell = &cells[view.cell(dimension, entry) as usize];
@@ -82,7 +76,7 @@ fn assert_not_pruned(
     };
     let by_address = |dimension, address: Addr, mask: Addr| {
         let last = std::array::from_fn(|word| address[word] | !mask[word]);
-        [address, last].map(|address| bits(dimension, view.entry(Prune::leading(&address, v6))))
+        [address, last].map(|address| bits(dimension, view.entry(dimension, &address)))
     };
     for rule in rules {
         let number = tables
@@ -112,15 +106,9 @@ fn lists_hold(rule: &RuleFields, family: Family, cells: &[Cell], table: u32) -> 
         protocol: rule.protocol.unwrap_or(1).into(),
     };
     let (bucket, tag) = Table(&cells[table as usize]).locate(&key, family == Family::Ipv6);
-    let mut at = Bucket(&cells[bucket as usize]).find(tag);
-    while at != 0 {
-        let view = fw_common::abi::blob::Rule(&cells[at as usize]);
-        if view.index() == rule.index {
-            return true;
-        }
-        at = view.next();
-    }
-    false
+    let list = Bucket(&cells[bucket as usize]).find(tag);
+    blocks::rules(cells, list, family)
+        .any(|at| fw_common::abi::blob::Rule(&cells[at as usize]).index() == rule.index)
 }
 
 fn placed(rules: &[RuleFields], family: Family) -> (Vec<Cell>, u32) {

@@ -4,6 +4,7 @@
 //! a record, `masked` groups the rules of a long chain into masked-hash tables, and `prune` says which
 //! of many tables a packet has to be looked for in.
 
+mod blocks;
 mod chains;
 mod connection;
 mod cost;

@@ -1,5 +1,6 @@
 //! Bitmaps that say which tables of a chain can hold a packet's rules.
 
+use fw_common::abi::Addr;
 use fw_common::abi::blob::{Cell, Prune, PruneFields, RuleFields, prune};
 
 use super::masked::leading_ones;
@@ -7,34 +8,114 @@ use crate::policy::model::Family;
 
 /// Chains of fewer tables than this are searched through sooner than bitmaps are looked up.
 const FROM_TABLES: usize = 6;
+/// A rule whose prefix lacks up to so many of the leading bits is in the entries of all that it
+/// covers; one that lacks more is in the bitmap of those that are everywhere.
+const MOST_MISSING: u32 = 8;
+
+/// How many rules have a prefix of each length, for each bit of a bitmap.
+type Lengths = Vec<[u32; 129]>;
+
+/// The rules of a chain by the lengths of their sources and destinations, which say how many leading
+/// bits its bitmaps go by.
+pub(super) struct Survey {
+    family: Family,
+    entries: usize,
+    lengths: [Lengths; 2],
+}
+
+impl Survey {
+    /// One of no rules yet, if so many tables are worth it. The more rules, the more entries.
+    pub fn for_tables(tables: usize, rules: usize, family: Family) -> Option<Self> {
+        const MOST: usize = 1 << 13;
+        let bits = tables.min(u64::BITS as usize);
+        (tables >= FROM_TABLES).then(|| Self {
+            family,
+            entries: rules.next_power_of_two().clamp(64, MOST),
+            lengths: [vec![[0; 129]; bits], vec![[0; 129]; bits]],
+        })
+    }
+
+    /// A rule of the table with this number.
+    pub fn add(&mut self, table: usize, rule: &RuleFields) {
+        let bit = prune::table_bit(table as u32) as usize;
+        for (lengths, mask) in self
+            .lengths
+            .iter_mut()
+            .zip([rule.source_mask, rule.destination_mask])
+        {
+            lengths[bit][leading_ones(mask, self.family) as usize] += 1;
+        }
+    }
+
+    /// Empty bitmaps, to which the same rules are to be added.
+    pub fn bitmaps(&self) -> Bitmaps {
+        let leading = [0, 1].map(|dimension| self.leading(dimension));
+        Bitmaps {
+            fields: PruneFields {
+                shift: 32 - self.entries.ilog2(),
+                leading: leading.map(|bits| u64::MAX << (u64::BITS - bits)),
+                ..PruneFields::default()
+            },
+            family: self.family,
+            leading,
+            entries: [
+                vec![0; self.entries],
+                vec![0; self.entries],
+                vec![0; Prune::PORTS as usize],
+            ],
+        }
+    }
+
+    /// The number of leading bits with which the fewest tables are looked into: with few, rules share
+    /// entries; with many, those whose prefixes are short are everywhere.
+    fn leading(&self, dimension: usize) -> u32 {
+        let most = match self.family {
+            Family::Ipv4 => 32,
+            Family::Ipv6 => 64,
+        };
+        let looks = |leading: u32| -> f64 {
+            let space = self.entries.min(1 << leading.min(16)) as f64;
+            let look = |lengths: &[u32; 129]| taken(lengths, leading, space);
+            self.lengths[dimension].iter().map(look).sum()
+        };
+        (8..=most)
+            .rev()
+            .step_by(4)
+            .map(|leading| (leading, looks(leading)))
+            .min_by(|one, other| one.1.total_cmp(&other.1))
+            .map_or(most, |(leading, _)| leading)
+    }
+}
+
+/// The share of the entries in which rules of these lengths have their bit, if they fall anywhere.
+fn taken(lengths: &[u32; 129], leading: u32, entries: f64) -> f64 {
+    let mut bits = 0.0;
+    for (length, rules) in (0..).zip(lengths).filter(|(_, rules)| **rules > 0) {
+        match covered(length, leading) {
+            Some(covered) => bits += f64::from(*rules) * f64::from(covered),
+            None => return 1.0,
+        }
+    }
+    1.0 - (-bits / entries).exp()
+}
+
+/// How many values of so many leading bits a prefix covers; nothing if it is to be everywhere.
+fn covered(length: u32, leading: u32) -> Option<u32> {
+    let missing = leading.saturating_sub(length);
+    (length > 0 && missing <= MOST_MISSING).then(|| 1 << missing)
+}
 
 /// The bitmaps of a chain while they are filled.
 pub(super) struct Bitmaps {
     fields: PruneFields,
     family: Family,
+    /// How many leading bits of a source, and of a destination, its entry is found by.
+    leading: [u32; 2],
     /// By source, by destination, by destination port.
     entries: [Vec<u64>; 3],
 }
 
 impl Bitmaps {
-    /// Empty ones, if so many tables are worth it. The more rules, the more entries.
-    pub fn for_tables(tables: usize, rules: usize, family: Family) -> Option<Self> {
-        const MOST: usize = 1 << 13;
-        let entries = rules.next_power_of_two().clamp(64, MOST);
-        (tables >= FROM_TABLES).then(|| Self {
-            fields: PruneFields {
-                shift: 32 - entries.ilog2(),
-                ..PruneFields::default()
-            },
-            family,
-            entries: [
-                vec![0; entries],
-                vec![0; entries],
-                vec![0; Prune::PORTS as usize],
-            ],
-        })
-    }
-
     /// A rule of the table with this number.
     pub fn add(&mut self, table: usize, rule: &RuleFields) {
         let bit = 1 << prune::table_bit(table as u32);
@@ -51,19 +132,21 @@ impl Bitmaps {
         }
     }
 
-    fn add_address(&mut self, dimension: usize, address: [u32; 4], mask: [u32; 4], bit: u64) {
-        let v6 = self.family == Family::Ipv6;
-        let whole = if v6 { Prune::BITS_V6 } else { Prune::BITS_V4 };
+    fn add_address(&mut self, dimension: usize, address: Addr, mask: Addr, bit: u64) {
+        let leading = self.leading[dimension];
         let length = leading_ones(mask, self.family);
-        let missing = whole.saturating_sub(length);
-        if missing > 0 && (v6 || missing > 8) {
+        let Some(covered) = covered(length, leading) else {
             self.fields.always[dimension] |= bit;
             return;
-        }
+        };
         let cell = self.fields.encode();
-        let first = Prune::leading(&address, v6) >> missing << missing;
-        for leading in first..=first | ((1 << missing) - 1) {
-            let entry = Prune(&cell).entry(leading);
+        // A mask may have holes, so that the address has bits behind the leading ones.
+        let prefix = u64::MAX << (u64::BITS - length.min(leading));
+        let first = (u64::from(address[0]) << 32 | u64::from(address[1])) & prefix;
+        for beyond in 0..u64::from(covered) {
+            let address = first | beyond << (u64::BITS - leading);
+            let words = [(address >> 32) as u32, address as u32, 0, 0];
+            let entry = Prune(&cell).entry(dimension, &words);
             self.entries[dimension][entry as usize] |= bit;
         }
     }

@@ -46,7 +46,7 @@ impl ChainFields {
             self.policy,
             self.policy_slot,
         ]);
-        cell.w[6..].copy_from_slice(&self.filter.0);
+        self.filter.put(&mut cell);
         if self.kind == chain_kind::TABLES {
             cell.w[6] = self.prune;
         }
@@ -103,27 +103,39 @@ impl Chain<'_> {
 
     /// The rules of a linear chain that the packet may match, a bit each: the others differ from it
     /// in protocol, state, destination port or input interface.
-    ///
-    /// Without branches, as BPF compares by branching and the verifier explores every branch.
     #[inline(always)]
     pub fn candidates(&self, class: u8, ct: u8, destination_port: u32, in_patterns: u64) -> u32 {
-        let w = &self.0.w;
-        let by_class = w[6 + (class as usize >> 1 & 1)] >> ((class & 1) * 16);
-        let new = w[8] & (ct as u32 & 1).wrapping_neg();
-        let has_other = ((ct as u32 >> 1) + 0x7f) >> 7;
-        let other = (w[8] >> 16) & has_other.wrapping_neg();
-        let by_port = w[9 + (destination_port as usize >> 1 & 3)] >> ((destination_port & 1) * 16);
-        // Bit 0 of the patterns is "any".
-        let misses = !(in_patterns as u32);
-        let elsewhere = (w[13] & (misses >> 1 & 1).wrapping_neg())
-            | (w[13] >> 16 & (misses >> 2 & 1).wrapping_neg())
-            | (w[14] & (misses >> 3 & 1).wrapping_neg())
-            | (w[14] >> 16 & (misses >> 4 & 1).wrapping_neg());
-        by_class & (new | other) & by_port & !elsewhere & 0xffff
+        candidates(self.0, class, ct, destination_port, in_patterns)
     }
 }
 
-/// Bitmaps over the rules of a linear chain, two to a word: by protocol (TCP, UDP, ICMP of either
+/// What a cell's [`Filter`] leaves over.
+///
+/// Without branches, as BPF compares by branching and the verifier explores every branch.
+#[inline(always)]
+pub(super) fn candidates(
+    cell: &Cell,
+    class: u8,
+    ct: u8,
+    destination_port: u32,
+    in_patterns: u64,
+) -> u32 {
+    let w = &cell.w;
+    let by_class = w[6 + (class as usize >> 1 & 1)] >> ((class & 1) * 16);
+    let new = w[8] & (ct as u32 & 1).wrapping_neg();
+    let has_other = ((ct as u32 >> 1) + 0x7f) >> 7;
+    let other = (w[8] >> 16) & has_other.wrapping_neg();
+    let by_port = w[9 + (destination_port as usize >> 1 & 3)] >> ((destination_port & 1) * 16);
+    // Bit 0 of the patterns is "any".
+    let misses = !(in_patterns as u32);
+    let elsewhere = (w[13] & (misses >> 1 & 1).wrapping_neg())
+        | (w[13] >> 16 & (misses >> 2 & 1).wrapping_neg())
+        | (w[14] & (misses >> 3 & 1).wrapping_neg())
+        | (w[14] >> 16 & (misses >> 4 & 1).wrapping_neg());
+    by_class & (new | other) & by_port & !elsewhere & 0xffff
+}
+
+/// Bitmaps over the rules of a linear chain or of a block, two to a word: by protocol (TCP, UDP, ICMP of either
 /// version, others), by state (NEW, others), by the low three bits of the destination port, and, of
 /// those that ask for one of the policy's first four interface patterns at the input, by that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -139,6 +151,11 @@ impl Filter {
             1 | 58 => 2,
             _ => 3,
         }
+    }
+
+    /// Puts the bitmaps into the last words of a cell.
+    pub(super) fn put(&self, cell: &mut Cell) {
+        cell.w[6..].copy_from_slice(&self.0);
     }
 
     /// The bitmaps of these rules, of which there are at most [`super::LINEAR_MAX`].

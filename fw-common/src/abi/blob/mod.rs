@@ -9,14 +9,16 @@
 //! cell 6..          directory: one chain cell per chain; base chains at fixed places
 //! then              predicate cells, those of one rule next to each other, effect cells and [`text`]s
 //! then, per chain   linear: its rules, in order
-//!                   tables: table cells; per table its buckets and its rules, list by list; if
-//!                   there are many tables, bitmaps over them ([`prune`])
+//!                   tables: table cells; per table its buckets and its rules, list by list, those
+//!                   of longer lists in blocks ([`Block`]); if there are many tables, bitmaps over
+//!                   them ([`prune`])
 //! then              meta cells (the model itself, for `show`)
 //! ```
 //! The builder (user space) writes records with `encode`; the datapath reads them through the
 //! borrowing views (`Rule`, `Chain`, ...), which cost nothing: each getter is one indexed load.
 
 mod answers;
+mod block;
 mod chain;
 mod effect;
 pub mod fact;
@@ -29,6 +31,7 @@ pub mod text;
 mod translation;
 
 pub use answers::{AnswerFields, RESET};
+pub use block::{Block, BlockFields};
 pub use chain::{Chain, ChainFields, Filter, chain_kind};
 pub use effect::{Effect, EffectFields, SetAddition, effect_kind, set_change};
 pub use predicate::{
@@ -72,7 +75,7 @@ pub const fn place(index: u32) -> (u32, usize) {
 /// First word of every blob.
 pub const MAGIC: u32 = u32::from_be_bytes(*b"fwbp");
 /// Raised with every change of a record in this crate.
-pub const ABI_VERSION: u32 = 33;
+pub const ABI_VERSION: u32 = 34;
 /// Where the header is.
 pub const HEADER: u32 = 0;
 /// Where the timeouts are: seconds, in the order of [`Timeout`], in two cells.

@@ -1,9 +1,9 @@
 //! Which tables of a long chain can hold a packet's rules: bitmaps over the tables by source, by
 //! destination and by destination port. A table is looked at if all three have its bit.
 //!
-//! They may say too much, never too little: entries are found by a hash of an address's leading
-//! bits, and by a port without its low ones; rules that fix less than that are in a bitmap of
-//! their own.
+//! They may say too much, never too little: entries are found by a hash of so many leading bits of an
+//! address as tell the chain's rules apart best, and by a port without its low bits; rules that fix
+//! much less than that are in a bitmap of their own.
 
 use super::Cell;
 use crate::abi::Addr;
@@ -23,6 +23,9 @@ pub struct PruneFields {
     pub shift: u32,
     /// First cells of the entries, in the same order.
     pub first: [u32; 3],
+    /// The leading bits of a source, and of a destination, that its entry is found by: masks of an
+    /// address's first two words, the first one in the high half.
+    pub leading: [u64; 2],
 }
 
 impl PruneFields {
@@ -35,6 +38,10 @@ impl PruneFields {
         }
         cell.w[6] = self.shift;
         cell.w[7..10].copy_from_slice(&self.first);
+        for (place, mask) in self.leading.iter().enumerate() {
+            cell.w[10 + 2 * place] = (*mask >> 32) as u32;
+            cell.w[11 + 2 * place] = *mask as u32;
+        }
         cell
     }
 }
@@ -49,25 +56,15 @@ pub const ENTRIES: u32 = 8;
 impl Prune<'_> {
     /// Entries by destination port.
     pub const PORTS: u32 = 1 << 10;
-    /// Leading bits of an IPv4 address that its entry is found by.
-    pub const BITS_V4: u32 = 16;
-    /// The same for IPv6.
-    pub const BITS_V6: u32 = 48;
 
-    /// The leading bits of an address.
+    /// The entry of a source (0) or destination (1).
     #[inline(always)]
-    pub fn leading(address: &Addr, v6: bool) -> u32 {
-        if v6 {
-            address[0].wrapping_mul(0x85eb_ca6b) ^ address[1] >> 16
-        } else {
-            address[0] >> 16
-        }
-    }
-
-    /// The entry of an address with these leading bits.
-    #[inline(always)]
-    pub fn entry(&self, leading: u32) -> u32 {
-        leading.wrapping_mul(0x9e37_79b1) >> (self.0.w[6] & 31)
+    pub fn entry(&self, dimension: usize, address: &Addr) -> u32 {
+        let w = &self.0.w;
+        let first = address[0] & w[10 + 2 * dimension];
+        let second = address[1] & w[11 + 2 * dimension];
+        let leading = first.wrapping_mul(0x85eb_ca6b) ^ second;
+        leading.wrapping_mul(0x9e37_79b1) >> (w[6] & 31)
     }
 
     /// The entry of a destination port.
