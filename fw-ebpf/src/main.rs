@@ -29,7 +29,7 @@ use aya_ebpf::bindings::xdp_action::{XDP_DROP, XDP_PASS, XDP_REDIRECT};
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{classifier, xdp};
 use aya_ebpf::programs::{TcContext, XdpContext};
-use fw_common::abi::maps::SWEEP_LISTS;
+use fw_common::abi::maps::{SWEEP_HINTS, SWEEP_LISTS};
 use fw_common::datapath::packet::Packet;
 use fw_common::datapath::scratch::Scratch;
 use fw_common::datapath::tables::Tables;
@@ -82,6 +82,10 @@ pub fn fwbpf_sweep(context: TcContext) -> i32 {
     let packet = SkbPacket::new(context);
     if packet.mark() == SWEEP_LISTS {
         return sweep::change_list(&packet, &BpfTables) as i32;
+    }
+    if packet.mark() == SWEEP_HINTS {
+        sweep::forget_hints(&BpfTables);
+        return 0;
     }
     sweep::sweep(&packet, &BpfTables) as i32
 }

@@ -15,8 +15,8 @@ use fw_common::abi::device::Device;
 use fw_common::abi::flow::{Flow, FlowKey, FlowKey4, Fragment, FragmentKey, Hint, Shortcut};
 use fw_common::abi::maps::{
     ANSWERED_MAX, COUNTER_SLOTS, DEVICES_MAX, EMBRYOS_MAX, EVENTS_MAX, FLOWS4_MAX, FLOWS6_MAX,
-    FRAGMENTS_MAX, HINTS_MAX, LISTS_MAX, LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES, SETS_MAX,
-    SHORTCUTS_MAX, XDP_DEVICES_MAX,
+    FRAGMENTS_MAX, HINTED_MAX, HINTS_MAX, LISTS_MAX, LOCAL_MAX, NEAR_DEVICES_MAX, POLICY_PLACES,
+    SETS_MAX, SHORTCUTS_MAX, XDP_DEVICES_MAX,
 };
 use fw_common::abi::set::{SetEntry, SetInfo, SetKey};
 use fw_common::abi::stat::STATS_MAX;
@@ -82,6 +82,10 @@ pub static EMBRYOS6: LruHashMap<FlowKey, Flow> = LruHashMap::with_max_entries(EM
 /// Where flows may be found. Programs write.
 #[map]
 pub static HINTS: Array<Hint> = Array::with_max_entries(HINTS_MAX, 0);
+
+/// Which hints may say anything. Programs write.
+#[map]
+pub static HINTED: Array<MapCell<u64>> = Array::with_max_entries(HINTED_MAX, 0);
 
 /// Ways through the chains. Programs write.
 #[map]

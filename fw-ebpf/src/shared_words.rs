@@ -41,6 +41,31 @@ pub fn say_second(hint: &Hint) {
     }
 }
 
+/// Sets bits of a word in which each says that a hint may say something. Whoever clears one meanwhile sees what was
+/// added to the hint before: both are ordered by this.
+#[inline(always)]
+pub fn set_bits(word: &MapCell<u64>, bits: u64) {
+    // SAFETY: as in `add`.
+    unsafe {
+        core::intrinsics::atomic_or::<u64, u64, { AtomicOrdering::SeqCst }>(
+            word.as_ptr().cast(),
+            bits,
+        );
+    }
+}
+
+/// Clears bits of such a word.
+#[inline(always)]
+pub fn clear_bits(word: &MapCell<u64>, bits: u64) {
+    // SAFETY: as in `add`.
+    unsafe {
+        core::intrinsics::atomic_and::<u64, u64, { AtomicOrdering::SeqCst }>(
+            word.as_ptr().cast(),
+            !bits,
+        );
+    }
+}
+
 /// Takes an outsider's place; what of its bit was set before.
 #[inline(always)]
 pub fn set_place(hint: &Hint) -> u64 {

@@ -6,16 +6,18 @@
 //! deleted. So the deletion is done here, where looking again and deleting are a few instructions
 //! apart, and a flow marked as dying is absent for every packet in between.
 
+use core::ops::ControlFlow;
+
 use fw_common::abi::flow::{Flow, FlowKey};
-use fw_common::abi::maps::{SWEEP_ANY, SWEEP_EXPIRED, SWEEP_RESTORE, SWEEP_REVOKE};
+use fw_common::abi::maps::{HINTS_MAX, SWEEP_ANY, SWEEP_EXPIRED, SWEEP_RESTORE, SWEEP_REVOKE};
 use fw_common::datapath::conntrack::{be_liberal, end_flow};
 use fw_common::datapath::lists::{self, Change, change};
 use fw_common::datapath::packet::Packet;
 use fw_common::datapath::sources::leads_to_flow;
-use fw_common::datapath::tables::Tables;
+use fw_common::datapath::tables::{Step, Tables};
 
 use crate::maps::{links, scratch};
-use crate::tables::BpfTables;
+use crate::tables::{BpfTables, forget_idle};
 
 /// What became of the candidate.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -90,6 +92,26 @@ pub fn change_list<P: Packet, T: Tables>(packet: &P, tables: &T) -> u32 {
     match (change_asked(packet), scratch()) {
         (Some(asked), Some(scratch)) => change(tables, scratch, &asked),
         _ => lists::DROP,
+    }
+}
+
+/// Clears the bits of all hints that say nothing any more, the oldest among which are those of flows that outsiders
+/// opened and did not complete: nobody else sees these end.
+#[inline(always)]
+pub fn forget_hints(tables: &BpfTables) {
+    let now = tables.now();
+    tables.run(HINTS_MAX, &mut Forget { now });
+}
+
+struct Forget {
+    now: u64,
+}
+
+impl Step for Forget {
+    #[inline(always)]
+    fn step(&mut self, turn: u32) -> ControlFlow<()> {
+        forget_idle(turn, self.now);
+        ControlFlow::Continue(())
     }
 }
 

@@ -34,11 +34,12 @@ use fw_common::datapath::tuple::Lookup;
 use crate::local::{is_multicast, local_key};
 use crate::maps::{
     ACTIVE, ANSWERED, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS,
-    FRAMES, HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, POLICY, SET_INFO, SETS, SHORTCUTS,
-    STATS,
+    FRAMES, HINTED, HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, POLICY, SET_INFO, SETS,
+    SHORTCUTS, STATS,
 };
 use crate::shared_words::{
-    add, clear_place, limit_state, say_second, set_place, swap_lock, swap_word,
+    add, clear_bits, clear_place, limit_state, say_second, set_bits, set_place, swap_lock,
+    swap_word,
 };
 use crate::stages::{
     call_deferred, call_list, call_name_is_taken, call_second, fwbpf_advance_sctp,
@@ -106,6 +107,39 @@ fn put(key: &FlowKey, flow: &Flow, flags: u32) -> Result<(), i32> {
         FLOWS4.insert(FlowKey4::from(key), flow, flags as u64)
     } else {
         FLOWS6.insert(key, flow, flags as u64)
+    }
+}
+
+/// Where a hint has its bit: the word, and the bit in it.
+#[inline(always)]
+fn hinted(number: u32) -> Option<(&'static MapCell<u64>, u64)> {
+    let word = HINTED.get(number / u64::BITS)?;
+    Some((word, 1 << (number % u64::BITS)))
+}
+
+/// Has a hint say more, before what it says comes true: nobody may miss a flow that is there.
+#[inline(always)]
+fn raise(number: u32, hint: &Hint, term: u64) {
+    add(hint, term);
+    if let Some((word, bit)) = hinted(number) {
+        set_bits(word, bit);
+    }
+}
+
+/// Clears the bit of a hint that says nothing any more. If one has come to say something meanwhile, either it sees
+/// the cleared bit and sets it, or it is seen here: its flow is missed for the moment in between, at most, as by
+/// packets that were looked up just before it was stored.
+#[inline(always)]
+pub fn forget_idle(number: u32, now: u64) {
+    let (Some(hint), Some((word, bit))) = (HINTS.get(number), hinted(number)) else {
+        return;
+    };
+    if word.get() & bit == 0 || !Hint::is_idle(hint.word.get(), now) {
+        return;
+    }
+    clear_bits(word, bit);
+    if !Hint::is_idle(hint.word.get(), now) {
+        set_bits(word, bit);
     }
 }
 
@@ -228,7 +262,8 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn flow(&self, key: &FlowKey) -> Option<&Flow> {
-        let hint = self.hint(key);
+        // Who asks so has a name that a flow bears, most often: the bit would be one look more.
+        let hint = HINTS.get(key.hint())?.word.get();
         if !Hint::may_have_kind(hint, key.kind()) {
             return None;
         }
@@ -237,7 +272,12 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn hint(&self, key: &FlowKey) -> u64 {
-        match HINTS.get(key.hint()) {
+        let number = key.hint();
+        match hinted(number) {
+            Some((word, bit)) if word.get() & bit != 0 => {}
+            _ => return 0,
+        }
+        match HINTS.get(number) {
             Some(hint) => hint.word.get(),
             None => 0,
         }
@@ -273,7 +313,8 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn insert_flow(&self, key: &FlowKey, flow: &Flow, tier: Tier) -> Result<(), InsertError> {
-        let Some(hint) = HINTS.get(key.hint()) else {
+        let number = key.hint();
+        let Some(hint) = HINTS.get(number) else {
             return Err(InsertError::Full);
         };
         let embryos = Hint::may_have_embryo(hint.word.get(), || self.now());
@@ -294,8 +335,7 @@ impl Tables for BpfTables {
             if early {
                 flow.status.set(status | Flow::EARLY);
             }
-            // First the hint: nobody may miss a flow that is there.
-            add(hint, 1);
+            raise(number, hint, 1);
             let result = put(key, flow, BPF_NOEXIST);
             if result.is_ok() {
                 return Ok(());
@@ -318,7 +358,7 @@ impl Tables for BpfTables {
         } else {
             BPF_ANY as u64
         };
-        add(hint, hint.until(flow.expires.get()));
+        raise(number, hint, hint.until(flow.expires.get()));
         let result = if key.is_v4() {
             EMBRYOS4.insert(FlowKey4::from(key), flow, flags)
         } else {
@@ -332,10 +372,11 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn promote_flow(&self, key: &FlowKey, flow: &Flow) -> Result<(), InsertError> {
-        let Some(hint) = HINTS.get(key.hint()) else {
+        let number = key.hint();
+        let Some(hint) = HINTS.get(number) else {
             return Err(InsertError::Full);
         };
-        add(hint, 1);
+        raise(number, hint, 1);
         if put(key, flow, BPF_NOEXIST).is_err() {
             add(hint, u64::MAX);
             self.count(Stat::FlowTableFull);
@@ -363,8 +404,9 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn expect_embryo(&self, key: &FlowKey, expires: u64) {
-        if let Some(hint) = HINTS.get(key.hint()) {
-            add(hint, hint.until(expires));
+        let number = key.hint();
+        if let Some(hint) = HINTS.get(number) {
+            raise(number, hint, hint.until(expires));
         }
     }
 

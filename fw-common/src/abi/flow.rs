@@ -310,6 +310,13 @@ impl Hint {
         time != 0 && time >= now() >> UNIT
     }
 
+    /// Whether a word says that there is nothing.
+    #[inline(always)]
+    pub fn is_idle(word: u64, now: u64) -> bool {
+        let time = Self::time(word);
+        word as u32 == 0 && word & Self::SECOND == 0 && time < now >> UNIT
+    }
+
     /// What is to be added to the word so that it says that an embryonic flow lives until then, in
     /// nanoseconds. When two CPUs do so at once, the sum is too late a time, and never too early.
     #[inline(always)]

@@ -32,6 +32,9 @@ pub const EMBRYOS6: &str = "EMBRYOS6";
 /// find anything. Missing in tables of gigabytes costs more than everything else that is done
 /// about a packet of a flood.
 pub const HINTS: &str = "HINTS";
+/// ARRAY of u64: a bit for each of [`HINTS`], the first in the lowest, which is set where that one may say
+/// anything. These 8 KiB stay in the nearest caches, where hints do not.
+pub const HINTED: &str = "HINTED";
 /// ARRAY of [`super::flow::Shortcut`]: ways through the chains, by the numbers that flows hold.
 pub const SHORTCUTS: &str = "SHORTCUTS";
 /// LRU_HASH of [`super::flow::FragmentKey`] -> [`super::flow::Fragment`].
@@ -94,6 +97,8 @@ pub const FLOWS6_MAX: u32 = 131_072;
 pub const EMBRYOS_MAX: u32 = 65_536;
 /// Elements of [`HINTS`].
 pub const HINTS_MAX: u32 = 65_536;
+/// Elements of [`HINTED`].
+pub const HINTED_MAX: u32 = HINTS_MAX / u64::BITS;
 /// Elements of [`SHORTCUTS`]. There are as many as pairs of interfaces, times the ways through FORWARD that
 /// established connections take; without a free one, packets take the slow way.
 pub const SHORTCUTS_MAX: u32 = 16_384;
@@ -119,8 +124,8 @@ pub const PROGRAM_INGRESS: &str = "fwbpf_ingress";
 pub const PROGRAM_EGRESS: &str = "fwbpf_egress";
 /// XDP early drop.
 pub const PROGRAM_XDP: &str = "fwbpf_xdp";
-/// Run by user space only: deletes flows that are still expired when it looks, cuts flows, and changes
-/// lists.
+/// Run by user space only: deletes flows that are still expired when it looks, cuts flows, changes
+/// lists, and clears [`HINTED`].
 pub const PROGRAM_SWEEP: &str = "fwbpf_sweep";
 
 /// What [`PROGRAM_SWEEP`] does with a flow: it deletes one whose time is over.
@@ -134,6 +139,8 @@ pub const SWEEP_RESTORE: u8 = 3;
 
 /// The mark of a frame with which [`PROGRAM_SWEEP`] changes a list instead of a flow.
 pub const SWEEP_LISTS: u32 = 1;
+/// The mark of one with which it clears the bits in [`HINTED`] of hints that say nothing any more.
+pub const SWEEP_HINTS: u32 = 2;
 
 /// Constant of the programs, u64: the flag that says to `bpf_l4_csum_replace` that a packet is
 /// IPv6, or zero for kernels without it. The loader sets it.

@@ -25,7 +25,7 @@ const REST: Duration = Duration::from_millis(10);
 /// Every so many walks, aliases whose flow is gone are looked for as well.
 const ALIASES_EVERY: u32 = 12;
 
-/// Every so many walks, elements of sets are looked for whose time is over.
+/// Every so many walks, elements of sets are looked for whose time is over, and hints of flows that are gone.
 const SETS_EVERY: u32 = 6;
 
 /// Walks the tables again and again.
@@ -37,6 +37,7 @@ pub async fn run(state: StateDir) {
         let _ = sweep_all(&state, walk.is_multiple_of(ALIASES_EVERY)).await;
         if walk.is_multiple_of(SETS_EVERY) {
             let _ = sweep_sets(&state);
+            let _ = Sweeper::open(&state).and_then(|sweeper| sweeper.forget_hints());
         }
         walk = walk.wrapping_add(1);
         sleep(PERIOD).await;

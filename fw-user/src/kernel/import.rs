@@ -307,6 +307,11 @@ impl Store {
             maps.hints
                 .set(*hash, word, 0)
                 .context("cannot write a hint")?;
+            let (place, bit) = (hash / u64::BITS, 1 << (hash % u64::BITS));
+            let bits = maps.hinted.get(&place, 0).context("cannot read a hint")?;
+            maps.hinted
+                .set(place, bits | bit, 0)
+                .context("cannot write a hint")?;
         }
         Ok(())
     }

@@ -41,11 +41,12 @@ static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("FWBPF_OBJECT_FILE"));
 /// Its SHA-256.
 const OBJECT_HASH: &str = env!("FWBPF_OBJECT_HASH");
 
-const MAPS: [&str; 21] = [
+const MAPS: [&str; 22] = [
     maps::LISTS,
     maps::SETS,
     maps::SET_INFO,
     maps::HINTS,
+    maps::HINTED,
     maps::SHORTCUTS,
     maps::NEAR_PAGES,
     maps::ACTIVE,
@@ -105,6 +106,8 @@ pub struct Maps {
     pub embryos6: HashMap<MapData, FlowKey, FlowWords>,
     /// Where the flow tables could have anything ([`fw_common::abi::flow::Hint`]).
     pub hints: Array<MapData, u64>,
+    /// Which hints may say anything.
+    pub hinted: Array<MapData, u64>,
     /// First fragments.
     pub fragments: HashMap<MapData, FragmentKey, Fragment>,
     /// Sets, by place.
@@ -262,6 +265,7 @@ impl Maps {
             embryos4: typed(state, maps::EMBRYOS4)?,
             embryos6: typed(state, maps::EMBRYOS6)?,
             hints: typed(state, maps::HINTS)?,
+            hinted: typed(state, maps::HINTED)?,
             fragments: typed(state, maps::FRAGMENTS)?,
             sets: typed(state, maps::SETS)?,
             set_info: typed(state, maps::SET_INFO)?,

@@ -338,6 +338,7 @@ fn is_ours(name: &str) -> bool {
     let map = [
         maps::ACTIVE,
         maps::HINTS,
+        maps::HINTED,
         maps::SHORTCUTS,
         maps::NEAR_PAGES,
         maps::XDP_DEVICES,

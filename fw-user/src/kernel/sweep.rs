@@ -62,6 +62,12 @@ impl Sweeper {
         self.test(&frame, maps::SWEEP_LISTS)
     }
 
+    /// Has packets without a flow find out so sooner, where flows have ended.
+    pub fn forget_hints(&self) -> Result<()> {
+        self.test(&[0; 128], maps::SWEEP_HINTS)?;
+        Ok(())
+    }
+
     fn run(&self, key: &FlowKey, what: u8) -> Result<bool> {
         Ok(self.test(&frame(key, what), 0)? == 1)
     }

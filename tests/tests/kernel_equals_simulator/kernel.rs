@@ -78,6 +78,7 @@ impl Kernel {
             policy: take(&mut object, maps::POLICY)?,
             near_pages: take(&mut object, maps::NEAR_PAGES)?,
             hints: take(&mut object, maps::HINTS)?,
+            hinted: take(&mut object, maps::HINTED)?,
             active: take(&mut object, maps::ACTIVE)?,
             counters: take(&mut object, maps::COUNTERS)?,
             devices: take(&mut object, maps::DEVICES)?,
@@ -242,7 +243,13 @@ impl Kernel {
         Ok(Outcome { pass, sent, bytes })
     }
 
-    fn program<'a, P>(&'a self, name: &str) -> Result<&'a P>
+    /// The maps.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// A program by its name.
+    pub fn program<'a, P>(&'a self, name: &str) -> Result<&'a P>
     where
         &'a P: TryFrom<&'a Program, Error = aya::programs::ProgramError>,
     {

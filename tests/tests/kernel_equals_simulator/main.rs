@@ -10,6 +10,7 @@
 //! `EQUALS_SEED`, `EQUALS_POLICIES` and `EQUALS_PACKETS` choose what is tried.
 
 mod costs;
+mod hints;
 mod input;
 mod kernel;
 mod older;
@@ -62,6 +63,13 @@ fn kernel_equals_simulator() -> Result<()> {
             trial.run(&mut random)?;
             anyhow::Ok(trial.tally)
         })?;
+        let outcome = outcome.and_then(|tally| {
+            // A look at all of them takes a while.
+            if number % 8 == 0 {
+                kernel.check_hints()?;
+            }
+            Ok(tally)
+        });
         tally.add(&outcome.with_context(|| format!("EQUALS_SEED={seed}, policy {number}"))?);
     }
     let strays = kernel.strays()?;
