@@ -145,3 +145,118 @@ impl Iterator for Rules<'_> {
         Some(at)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fw_common::abi::ct::{ESTABLISHED, NEW};
+
+    use super::*;
+
+    /// Rules of one list, each about something else that bitmaps know.
+    fn telling(count: u32) -> Vec<RuleFields> {
+        (0..count)
+            .map(|index| RuleFields {
+                index,
+                protocol: [Some(6), Some(17), None][index as usize % 3],
+                ct_mask: [NEW, ESTABLISHED, 0xff][index as usize / 3 % 3],
+                destination_ports: (index as u16, index as u16),
+                in_pattern: (index % 6) as u8,
+                ..RuleFields::default()
+            })
+            .collect()
+    }
+
+    fn indices(cells: &[Cell], at: u32, family: Family) -> Vec<u32> {
+        rules(cells, at, family)
+            .map(|at| Rule(&cells[at as usize]).index())
+            .collect()
+    }
+
+    #[test]
+    fn all_rules_are_there_in_order() {
+        for family in [Family::Ipv4, Family::Ipv6] {
+            for count in [1, 3, 4, 15, 16, 17, 32, 33, 100] {
+                for list in [telling(count), alike(count)] {
+                    let mut cells = vec![Cell::default()];
+                    let first = place(&list, family, &mut cells);
+                    let expected: Vec<u32> = (0..count).collect();
+                    assert_eq!(indices(&cells, first, family), expected);
+                }
+            }
+        }
+    }
+
+    /// Bitmaps tell nothing about them.
+    fn alike(count: u32) -> Vec<RuleFields> {
+        let rule = |index| RuleFields {
+            index,
+            source: [index, 0, 0, 0],
+            source_mask: [u32::MAX, 0, 0, 0],
+            ..RuleFields::default()
+        };
+        (0..count).map(rule).collect()
+    }
+
+    #[test]
+    fn blocks_are_made_where_they_help() {
+        let at = |list: &[RuleFields]| place(list, Family::Ipv4, &mut vec![Cell::default()]);
+        assert_ne!(at(&telling(8)) & Block::HERE, 0);
+        assert_eq!(at(&alike(8)) & Block::HERE, 0);
+        // Some of each: the first sixteen need no block, the others have one.
+        let mut list = alike(16);
+        list.extend(telling(8).into_iter().map(|rule| RuleFields {
+            index: rule.index + 16,
+            ..rule
+        }));
+        let mut cells = vec![Cell::default()];
+        let first = place(&list, Family::Ipv4, &mut cells);
+        assert_eq!(first, 1);
+        assert_eq!(Rule(&cells[16]).next(), 17 | Block::HERE);
+        assert_eq!(indices(&cells, first, Family::Ipv4).len(), 24);
+    }
+
+    #[test]
+    fn whatever_a_rule_matches_is_compared_with_it() {
+        let list = telling(16);
+        let mut cells = vec![Cell::default()];
+        let first = place(&list, Family::Ipv4, &mut cells);
+        let block = Block(&cells[(first & !Block::HERE) as usize]);
+        let mut left_out = 0;
+        for rule in &list {
+            for (class, protocol) in [(0, 6), (1, 17), (3, 47)] {
+                for ct in [NEW, ESTABLISHED] {
+                    for port in 0..16 {
+                        for patterns in [1, 0b10_0111, u64::MAX] {
+                            let matches = rule.protocol.is_none_or(|own| own == protocol)
+                                && rule.ct_mask & ct != 0
+                                && rule.destination_ports.0 == port
+                                && patterns >> rule.in_pattern & 1 != 0;
+                            let candidates = block.candidates(class, ct, port.into(), patterns);
+                            let is_one = candidates >> rule.index & 1 != 0;
+                            assert!(
+                                is_one || !matches,
+                                "{rule:?} {class} {ct} {port} {patterns}"
+                            );
+                            left_out += u32::from(!is_one);
+                        }
+                    }
+                }
+            }
+        }
+        // Of 16 * 3 * 2 * 16 * 3 questions most need no look at the rule.
+        assert!(left_out > 4_000, "{left_out}");
+    }
+
+    #[test]
+    fn a_damaged_list_ends() {
+        let mut cells = vec![Cell::default()];
+        let first = place(&telling(20), Family::Ipv4, &mut cells);
+        // Back to the block from which it came, and beyond all cells.
+        for rest in [first, first & !Block::HERE, 99, 99 | Block::HERE] {
+            let mut cells = cells.clone();
+            let end = cells.len() - 1;
+            cells[end].w[9] = rest;
+            assert!(rules(&cells, first, Family::Ipv4).count() <= 40);
+        }
+    }
+}

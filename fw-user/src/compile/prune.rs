@@ -66,9 +66,12 @@ impl Survey {
         }
     }
 
-    /// The number of leading bits with which the fewest tables are looked into: with few, rules share
-    /// entries; with many, those whose prefixes are short are everywhere.
+    /// So many leading bits that few tables are looked into: with few bits, rules share entries; with many,
+    /// those whose prefixes are short are everywhere. Of numbers that are about as good, the greatest: addresses
+    /// are not spread evenly, and more bits tell more neighbours apart.
     fn leading(&self, dimension: usize) -> u32 {
+        /// Tables more that a packet is looked for in.
+        const AS_GOOD: f64 = 0.25;
         let most = match self.family {
             Family::Ipv4 => 32,
             Family::Ipv6 => 64,
@@ -78,12 +81,18 @@ impl Survey {
             let look = |lengths: &[u32; 129]| taken(lengths, leading, space);
             self.lengths[dimension].iter().map(look).sum()
         };
-        (8..=most)
+        let choices: Vec<(u32, f64)> = (8..=most)
             .rev()
             .step_by(4)
             .map(|leading| (leading, looks(leading)))
-            .min_by(|one, other| one.1.total_cmp(&other.1))
-            .map_or(most, |(leading, _)| leading)
+            .collect();
+        let fewest = choices
+            .iter()
+            .fold(f64::INFINITY, |fewest, (_, looks)| fewest.min(*looks));
+        choices
+            .iter()
+            .find(|(_, looks)| *looks <= fewest + AS_GOOD)
+            .map_or(most, |(leading, _)| *leading)
     }
 }
 
@@ -168,5 +177,83 @@ impl Bitmaps {
         }
         cells[at] = self.fields.encode();
         at as u32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A survey of two tables: rules with these lengths of sources, and with no destinations.
+    fn survey(family: Family, rules: usize, lengths: [&[u32]; 2]) -> Survey {
+        let mut survey = Survey::for_tables(FROM_TABLES, rules, family).expect("enough tables");
+        for (table, lengths) in lengths.into_iter().enumerate() {
+            for length in lengths {
+                let mask = u128::MAX.checked_shl(128 - length).unwrap_or(0);
+                let rule = RuleFields {
+                    source_mask: [96, 64, 32, 0].map(|shift| (mask >> shift) as u32),
+                    ..RuleFields::default()
+                };
+                survey.add(table, &rule);
+            }
+        }
+        survey
+    }
+
+    #[test]
+    fn bitmaps_go_by_what_prefixes_have() {
+        // Providers' prefixes of IPv6 are too short for so many bits as tell customers apart.
+        let mixed = survey(Family::Ipv6, 1_000, [&[32, 36, 40], &[48, 64]]);
+        assert_eq!(mixed.leading(0), 40);
+        let customers = survey(Family::Ipv6, 1_000, [&[56, 60], &[64, 128]]);
+        assert_eq!(customers.leading(0), 64);
+        let hosts = survey(Family::Ipv4, 1_000, [&[32], &[32]]);
+        assert_eq!(hosts.leading(0), 32);
+        let networks = survey(Family::Ipv4, 1_000, [&[16, 24], &[12]]);
+        assert_eq!(networks.leading(0), 20);
+    }
+
+    /// One prefix that is far shorter than the others has its table looked into for all: it must not make bits
+    /// of the others useless.
+    #[test]
+    fn one_short_prefix_does_not_spoil_the_others() {
+        let others = vec![24; 500];
+        let survey = survey(Family::Ipv4, 1_000, [&others, &[1]]);
+        let mut bitmaps = survey.bitmaps();
+        assert!(bitmaps.leading[0] >= 20, "{}", bitmaps.leading[0]);
+        bitmaps.add(
+            1,
+            &RuleFields {
+                source_mask: [1 << 31, 0, 0, 0],
+                ..RuleFields::default()
+            },
+        );
+        assert_eq!(bitmaps.fields.always[0], 1 << prune::table_bit(1));
+    }
+
+    #[test]
+    fn a_prefix_has_its_bit_in_the_entries_of_all_that_it_covers() {
+        let survey = survey(Family::Ipv6, 1_000, [&[32, 40], &[30]]);
+        let mut bitmaps = survey.bitmaps();
+        let rule = RuleFields {
+            source: [0x2001_0db8, 0, 0, 0],
+            source_mask: [0xffff_fffc, 0, 0, 0],
+            ..RuleFields::default()
+        };
+        bitmaps.add(1, &rule);
+        let mut cells = Vec::new();
+        let at = bitmaps.place(&mut cells);
+        let view = Prune(&cells[at as usize]);
+        let has = |address: Addr| {
+            let entry = view.entry(0, &address);
+            view.bits(0, entry, &cells[view.cell(0, entry) as usize]) & 2 != 0
+        };
+        for last in 0..4 {
+            for second in [0, 0x1234_5678, u32::MAX] {
+                assert!(has([0x2001_0db8 + last, second, 7, 7]));
+            }
+        }
+        let strangers = (0..1_000_u32).filter(|number| has([0x2a00_0000 + number * 77, 0, 0, 0]));
+        assert!(strangers.count() < 100);
     }
 }
