@@ -5,14 +5,17 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
+use aya::maps::{Array, Map, MapData};
+use fw_common::abi::maps;
+use fw_user::kernel::state::{Fact, StateDir};
 use fw_user::policy::model::Family;
-use fwbpf_tests::guide::{RULES_V4, RULES_V6, under_both, under_fwbpf};
+use fwbpf_tests::guide::{RULES_V4, RULES_V6, under_both, under_fwbpf, with_fwbpf};
 use fwbpf_tests::lab::address::{INTERNET, SERVER};
 use fwbpf_tests::lab::saved::rules_only;
 use fwbpf_tests::lab::sockets::{
     PATIENCE, Reach, connect, ip, reach, round_trip, send, tcp_echo, udp,
 };
-use fwbpf_tests::lab::{Fwbpf, fwbpf_binary};
+use fwbpf_tests::lab::{Firewall as _, Fwbpf, fwbpf_binary};
 
 #[test]
 fn a_bad_reload_changes_nothing() {
@@ -177,6 +180,51 @@ fn the_firewall_stays_when_the_process_ends_and_goes_by_unload() {
             status.code() == Some(4),
             "show ended with {status}, not with 4: nothing loaded"
         );
+        Ok(())
+    });
+}
+
+/// The programs of another version may not have said, where these look first, that there are flows.
+#[test]
+fn flows_of_another_versions_programs_are_found() {
+    with_fwbpf("other_programs", &[], |lab, fwbpf| {
+        let established = "-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
+        let rules = |more: &str| {
+            let rules = format!(
+                "*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT ACCEPT\n{established}{more}COMMIT\n"
+            );
+            [Family::Ipv4, Family::Ipv6].map(|family| (family, rules.clone()))
+        };
+        let load = |more| fwbpf.load(&rules(more).each_ref().map(|(f, text)| (*f, text.as_str())));
+        load("-A INPUT -p tcp -m tcp --dport 80 -j ACCEPT\n-A INPUT -p ipv6-icmp -j ACCEPT\n")?;
+        tcp_echo(&lab.server, 80)?;
+        let mut streams = SERVER.map(|server| {
+            connect(
+                &lab.outside,
+                None,
+                SocketAddr::new(ip(server), 80),
+                PATIENCE,
+            )
+        });
+        for stream in &mut streams {
+            round_trip(stream.as_mut().expect("port 80 is open"), b"before")?;
+        }
+
+        let state = StateDir::new(fwbpf.state_dir());
+        let hinted = MapData::from_pin(state.map(maps::HINTED)).map(Map::Array)?;
+        let mut hinted: Array<MapData, u64> = hinted.try_into()?;
+        let mut bits = 0;
+        for place in 0..hinted.len() {
+            bits += hinted.get(&place, 0)?.count_ones();
+            hinted.set(place, 0, 0)?;
+        }
+        ensure!(bits > 0, "no flow has a hint");
+        state.forget_fact(Fact::Object)?;
+        load("-A INPUT -p ipv6-icmp -j ACCEPT\n")?;
+        for stream in &mut streams {
+            let stream = stream.as_mut().expect("port 80 was open");
+            round_trip(stream, b"after").context("a connection was lost")?;
+        }
         Ok(())
     });
 }

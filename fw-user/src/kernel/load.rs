@@ -237,6 +237,17 @@ fn cannot_open(program: &Path) -> String {
 }
 
 impl Maps {
+    /// Has the programs that are about to be attached look at every hint: those before them may be of a version
+    /// that did not set their bits. The daemon clears those that are not needed.
+    fn raise_hints(&mut self) -> Result<()> {
+        for place in 0..self.hinted.len() {
+            self.hinted
+                .set(place, u64::MAX, 0)
+                .context("cannot write a hint")?;
+        }
+        Ok(())
+    }
+
     /// Opens the pinned maps; nothing if there is no firewall in the directory.
     pub fn open(state: &StateDir) -> Result<Option<Self>> {
         let complete = || state.map(maps::POLICY).exists();
@@ -353,9 +364,13 @@ pub fn prepare(
         probe::require()?;
         // While the pins are a mixture of two objects, no hash may vouch for them.
         state.forget_fact(Fact::Object)?;
+        let again = open.is_some();
         load_object(state, counters)?;
         state.set_fact(Fact::Object, OBJECT_HASH)?;
         open = Maps::open(state)?;
+        if let Some(maps) = open.as_mut().filter(|_| again) {
+            maps.raise_hints()?;
+        }
     }
     let maps = open.ok_or_else(|| {
         anyhow!(
