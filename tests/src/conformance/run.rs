@@ -262,7 +262,7 @@ fn trial(options: &Options, number: usize) -> Trial {
     }
     let destinations = rules.translate_destinations();
     let translates = destinations || rules.translate_sources();
-    if translates || ways.switched {
+    if translates || ways.switched || rules.change_congestion() {
         // Difference 2.
         traffic.send_in_order();
     }

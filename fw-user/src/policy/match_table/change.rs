@@ -122,7 +122,7 @@ pub(crate) const TARGETS: &[TargetRow] = &[
         name: "TOS",
         families: BOTH,
         support: Support::Yes,
-        note: "By value, value and mask, or name.",
+        note: "By value, value and mask, or name. A fragment that comes before its datagram's first one keeps its own bits, and of a datagram whose fragments disagree about congestion (the last two bits) the stack makes nothing.",
         start: lacking("--set-tos, --and-tos, --or-tos or --xor-tos"),
         tables: &[TableName::Mangle],
         options: &[

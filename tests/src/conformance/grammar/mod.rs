@@ -134,6 +134,13 @@ impl Rules {
         })
     }
 
+    /// Whether rules change the two bits by which the stack tells congestion: it drops a datagram whose fragments
+    /// disagree about them (`ip_frag_ecn_table`, net/ipv4/inet_fragment.c).
+    pub fn change_congestion(&self) -> bool {
+        let mut rules = self.tables.iter().flat_map(|table| &table.rules);
+        rules.any(|rule| rule.contains("--or-tos") || rule.contains("--xor-tos"))
+    }
+
     /// Whether rules count connections.
     pub fn count_connections(&self) -> bool {
         let mut rules = self.tables.iter().flat_map(|table| &table.rules);
