@@ -15,6 +15,7 @@
 mod answer;
 mod fib;
 mod frame;
+mod hints;
 mod local;
 mod maps;
 mod owner;

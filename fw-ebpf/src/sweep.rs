@@ -16,8 +16,9 @@ use fw_common::datapath::packet::Packet;
 use fw_common::datapath::sources::leads_to_flow;
 use fw_common::datapath::tables::{Step, Tables};
 
+use crate::hints::forget_idle;
 use crate::maps::{links, scratch};
-use crate::tables::{BpfTables, forget_idle};
+use crate::tables::BpfTables;
 
 /// What became of the candidate.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -31,16 +31,14 @@ use fw_common::datapath::tables::{InsertError, Step, Tables, Tier};
 use fw_common::datapath::tcp::Segment;
 use fw_common::datapath::tuple::Lookup;
 
+use crate::hints;
 use crate::local::{is_multicast, local_key};
 use crate::maps::{
     ACTIVE, ANSWERED, COUNTERS, DEVICES, EMBRYOS4, EMBRYOS6, EVENTS, FLOWS4, FLOWS6, FRAGMENTS,
-    FRAMES, HINTED, HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, POLICY, SET_INFO, SETS,
-    SHORTCUTS, STATS,
+    FRAMES, HINTS, LISTS, LOCAL, NEAR_DEVICES, NEAR_PAGES, POLICY, SET_INFO, SETS, SHORTCUTS,
+    STATS,
 };
-use crate::shared_words::{
-    add, clear_bits, clear_place, limit_state, say_second, set_bits, set_place, swap_lock,
-    swap_word,
-};
+use crate::shared_words::{add, clear_place, limit_state, say_second, swap_lock, swap_word};
 use crate::stages::{
     call_deferred, call_list, call_name_is_taken, call_second, fwbpf_advance_sctp,
     fwbpf_advance_tcp, fwbpf_take_chunk, fwbpf_unlink,
@@ -108,49 +106,6 @@ fn put(key: &FlowKey, flow: &Flow, flags: u32) -> Result<(), i32> {
     } else {
         FLOWS6.insert(key, flow, flags as u64)
     }
-}
-
-/// Where a hint has its bit: the word, and the bit in it.
-#[inline(always)]
-fn hinted(number: u32) -> Option<(&'static MapCell<u64>, u64)> {
-    let word = HINTED.get(number / u64::BITS)?;
-    Some((word, 1 << (number % u64::BITS)))
-}
-
-/// Has a hint say more, before what it says comes true: nobody may miss a flow that is there.
-#[inline(always)]
-fn raise(number: u32, hint: &Hint, term: u64) {
-    add(hint, term);
-    if let Some((word, bit)) = hinted(number) {
-        set_bits(word, bit);
-    }
-}
-
-/// Clears the bit of a hint that says nothing any more. If one has come to say something meanwhile, either it sees
-/// the cleared bit and sets it, or it is seen here: its flow is missed for the moment in between, at most, as by
-/// packets that were looked up just before it was stored.
-#[inline(always)]
-pub fn forget_idle(number: u32, now: u64) {
-    let (Some(hint), Some((word, bit))) = (HINTS.get(number), hinted(number)) else {
-        return;
-    };
-    if word.get() & bit == 0 || !Hint::is_idle(hint.word.get(), now) {
-        return;
-    }
-    clear_bits(word, bit);
-    if !Hint::is_idle(hint.word.get(), now) {
-        set_bits(word, bit);
-    }
-}
-
-/// Takes the place in the confirmed tier that there is for an outsider's first flow of this key; whether
-/// it was free.
-#[inline(always)]
-fn take_place(key: &FlowKey) -> bool {
-    let Some(hint) = HINTS.get(key.place()) else {
-        return false;
-    };
-    hint.word.get() & Hint::PLACE == 0 && set_place(hint) == 0
 }
 
 impl Shortcuts for BpfTables {
@@ -272,15 +227,7 @@ impl Tables for BpfTables {
 
     #[inline(always)]
     fn hint(&self, key: &FlowKey) -> u64 {
-        let number = key.hint();
-        match hinted(number) {
-            Some((word, bit)) if word.get() & bit != 0 => {}
-            _ => return 0,
-        }
-        match HINTS.get(number) {
-            Some(hint) => hint.word.get(),
-            None => 0,
-        }
+        hints::word(key.hint())
     }
 
     #[inline(always)]
@@ -321,7 +268,7 @@ impl Tables for BpfTables {
         if key.kind() == FlowKey::SECOND {
             say_second(hint);
         }
-        let early = matches!(tier, Tier::Early) && take_place(key);
+        let early = matches!(tier, Tier::Early) && hints::take_place(key);
         // A key is in one tier only: a flow behind another of its name would come to light when
         // that one ends.
         if early || matches!(tier, Tier::Confirmed) {
@@ -335,7 +282,7 @@ impl Tables for BpfTables {
             if early {
                 flow.status.set(status | Flow::EARLY);
             }
-            raise(number, hint, 1);
+            hints::raise(number, hint, 1);
             let result = put(key, flow, BPF_NOEXIST);
             if result.is_ok() {
                 return Ok(());
@@ -358,7 +305,7 @@ impl Tables for BpfTables {
         } else {
             BPF_ANY as u64
         };
-        raise(number, hint, hint.until(flow.expires.get()));
+        hints::raise(number, hint, hint.until(flow.expires.get()));
         let result = if key.is_v4() {
             EMBRYOS4.insert(FlowKey4::from(key), flow, flags)
         } else {
@@ -376,7 +323,7 @@ impl Tables for BpfTables {
         let Some(hint) = HINTS.get(number) else {
             return Err(InsertError::Full);
         };
-        raise(number, hint, 1);
+        hints::raise(number, hint, 1);
         if put(key, flow, BPF_NOEXIST).is_err() {
             add(hint, u64::MAX);
             self.count(Stat::FlowTableFull);
@@ -406,7 +353,7 @@ impl Tables for BpfTables {
     fn expect_embryo(&self, key: &FlowKey, expires: u64) {
         let number = key.hint();
         if let Some(hint) = HINTS.get(number) {
-            raise(number, hint, hint.until(expires));
+            hints::raise(number, hint, hint.until(expires));
         }
     }
 
