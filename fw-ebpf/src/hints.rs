@@ -5,7 +5,7 @@ use fw_common::MapCell;
 use fw_common::abi::flow::{FlowKey, Hint};
 
 use crate::maps::{HINTED, HINTS};
-use crate::shared_words::{add, clear_bits, set_bits, set_place};
+use crate::shared_words::{add_in_order, clear_bits, set_bits, set_place};
 
 /// What a hint says; nothing where its bit is not set.
 #[inline(always)]
@@ -28,10 +28,15 @@ fn hinted(number: u32) -> Option<(&'static MapCell<u64>, u64)> {
 }
 
 /// Has a hint say more, before what it says comes true: nobody may miss a flow that is there.
+///
+/// A bit that is set is not set again, as that would take its line of the cache away from all other CPUs for each flow.
+/// The hint is added to in full order before the bit is looked at, so that whoever clears that meanwhile sees the sum.
 #[inline(always)]
 pub fn raise(number: u32, hint: &Hint, term: u64) {
-    add(hint, term);
-    if let Some((word, bit)) = hinted(number) {
+    add_in_order(hint, term);
+    if let Some((word, bit)) = hinted(number)
+        && word.get() & bit == 0
+    {
         set_bits(word, bit);
     }
 }

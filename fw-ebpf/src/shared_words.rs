@@ -28,6 +28,18 @@ pub fn add(hint: &Hint, term: u64) {
     }
 }
 
+/// [`add`], before all that is read after it: without a result, other processors than x86 order nothing.
+#[inline(always)]
+pub fn add_in_order(hint: &Hint, term: u64) {
+    // SAFETY: as in `add`.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(
+            hint.word.as_ptr().cast(),
+            term,
+        );
+    }
+}
+
 /// Notes that a flow has the second name, before it is stored.
 #[inline(always)]
 pub fn say_second(hint: &Hint) {
